@@ -1,0 +1,1 @@
+"""What the example programs share: data, networks, training, the run."""

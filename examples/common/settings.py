@@ -1,0 +1,120 @@
+"""The flags that all programs share, and their values for a dataset."""
+
+import os
+import sys
+from typing import Any
+
+from absl import flags
+
+from common import data
+
+flags.DEFINE_enum(
+    "passport",
+    "random_image",
+    ["random_image", "fixed_image", "random_pattern"],
+    "Kind of passport: the paper's T3, T2 or T1.",
+)
+flags.DEFINE_enum(
+    "function",
+    "V3",
+    ["V1", "V2", "V3"],
+    "What the passport makes: the scale (V1), the shift (V2) or both (V3).",
+)
+flags.DEFINE_enum(
+    "key_scaling",
+    None,
+    ["paper", "unit"],
+    "Size of the keys: as the paper makes them, or of norm 1 in every layer. "
+    "The package's own choice if not given.",
+)
+flags.DEFINE_enum(
+    "dataset",
+    "cifar10",
+    sorted(data.SOURCES),
+    "What to classify. The digits come with scikit-learn.",
+)
+flags.DEFINE_string(
+    "data_dir",
+    None,
+    "TensorFlow Datasets' folder, or one that holds cifar10.npz or "
+    "cifar100.npz (arrays x_train, y_train, x_test, y_test).",
+)
+flags.DEFINE_list(
+    "identity_images",
+    None,
+    "Picture files that stand for the owner (logo.png,portrait.jpg). Without "
+    "them, pictures are drawn from the training set.",
+)
+flags.DEFINE_integer(
+    "num_images",
+    None,
+    "How many pictures to draw for a random_image passport; 20 if not given.",
+    lower_bound=2,
+)
+flags.DEFINE_string(
+    "reference",
+    None,
+    "A .keras file: an original of this very network that is trained already.",
+)
+flags.DEFINE_integer("epochs", None, "Of either training.", lower_bound=1)
+flags.DEFINE_integer("batch_size", None, "Pictures a step.", lower_bound=1)
+flags.DEFINE_float("learning_rate", None, "Its peak.", lower_bound=0)
+flags.DEFINE_float(
+    "weight_decay", 5e-4, "Of the kernels, as added to their gradients.", 0
+)
+flags.DEFINE_integer(
+    "num_fakes", None, "Fake passports of the same kind to try.", lower_bound=1
+)
+flags.DEFINE_integer(
+    "fake_examples",
+    None,
+    "Test pictures that each fake is judged on.",
+    lower_bound=1,
+)
+flags.DEFINE_enum(
+    "strategy",
+    "none",
+    ["none", "mirrored", "multi_worker"],
+    "How the training is spread over devices (TensorFlow).",
+)
+flags.DEFINE_enum(
+    "mixed_precision",
+    "none",
+    ["none", "float16", "bfloat16"],
+    "Type that the networks compute in.",
+)
+flags.DEFINE_integer(
+    "seed",
+    0,
+    "Of initial weights and of the data's order; never of the passport.",
+    lower_bound=0,
+)
+flags.DEFINE_string(
+    "run_dir",
+    None,
+    "Where all results go and from where an interrupted run goes on; "
+    "runs/<network>-<dataset>-<passport>-<function> if not given.",
+)
+
+
+def settings() -> dict[str, Any]:
+    """What a run's results depend on: flags, with the dataset's defaults.
+
+    Where things lie is left out (`--run_dir`, `--data_dir`), and of files
+    that the user names only the names are kept.
+    """
+    values = {
+        flag.name: flag.value
+        for flag in flags.FLAGS.get_flags_for_module(sys.modules[__name__])
+        if flag.name not in ("run_dir", "data_dir")
+    }
+    for name, value in data.SOURCES[values["dataset"]].defaults.items():
+        if values[name] is None:
+            values[name] = value
+    if values["reference"]:
+        values["reference"] = os.path.basename(values["reference"])
+    if values["identity_images"]:
+        values["identity_images"] = [
+            os.path.basename(path) for path in values["identity_images"]
+        ]
+    return values

@@ -1,0 +1,241 @@
+"""One resumable training, for originals and protected networks alike."""
+
+import contextlib
+import dataclasses
+import json
+import pathlib
+import sys
+import time
+from collections.abc import Callable, Iterator
+from typing import Protocol
+
+import h5py
+import keras
+import numpy as np
+
+from common.data import Dataset, TrainingBatches
+from common.errors import UserError
+from common.rundir import PRIVATE
+from keras_passport.files import replacing
+
+MOMENTUM = 0.9
+EVALUATION_BATCH = 500
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """How a network is trained: SGD, warm-up, then a cosine to zero.
+
+    Attributes:
+        epochs: passes over the training set.
+        batch_size: pictures per step.
+        learning_rate: its peak, reached after the warm-up.
+        weight_decay: in the usual convention, where it is added to the
+            gradient (5e-4 for CIFAR).
+        seed: of the order of the data, and of its augmentation.
+    """
+
+    epochs: int
+    batch_size: int
+    learning_rate: float
+    weight_decay: float
+    seed: int
+
+    def optimizer(
+        self, model: keras.Model, steps_per_epoch: int
+    ) -> keras.optimizers.Optimizer:
+        """A fresh optimizer for `model`."""
+        steps = self.epochs * steps_per_epoch
+        warmup = max(1, min(5 * steps_per_epoch, steps // 10))
+        optimizer = keras.optimizers.SGD(
+            keras.optimizers.schedules.CosineDecay(
+                0.0,
+                decay_steps=max(1, steps - warmup),
+                warmup_target=self.learning_rate,
+                warmup_steps=warmup,
+            ),
+            momentum=MOMENTUM,
+            nesterov=True,
+            # Keras subtracts its decay outside of the momentum, so it has to
+            # be larger by what momentum would have made of it.
+            weight_decay=self.weight_decay / (1 - MOMENTUM) or None,
+        )
+        # Only kernels decay: neither biases nor scales and shifts.
+        optimizer.exclude_from_weight_decay(
+            [v for v in model.trainable_variables if len(v.shape) < 2]
+        )
+        return optimizer
+
+
+class Watch(Protocol):
+    """Measures something of a network over each epoch of its training."""
+
+    def start(self) -> None: ...
+
+    def measure(self) -> dict[str, float]: ...
+
+
+def train(
+    model: keras.Model,
+    dataset: Dataset,
+    recipe: Recipe,
+    checkpoint: pathlib.Path,
+    watch: Watch | None = None,
+    scope: Callable[[], contextlib.AbstractContextManager] = (
+        contextlib.nullcontext
+    ),
+) -> dict[str, list[float]]:
+    """Trains a network, or goes on from its checkpoint.
+
+    Args:
+        model: classifies `dataset`'s pictures with logits. Its weights are
+            replaced by the checkpoint's, if there is one.
+        dataset: what to train on; its test set is looked at, not learned.
+        recipe: how.
+        checkpoint: an HDF5 file, replaced after every epoch.
+        watch: its numbers join the history after every epoch.
+        scope: the distribution strategy's, if any.
+
+    Returns:
+        The history: one list per quantity, one number per epoch. Accuracies
+        are fractions.
+    """
+    batches = TrainingBatches(dataset, recipe.batch_size, recipe.seed)
+    with scope():
+        model.compile(
+            recipe.optimizer(model, len(batches)),
+            keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+            metrics=["accuracy"],
+        )
+    history = _restore(model, checkpoint)
+    done = len(history.get("loss", ()))
+    if done < recipe.epochs:
+        if done:
+            print(f"Going on after epoch {done} of {recipe.epochs}.")
+        model.fit(
+            batches,
+            # They are shuffled already, in an order that can be resumed.
+            shuffle=False,
+            initial_epoch=done,
+            epochs=recipe.epochs,
+            verbose=1 if sys.stdout.isatty() else 2,
+            validation_data=(dataset.normalize(dataset.x_test), dataset.y_test),
+            validation_batch_size=EVALUATION_BATCH,
+            callbacks=[
+                keras.callbacks.LambdaCallback(
+                    on_epoch_begin=lambda epoch, _: batches.start_epoch(epoch)
+                ),
+                _Checkpoint(checkpoint, history, watch),
+            ],
+        )
+    return history
+
+
+def predict_labels(model: keras.Model, x: np.ndarray) -> np.ndarray:
+    """Predicted classes, `(n,)`, of normalised pictures."""
+    logits = model.predict(x, batch_size=EVALUATION_BATCH, verbose=0)
+    return np.argmax(logits, axis=-1)
+
+
+@contextlib.contextmanager
+def precision(name: str) -> Iterator[None]:
+    """Builds models in mixed precision: "none", "float16", "bfloat16"."""
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy(
+        "float32" if name == "none" else f"mixed_{name}"
+    )
+    try:
+        yield
+    finally:
+        keras.config.set_dtype_policy(before)
+
+
+def strategy_scope(
+    name: str,
+) -> Callable[[], contextlib.AbstractContextManager]:
+    """The scope in which models are built: "none" or "mirrored"."""
+    if name == "none":
+        return contextlib.nullcontext
+    if keras.backend.backend() != "tensorflow":
+        raise UserError(
+            f"--strategy={name} is TensorFlow's (tf.distribute); this run "
+            f"has KERAS_BACKEND={keras.backend.backend()}."
+        )
+    if name == "multi_worker":
+        raise UserError(
+            "--strategy=multi_worker is not supported yet: Keras's fit fails "
+            "under MultiWorkerMirroredStrategy. Use --strategy=mirrored for "
+            "the devices of one machine."
+        )
+    import tensorflow as tf
+
+    return tf.distribute.MirroredStrategy().scope
+
+
+class _Checkpoint(keras.callbacks.Callback):
+    """Keeps the history, and writes all that a training resumes from."""
+
+    def __init__(
+        self,
+        path: pathlib.Path,
+        history: dict[str, list[float]],
+        watch: Watch | None,
+    ):
+        super().__init__()
+        self.path = path
+        self.history = history
+        self.watch = watch
+
+    def on_epoch_begin(self, epoch, logs=None):
+        if self.watch:
+            self.watch.start()
+        self._start = time.perf_counter()
+
+    def on_epoch_end(self, epoch, logs=None):
+        # Reading `self.model` is what brings JAX's state back into it.
+        model = self.model
+        numbers = dict(logs or {}, seconds=time.perf_counter() - self._start)
+        if self.watch:
+            numbers.update(self.watch.measure())
+        for name, value in numbers.items():
+            self.history.setdefault(name, []).append(float(value))
+        with (
+            replacing(self.path, mode=PRIVATE) as temporary,
+            h5py.File(temporary, "w") as file,
+        ):
+            for name, variables in _state(model).items():
+                for index, variable in enumerate(variables):
+                    file[f"{name}/{index}"] = keras.ops.convert_to_numpy(
+                        variable
+                    )
+            file["history"] = json.dumps(self.history)
+
+
+def _state(model: keras.Model) -> dict[str, list[keras.Variable]]:
+    """All that a training changes.
+
+    `save_weights` would not do: of a protected model it leaves out the
+    optimizer, whose momentum gives keys away.
+    """
+    return {"model": model.variables, "optimizer": model.optimizer.variables}
+
+
+def _restore(
+    model: keras.Model, checkpoint: pathlib.Path
+) -> dict[str, list[float]]:
+    """Loads a checkpoint, if there is one; returns its history."""
+    if not checkpoint.exists():
+        return {}
+    # An optimizer has no variables before it is built.
+    model.optimizer.build(model.trainable_variables)
+    try:
+        with h5py.File(checkpoint) as file:
+            for name, variables in _state(model).items():
+                for index, variable in enumerate(variables):
+                    variable.assign(file[f"{name}/{index}"][()])
+            return json.loads(file["history"][()])
+    except (OSError, KeyError, ValueError) as error:
+        raise UserError(
+            f"{checkpoint} cannot be read ({error}). Remove it to train this "
+            "network again from its first epoch."
+        ) from error

@@ -1,0 +1,56 @@
+"""Digital passports for Keras models.
+
+A network's scale and shift after normalisation are not stored but computed
+from its kernels and a secret passport: the right passport gives the accuracy,
+any other paralyses the network.
+
+Names are imported when they are first used: a client that loads a passport
+and digests it needs NumPy and h5py, not Keras.
+"""
+
+import importlib
+
+__version__ = "0.1.0"
+
+_WHERE = {
+    "attacks": None,
+    "metrics": None,
+    "plots": None,
+    "PassportError": "errors",
+    "PassportRequiredError": "errors",
+    "PassportFunction": "functions",
+    "KernelAdapter": "kernels",
+    "register_kernel_layer": "kernels",
+    "PassportNormalization": "layers",
+    "ProtectedModel": "models",
+    "bind": "models",
+    "presented": "models",
+    "protected_layers": "models",
+    "secret_checkpoint": "models",
+    "unbind": "models",
+    "Passport": "passports",
+    "PassportEntry": "passports",
+    "PassportReport": "report",
+    "inspect": "transform",
+    "protect": "transform",
+    "reinitialize": "transform",
+    "unlock": "unlocking",
+}
+
+__all__ = sorted(_WHERE)
+
+
+def __getattr__(name):
+    if name not in _WHERE:
+        raise AttributeError(
+            f"module '{__name__}' has no attribute '{name}'. "
+            f"It offers {', '.join(__all__)}"
+        )
+    module = _WHERE[name]
+    if module is None:
+        return importlib.import_module(f"{__name__}.{name}")
+    return getattr(importlib.import_module(f"{__name__}.{module}"), name)
+
+
+def __dir__():
+    return sorted([*globals(), *__all__])

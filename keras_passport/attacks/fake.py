@@ -1,0 +1,224 @@
+"""Fake passports of the paper's types T1, T2 and T3 (Section 4.2)."""
+
+import collections.abc
+import secrets
+import time
+
+import keras
+import numpy as np
+
+from keras_passport import features, metrics, models
+from keras_passport.attacks.result import AttackResult
+from keras_passport.errors import PassportError
+from keras_passport.geometry import digest
+from keras_passport.passports import FAKE, Passport, check_key_scaling, derive
+
+ATTACK_KINDS = ("random_pattern", "fixed_image", "random_image")
+
+
+def fake_passports(
+    model: keras.Model,
+    kind: str,
+    n: int,
+    data: tuple,
+    *,
+    images=None,
+    reference: keras.Model | None = None,
+    key_scaling: str = "paper",
+    seed: int | None = None,
+    start: int = 0,
+    batch_size: int = 500,
+    progress: bool = False,
+) -> AttackResult:
+    """Tries fake passports of a kind and measures what each one reaches.
+
+    One compiled function takes the keys as an input, so nothing is traced
+    again from one fake to the next.
+
+    Args:
+        model: Protected classifier with one output of class scores. Keys that
+            are bound to it are not used.
+        kind: `"random_pattern"` (T1: fresh patterns each time),
+            `"fixed_image"` (T2: the feature maps of other images) or
+            `"random_image"` (T3: other images, one drawn per layer and role).
+        n: How many fakes.
+        data: Tuple of inputs, float array `(examples, ...)` (or a dict for
+            several inputs), and integer labels `(examples,)`.
+        images: For image kinds, the attacker's images, in the model's input
+            domain, 2 or more.
+        reference: For image kinds, the attacker's network of the same
+            architecture.
+        key_scaling: The scaling of keys that the model was trained with: it
+            is not a secret.
+        seed: Seed of the fakes; fake number i depends on seed and i alone.
+            They draw from a domain of their own, so no seed hits a passport.
+        start: Number of the first fake, to go on with an interrupted series.
+        batch_size: Examples per call.
+        progress: Whether to show a progress bar with the current maximum.
+
+    Returns:
+        An `AttackResult` with the accuracy under each fake.
+
+    Raises:
+        ValueError: If an argument is out of range.
+        PassportError: If images or reference don't fit the model.
+
+    Example:
+
+    >>> result = fake_passports(model, "random_pattern", 100, (x, y))
+    >>> result.mean, result.accuracy
+
+    Reference:
+
+    - Fan, Ng, Chan: Digital Passport, Sections 2.4 and 4.2, Table 2.
+    """
+    began = time.monotonic()
+    if kind not in ATTACK_KINDS:
+        raise ValueError(
+            f"Expected kind to be one of {ATTACK_KINDS}. Received: kind={kind}"
+        )
+    if n < 1 or start < 0:
+        raise ValueError(
+            "Expected n of 1 or more and start of 0 or more. "
+            f"Received: n={n}, start={start}"
+        )
+    x, y = data
+    y = np.asarray(y).reshape(-1)
+    seed = secrets.randbits(64) if seed is None else seed
+    draw = _maker(model, kind, images, reference, key_scaling, seed)
+    judge = Judge(model, x, y, batch_size)
+    bar = None
+    if progress:
+        bar = keras.utils.Progbar(n, stateful_metrics=["best"])
+    accuracies, entropies = [], []
+    for i in range(n):
+        accuracy, entropy = judge(draw(start + i))
+        accuracies.append(accuracy)
+        entropies.append(entropy)
+        if bar:
+            bar.update(
+                i + 1, [("accuracy", accuracy), ("best", max(accuracies))]
+            )
+    return AttackResult(
+        name=f"fake passports, {kind}",
+        accuracies=tuple(accuracies),
+        entropies=tuple(entropies),
+        knowledge={
+            "kind": kind,
+            "key_scaling": key_scaling,
+            "images": 0 if images is None else len(_first(images)),
+        },
+        budget={"fakes": n, "examples": len(y), "start": start, "seed": seed},
+        seconds=time.monotonic() - began,
+    )
+
+
+class Judge:
+    """Accuracy and variety of a model's predictions under any keys.
+
+    The data is kept on the device; each call runs the model over all of it.
+
+    Args:
+        model: Protected classifier.
+        x: Inputs, or a dict of them.
+        y: Integer labels, `(examples,)`.
+        batch_size: Examples per call.
+    """
+
+    def __init__(self, model, x, y, batch_size: int = 500):
+        self._function = models.keyed_function(model)
+        self._labels = np.asarray(y)
+        self._batches = [
+            keras.tree.map_structure(
+                lambda a, at=at: keras.ops.convert_to_tensor(
+                    a[at : at + batch_size]
+                ),
+                x,
+            )
+            for at in range(0, len(self._labels), batch_size)
+        ]
+
+    def __call__(self, packed: np.ndarray) -> tuple[float, float]:
+        """Accuracy (a fraction) and entropy (bits) under packed keys."""
+        packed = keras.ops.convert_to_tensor(packed, "float32")
+        scores = [self._function(packed, batch) for batch in self._batches]
+        scores = np.concatenate([keras.ops.convert_to_numpy(s) for s in scores])
+        predicted = np.argmax(scores, axis=-1)
+        return (
+            float(np.mean(predicted == self._labels)),
+            metrics.prediction_entropy(predicted, scores.shape[-1]),
+        )
+
+
+def _maker(
+    model, kind, images, reference, key_scaling, seed
+) -> collections.abc.Callable[[int], np.ndarray]:
+    """A function from a fake's number to its packed keys `(1, K)`."""
+    check_key_scaling(key_scaling)
+    root = str(seed).encode().rjust(16, b"0")
+
+    def seed_of(number):
+        return derive(root, FAKE, str(number))
+
+    if kind == "random_pattern":
+
+        def pattern(number):
+            return Passport.random_pattern(
+                model,
+                seed=seed_of(number),
+                key_scaling=key_scaling,
+                domain=FAKE,
+            ).packed()
+
+        return pattern
+
+    pool = _image_keys(model, images, reference, key_scaling)
+    roles = models.function_of(model).roles
+    count = len(next(iter(pool.values())))
+
+    def of_images(number):
+        rng = np.random.default_rng(list(seed_of(number)))
+        if kind == "fixed_image":
+            pair = rng.choice(count, len(roles), replace=False)
+            chosen = {path: pair for path in pool}
+        else:
+            chosen = {
+                path: rng.integers(count, size=len(roles)) for path in pool
+            }
+        rows = [
+            keys[index] for path, keys in pool.items() for index in chosen[path]
+        ]
+        return np.concatenate(rows)[None]
+
+    return of_images
+
+
+def _image_keys(model, images, reference, key_scaling) -> dict:
+    """Keys of every image at every layer: dict from path to (n, key size)."""
+    if images is None or reference is None:
+        raise PassportError(
+            "Expected images and reference for fake passports of an image "
+            f"kind. Received: images={'some' if images is not None else None},"
+            f" reference={reference}"
+        )
+    images = features.check_images(model, images)
+    layers = models.protected_layers(model)
+    count = len(_first(images))
+    if count < 2:
+        raise PassportError(f"Expected at least 2 images. Received: {count}")
+    maps = features.layer_inputs(
+        model, reference, images, {path: set(range(count)) for path in layers}
+    )
+    pool = {}
+    for path, layer in layers.items():
+        found = [digest(maps[path][i], layer.geometry) for i in range(count)]
+        keys = np.stack(found).reshape(count, -1)
+        if key_scaling == "unit":
+            norms = np.linalg.norm(keys, axis=1, keepdims=True)
+            keys = keys / np.where(norms > 0, norms, 1)
+        pool[path] = keys
+    return pool
+
+
+def _first(images):
+    return keras.tree.flatten(images)[0]

@@ -1,0 +1,231 @@
+"""From a passport's feature map to its key, with NumPy alone.
+
+The passport function is linear in the passport and averages over output
+positions, so it depends on the passport only through the mean patch that the
+kernel sees. That mean patch is the *key* κ(p). Every kernel position (i, j)
+meets each input position as often along one axis as it does whatever happens
+along the others, so the digest is one small matrix product per spatial axis.
+"""
+
+import dataclasses
+import math
+
+import numpy as np
+
+from keras_passport.errors import PassportError
+
+_KINDS = ("convolution", "transpose", "pointwise")
+_PADDINGS = ("valid", "same", "causal")
+
+
+@dataclasses.dataclass(frozen=True)
+class Geometry:
+    """All that the digest of one layer's passport depends on.
+
+    Args:
+        kind: `"convolution"` (plain, grouped, depthwise and separable alike),
+            `"transpose"`, or `"pointwise"` for a layer that maps the last
+            axis at every position (Dense).
+        channels: Number of input channels.
+        kernel_size: Kernel size per spatial axis, in elements.
+        strides: Stride per spatial axis.
+        dilation: Dilation rate per spatial axis.
+        padding: `"valid"`, `"same"` or `"causal"`.
+        data_format: `"channels_last"` or `"channels_first"`: where the
+            feature maps hold their channels.
+        output_padding: For `"transpose"`: extra output elements per axis, or
+            `None` for Keras's default.
+
+    Example:
+
+    >>> geometry = Geometry("convolution", channels=3, kernel_size=(3, 3),
+    ...                     strides=(1, 1), dilation=(1, 1), padding="same")
+    >>> geometry.key_shape
+    (3, 3, 3)
+    """
+
+    kind: str
+    channels: int
+    kernel_size: tuple[int, ...] = ()
+    strides: tuple[int, ...] = ()
+    dilation: tuple[int, ...] = ()
+    padding: str = "valid"
+    data_format: str = "channels_last"
+    output_padding: tuple[int, ...] | None = None
+
+    def __post_init__(self):
+        rank = len(self.kernel_size)
+        sizes = (*self.kernel_size, *self.strides, *self.dilation)
+        if (
+            self.kind not in _KINDS
+            or self.padding not in _PADDINGS
+            or self.data_format not in ("channels_last", "channels_first")
+            or (self.kind == "pointwise") != (rank == 0)
+            or rank > 3
+            or len(self.strides) != rank
+            or len(self.dilation) != rank
+            or not all(isinstance(n, int) and 1 <= n <= 2**20 for n in sizes)
+            or not isinstance(self.channels, int)
+            or not 1 <= self.channels <= 2**24
+        ):
+            raise PassportError(
+                "Expected a kind, kernel size, strides, dilation, padding and "
+                "data_format that describe a kernel layer. "
+                f"Received: {dataclasses.asdict(self)}"
+            )
+
+    @property
+    def key_shape(self) -> tuple[int, ...]:
+        """Shape of the key: one filter over all input channels."""
+        return (*self.kernel_size, self.channels)
+
+    @property
+    def key_size(self) -> int:
+        """Number of elements of the key."""
+        return math.prod(self.key_shape)
+
+    def to_dict(self) -> dict:
+        """Plain lists, strings and numbers, for JSON."""
+        return {
+            name: list(value) if isinstance(value, tuple) else value
+            for name, value in dataclasses.asdict(self).items()
+        }
+
+    @classmethod
+    def from_dict(cls, config: dict) -> "Geometry":
+        """The geometry that `to_dict` described."""
+        try:
+            return cls(
+                **{
+                    name: tuple(value) if isinstance(value, list) else value
+                    for name, value in config.items()
+                }
+            )
+        except TypeError as error:
+            raise PassportError(
+                "Expected the description of a kernel layer's geometry. "
+                f"Received: {config}"
+            ) from error
+
+    def check_map(self, feature_map: np.ndarray, name: str = "passport"):
+        """Raises `PassportError` unless the array can be digested."""
+        shape = np.shape(feature_map)
+        rank = len(self.kernel_size)
+        first = self.data_format == "channels_first"
+        if self.kind == "pointwise":
+            good = len(shape) >= 1 and shape[-1] == self.channels
+            expected = f"(..., {self.channels})"
+        else:
+            good = (
+                len(shape) == rank + 1
+                and shape[0 if first else -1] == self.channels
+            )
+            spatial = ("length",) if rank == 1 else ("depth", "height", "width")
+            axes = [*spatial[-rank:]]
+            axes.insert(0 if first else rank, str(self.channels))
+            expected = f"({', '.join(axes)})"
+        if not good or 0 in shape:
+            raise PassportError(
+                f"Expected {name} to be a feature map of shape {expected}. "
+                f"Received: shape={tuple(shape)}"
+            )
+
+
+def digest(feature_map: np.ndarray, geometry: Geometry) -> np.ndarray:
+    """Digests a passport's feature map into its key κ(p).
+
+    κ(p)[i, j, c] = mean over output positions (u, v) of
+    p_padded[u·s + i·d, v·s + j·d, c], so that the average response of a
+    kernel W is Σ W[i, j, c, :] · κ(p)[i, j, c] (Table 1, "Avg(W*p)").
+
+    Args:
+        feature_map: Float array with the shape of the layer's input for one
+            example, `(height, width, channels)` for a Conv2D.
+        geometry: The layer's `Geometry`.
+
+    Returns:
+        The key, float32, of shape `geometry.key_shape`.
+
+    Raises:
+        PassportError: If the map does not have the layer's rank or channels,
+            or is smaller than a `valid` kernel.
+
+    Example:
+
+    >>> geometry = Geometry("pointwise", channels=2)
+    >>> digest(np.array([[1.0, 2.0], [3.0, 4.0]]), geometry).tolist()
+    [2.0, 3.0]
+    """
+    geometry.check_map(feature_map)
+    key = np.asarray(feature_map, dtype="float64")
+    if geometry.kind == "pointwise":
+        return key.reshape(-1, geometry.channels).mean(0).astype("float32")
+    if geometry.data_format == "channels_first":
+        key = np.moveaxis(key, 0, -1)
+    for axis in range(len(geometry.kernel_size)):
+        matrix = _selection(key.shape[axis], geometry, axis)
+        key = np.moveaxis(np.tensordot(matrix, key, (1, axis)), 0, axis)
+    return key.astype("float32")
+
+
+def _selection(size: int, geometry: Geometry, axis: int) -> np.ndarray:
+    """How often, on average, kernel element i meets input element x.
+
+    Shape (kernel size, input size); the entry is the number of output
+    positions at which i meets x, divided by the number of output positions.
+    """
+    kernel = geometry.kernel_size[axis]
+    stride = geometry.strides[axis]
+    dilation = geometry.dilation[axis]
+    extent = (kernel - 1) * dilation + 1
+    if geometry.kind == "transpose":
+        padding = geometry.output_padding
+        padding = None if padding is None else padding[axis]
+        outputs, pad = _transposed_size(
+            size, extent, stride, geometry.padding, padding
+        )
+        near, far = size, outputs
+    else:
+        outputs, pad = _convolved_size(size, extent, stride, geometry.padding)
+        near, far = outputs, size
+    if outputs < 1:
+        raise PassportError(
+            f"Expected a passport of at least {extent} elements along spatial "
+            f"axis {axis}, the extent of its layer's kernel. "
+            f"Received: {size}"
+        )
+    # `near` steps by the stride, `far` is where it lands; a convolution reads
+    # its input at `far`, a transposed one writes its output there.
+    near_index = np.arange(near)
+    matrix = np.zeros((kernel, size))
+    for i in range(kernel):
+        landed = near_index * stride + i * dilation - pad
+        inside = (landed >= 0) & (landed < far)
+        hit = near_index if geometry.kind == "transpose" else landed
+        np.add.at(matrix[i], hit[inside], 1.0)
+    return matrix / outputs
+
+
+def _convolved_size(size, extent, stride, padding) -> tuple[int, int]:
+    """Output size and left padding of a convolution along one axis."""
+    if padding == "valid":
+        return (size - extent) // stride + 1, 0
+    if padding == "causal":
+        return (size - 1) // stride + 1, extent - 1
+    outputs = -(-size // stride)
+    return outputs, max((outputs - 1) * stride + extent - size, 0) // 2
+
+
+def _transposed_size(
+    size, extent, stride, padding, output_padding
+) -> tuple[int, int]:
+    """Output size and left cropping of a transposed convolution."""
+    if padding == "valid":
+        if output_padding is None:
+            output_padding = max(extent, stride) - extent
+        return (size - 1) * stride + extent + output_padding, 0
+    if output_padding is None:
+        outputs = size * stride
+    else:
+        outputs = (size - 1) * stride + extent % 2 + output_padding
+    return outputs, max((size - 1) * stride + extent - outputs, 0) // 2

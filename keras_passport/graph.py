@@ -1,0 +1,208 @@
+"""How Keras holds a functional graph: the one module that touches it.
+
+Finding (what feeds what), walking (layers by path) and rebuilding are here;
+what to replace is `transform.py`'s business.
+"""
+
+import collections
+import contextlib
+
+import keras
+from keras.src.models.functional import Functional
+from keras.src.saving.serialization_lib import SafeModeScope
+
+
+def functional_of(model) -> Functional | None:
+    """The functional graph of a model, or `None` if it has none."""
+    if isinstance(model, keras.Sequential):
+        model = model._functional
+    return model if isinstance(model, Functional) else None
+
+
+def is_model(layer) -> bool:
+    """Whether a layer is a nested functional or sequential model."""
+    return functional_of(layer) is not None
+
+
+class Graph:
+    """Who reads what in one functional model, its own calls only.
+
+    A layer that is shared with another model has calls there too; they are
+    not this model's.
+
+    Args:
+        model: Functional or built Sequential model.
+    """
+
+    def __init__(self, model):
+        functional = functional_of(model)
+        self.nodes = [
+            node
+            for depth in sorted(functional._nodes_by_depth, reverse=True)
+            for node in functional._nodes_by_depth[depth]
+            if node.operation is not None and not node.is_input
+        ]
+        self.calls = collections.defaultdict(list)
+        self._readers = collections.defaultdict(list)
+        self._outputs = {id(tensor) for tensor in functional.outputs}
+        self._producer = {}
+        for node in self.nodes:
+            self.calls[id(node.operation)].append(node)
+            for tensor in node.input_tensors:
+                self._readers[id(tensor)].append(node)
+            for tensor in node.outputs:
+                self._producer[id(tensor)] = node
+
+    def producer(self, node):
+        """The call that made a call's first input; `None` for an input."""
+        return self._producer.get(id(node.input_tensors[0]))
+
+    def only_reader(self, node):
+        """The one call that reads a call's single output, if it is so."""
+        if len(node.outputs) != 1 or id(node.outputs[0]) in self._outputs:
+            return None
+        readers = self._readers[id(node.outputs[0])]
+        return readers[0] if len(readers) == 1 else None
+
+    def leads_to(self, node, condition) -> bool:
+        """Whether an operation that satisfies a condition comes after a call.
+
+        Args:
+            node: The call.
+            condition: Function of an operation.
+        """
+        pending, seen = [node], set()
+        while pending:
+            for tensor in pending.pop().outputs:
+                for reader in self._readers[id(tensor)]:
+                    if condition(reader.operation):
+                        return True
+                    if id(reader) not in seen:
+                        seen.add(id(reader))
+                        pending.append(reader)
+        return False
+
+
+def extra_arguments(node) -> dict | None:
+    """A call's arguments besides its one tensor; `None` if there are more."""
+    if len(node.input_tensors) != 1 or len(node.arguments.args) != 1:
+        return None
+    return dict(node.arguments.kwargs)
+
+
+def children(layer) -> list:
+    """A layer's sublayers: those of a model in topological order."""
+    functional = functional_of(layer)
+    if functional is not None:
+        return [
+            child
+            for child in functional.layers
+            if not isinstance(child, keras.layers.InputLayer)
+        ]
+    return list(layer._flatten_layers(include_self=False, recursive=False))
+
+
+def walk(model, stop=()):
+    """Yields `(path, layer)` for every layer in a model, each layer once.
+
+    Paths join the names of nested models and layers with "/", as names repeat
+    from one nested model to the next.
+
+    Args:
+        model: Any Keras model.
+        stop: Layer types not to descend into.
+    """
+    seen = set()
+
+    def visit(parent, prefix):
+        for layer in children(parent):
+            if id(layer) in seen:
+                continue
+            seen.add(id(layer))
+            yield prefix + layer.name, layer
+            if not (stop and isinstance(layer, stop)):
+                yield from visit(layer, f"{prefix}{layer.name}/")
+
+    yield from visit(model, "")
+
+
+def rebuild(model, replace, call=None, model_class=keras.Model):
+    """Builds a functional model anew, with other layers in some places.
+
+    Args:
+        model: Functional or built Sequential model; it is not changed.
+        replace: Function of an operation of the graph that returns the
+            operation to put in its place; called once for each.
+        call: Function `(operation, new_operation, args, kwargs)` that makes a
+            call and returns its outputs. Defaults to calling the new one.
+        model_class: Class of the returned model.
+
+    Returns:
+        The new model, with new inputs of the same names, shapes and dtypes.
+    """
+    functional = functional_of(model)
+    made = {}
+
+    def operation_fn(operation):
+        if id(operation) not in made:
+            made[id(operation)] = (operation, replace(operation))
+        return made[id(operation)]
+
+    def call_fn(pair, *args, **kwargs):
+        operation, new = pair
+        if call is None:
+            return new(*args, **kwargs)
+        return call(operation, new, args, kwargs)
+
+    inputs = keras.tree.map_structure(_new_input, functional._inputs_struct)
+    outputs = functional._run_through_graph(
+        inputs, operation_fn=operation_fn, call_fn=call_fn
+    )
+    return model_class(inputs, outputs, name=model.name)
+
+
+def _new_input(tensor):
+    layer = tensor._keras_history.operation
+    return keras.Input(
+        batch_shape=tensor.shape,
+        dtype=tensor.dtype,
+        name=tensor.name,
+        sparse=getattr(tensor, "sparse", None) or None,
+        optional=getattr(layer, "optional", False),
+    )
+
+
+@contextlib.contextmanager
+def _trusted_code(operation):
+    """Lets an object that is here already be made again from its config.
+
+    Keras guards against code hidden in files; a Lambda or an unregistered
+    layer in memory is the caller's own.
+    """
+    scope = {type(operation).__name__: type(operation)}
+    if isinstance(operation, keras.layers.Layer):
+        for layer in operation._flatten_layers():
+            scope.setdefault(type(layer).__name__, type(layer))
+    with SafeModeScope(False), keras.saving.custom_object_scope(scope):
+        yield
+
+
+def clone(operation):
+    """A new, unbuilt copy of a layer or operation, without its weights."""
+    with _trusted_code(operation):
+        try:
+            return type(operation).from_config(operation.get_config())
+        except Exception as error:
+            raise ValueError(
+                f"Expected layer '{operation.name}' of type "
+                f"{type(operation).__name__} to be clonable through "
+                "get_config() and from_config(), as saving it needs too. "
+                f"Received: {type(error).__name__}: {error}"
+            ) from error
+
+
+def copy_state(source, target):
+    """Copies all variables of a layer to a layer of the same structure."""
+    pairs = list(zip(source.variables, target.variables, strict=True))
+    for old, new in pairs:
+        new.assign(old)

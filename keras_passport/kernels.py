@@ -1,0 +1,346 @@
+"""The registry of kernel layers: how each type meets a passport.
+
+One entry per layer type says which kernel it has, how a passport is digested
+into a key (its `Geometry`), and how a key meets the kernel (its `response`).
+Nothing else in the package asks what type a kernel layer is.
+"""
+
+import re
+
+import keras
+from keras import ops
+
+from keras_passport.geometry import Geometry
+
+
+class KernelAdapter:
+    """How one type of linear layer meets a passport.
+
+    A subclass says what differs between layer types. It holds no state; every
+    method takes the built layer.
+    """
+
+    def channels(self, layer) -> int:
+        """Number of input channels of the built layer."""
+        raise NotImplementedError
+
+    def units(self, layer) -> int:
+        """Number of output channels of the built layer."""
+        raise NotImplementedError
+
+    def geometry(self, layer) -> Geometry:
+        """The `Geometry` by which the layer's passports are digested."""
+        raise NotImplementedError
+
+    def apply(self, layer, keys):
+        """The layer's linear map on mean patches.
+
+        Args:
+            layer: The built kernel layer.
+            keys: float32 tensor of shape `(batch, *key_shape)`.
+
+        Returns:
+            float32 tensor of shape `(batch, output channels)`.
+        """
+        raise NotImplementedError
+
+    def folded(self, layer, scale) -> dict:
+        """The layer's kernels with its output channels scaled.
+
+        Args:
+            layer: The built kernel layer.
+            scale: NumPy array of shape `(output channels,)`.
+
+        Returns:
+            Dict from the names of weights to NumPy arrays.
+        """
+        return {"kernel": ops.convert_to_numpy(layer.kernel) * scale}
+
+    def refusal(self, layer) -> str | None:
+        """Why this layer can't be protected, or `None` if it can."""
+        return None
+
+    def with_bias(self, config: dict) -> dict:
+        """The layer's config, changed so that it has a bias per channel."""
+        return {**config, "use_bias": True}
+
+    def channel_axis(self, layer) -> int:
+        """The axis of the layer's output that holds its channels."""
+        data_format = getattr(layer, "data_format", "channels_last")
+        return 1 if data_format == "channels_first" else -1
+
+    def key_shape(self, layer) -> tuple[int, ...]:
+        """Shape of one key of the layer."""
+        return self.geometry(layer).key_shape
+
+    def response(self, layer, keys):
+        """Hidden parameters F(W, p) of keys (Table 1, "Avg(W*p)").
+
+        Args:
+            layer: The built kernel layer.
+            keys: Float tensor of shape `(batch, *key_shape)`.
+
+        Returns:
+            float32 tensor of shape `(batch, output channels)`.
+
+        Raises:
+            ValueError: If the keys do not have the layer's key shape.
+
+        Example:
+
+        >>> layer = keras.layers.Dense(2, kernel_initializer="ones")
+        >>> layer.build((None, 3))
+        >>> adapter = adapter_for(layer)
+        >>> adapter.response(layer, ops.ones((1, 3))).shape
+        TensorShape([1, 2])
+        """
+        keys = ops.convert_to_tensor(keys)
+        expected = self.key_shape(layer)
+        if tuple(keys.shape[1:]) != expected:
+            raise ValueError(
+                f"Expected keys of shape (batch, *{expected}) for layer "
+                f"'{layer.name}'. Received: shape={tuple(keys.shape)}"
+            )
+        return self.apply(layer, ops.cast(keys, "float32"))
+
+
+def _full_precision(kernel):
+    return ops.cast(ops.convert_to_tensor(kernel), "float32")
+
+
+def _flat(keys, *last):
+    return ops.reshape(keys, (keys.shape[0] or -1, *last))
+
+
+class _Convolution(KernelAdapter):
+    """Conv1D, Conv2D and Conv3D, grouped ones too."""
+
+    def channels(self, layer):
+        return layer.kernel.shape[-2] * layer.groups
+
+    def units(self, layer):
+        return layer.kernel.shape[-1]
+
+    def geometry(self, layer):
+        return Geometry(
+            "convolution",
+            channels=self.channels(layer),
+            kernel_size=tuple(layer.kernel_size),
+            strides=tuple(layer.strides),
+            dilation=tuple(layer.dilation_rate),
+            padding=layer.padding,
+            data_format=layer.data_format,
+        )
+
+    def apply(self, layer, keys):
+        kernel = _full_precision(layer.kernel)
+        groups, units = layer.groups, kernel.shape[-1]
+        if groups == 1:
+            flat = ops.reshape(kernel, (-1, units))
+            return ops.matmul(_flat(keys, flat.shape[0]), flat)
+        width = kernel.shape[-2]
+        kernel = ops.reshape(kernel, (-1, width, groups, units // groups))
+        keys = _flat(keys, kernel.shape[0], groups, width)
+        return _flat(ops.einsum("bkgc,kcgu->bgu", keys, kernel), units)
+
+
+class _Depthwise(_Convolution):
+    """DepthwiseConv1D and DepthwiseConv2D: a key per input channel."""
+
+    def channels(self, layer):
+        return layer.kernel.shape[-2]
+
+    def units(self, layer):
+        return layer.kernel.shape[-2] * layer.kernel.shape[-1]
+
+    def apply(self, layer, keys):
+        return _depthwise_response(layer.kernel, keys)
+
+    def folded(self, layer, scale):
+        kernel = ops.convert_to_numpy(layer.kernel)
+        return {"kernel": kernel * scale.reshape(kernel.shape[-2:])}
+
+
+class _Separable(_Depthwise):
+    """SeparableConv1D and SeparableConv2D: through both kernels."""
+
+    def folded(self, layer, scale):
+        return {
+            "depthwise_kernel": ops.convert_to_numpy(layer.depthwise_kernel),
+            "pointwise_kernel": ops.convert_to_numpy(layer.pointwise_kernel)
+            * scale,
+        }
+
+    def channels(self, layer):
+        return layer.depthwise_kernel.shape[-2]
+
+    def units(self, layer):
+        return layer.pointwise_kernel.shape[-1]
+
+    def apply(self, layer, keys):
+        mixed = _depthwise_response(layer.depthwise_kernel, keys)
+        pointwise = _full_precision(layer.pointwise_kernel)
+        return ops.matmul(
+            mixed, ops.reshape(pointwise, (-1, pointwise.shape[-1]))
+        )
+
+
+def _depthwise_response(kernel, keys):
+    kernel = _full_precision(kernel)
+    channels, multiplier = kernel.shape[-2:]
+    kernel = ops.reshape(kernel, (-1, channels, multiplier))
+    keys = _flat(keys, kernel.shape[0], channels)
+    return _flat(
+        ops.einsum("bkc,kcm->bcm", keys, kernel), channels * multiplier
+    )
+
+
+class _Transpose(KernelAdapter):
+    """Conv1DTranspose, Conv2DTranspose and Conv3DTranspose."""
+
+    def channels(self, layer):
+        return layer.kernel.shape[-1]
+
+    def units(self, layer):
+        return layer.kernel.shape[-2]
+
+    def geometry(self, layer):
+        padding = layer.output_padding
+        rank = len(layer.kernel_size)
+        if isinstance(padding, int):
+            padding = (padding,) * rank
+        return Geometry(
+            "transpose",
+            channels=self.channels(layer),
+            kernel_size=tuple(layer.kernel_size),
+            strides=tuple(layer.strides),
+            dilation=tuple(layer.dilation_rate),
+            padding=layer.padding,
+            data_format=layer.data_format,
+            output_padding=None if padding is None else tuple(padding),
+        )
+
+    def folded(self, layer, scale):
+        kernel = ops.convert_to_numpy(layer.kernel)
+        return {"kernel": kernel * scale[:, None]}
+
+    def apply(self, layer, keys):
+        kernel = _full_precision(layer.kernel)
+        units, channels = kernel.shape[-2:]
+        kernel = ops.reshape(kernel, (-1, units, channels))
+        keys = _flat(keys, kernel.shape[0], channels)
+        return ops.einsum("bkc,kuc->bu", keys, kernel)
+
+
+class _Dense(KernelAdapter):
+    """Dense: the mean of the passport over all axes but the last."""
+
+    def channels(self, layer):
+        return layer.kernel.shape[0]
+
+    def units(self, layer):
+        return layer.kernel.shape[-1]
+
+    def geometry(self, layer):
+        return Geometry("pointwise", channels=self.channels(layer))
+
+    def apply(self, layer, keys):
+        return ops.matmul(keys, _full_precision(layer.kernel))
+
+
+class _EinsumDense(_Dense):
+    """EinsumDense where it is a Dense in other words."""
+
+    def with_bias(self, config):
+        return {**config, "bias_axes": config["equation"].strip()[-1]}
+
+    # One input axis, the last, is contracted with the kernel's first; the
+    # kernel's second becomes the last axis of the output.
+    _PLAIN = re.compile(
+        r"(?P<batch>(\.\.\.)?[a-zA-Z]*)(?P<i>[a-zA-Z]),(?P=i)(?P<o>[a-zA-Z])"
+        r"->(?P=batch)(?P=o)"
+    )
+
+    def refusal(self, layer):
+        equation = layer.equation.replace(" ", "")
+        match = self._PLAIN.fullmatch(equation)
+        letters = match and match["batch"] + match["i"] + match["o"]
+        if not match or len(set(letters.replace("...", ""))) != len(
+            letters.replace("...", "")
+        ):
+            return (
+                f"its equation '{layer.equation}' does more than map the last "
+                "axis, as 'abc,cd->abd' does"
+            )
+        return None
+
+
+_REGISTRY = {
+    keras.layers.Conv1D: _Convolution(),
+    keras.layers.Conv2D: _Convolution(),
+    keras.layers.Conv3D: _Convolution(),
+    keras.layers.DepthwiseConv1D: _Depthwise(),
+    keras.layers.DepthwiseConv2D: _Depthwise(),
+    keras.layers.SeparableConv1D: _Separable(),
+    keras.layers.SeparableConv2D: _Separable(),
+    keras.layers.Conv1DTranspose: _Transpose(),
+    keras.layers.Conv2DTranspose: _Transpose(),
+    keras.layers.Conv3DTranspose: _Transpose(),
+    keras.layers.Dense: _Dense(),
+    keras.layers.EinsumDense: _EinsumDense(),
+}
+
+# What a subclass may not change without being registered itself: with any of
+# these its output is no longer the registered linear map of its kernel.
+_LINEAR_MAP = ("call", "convolution_op", "build", "kernel")
+
+
+def register_kernel_layer(layer_class: type, adapter: KernelAdapter) -> None:
+    """Teaches the package a kernel layer of your own.
+
+    Args:
+        layer_class: The layer's class. Its exact type is matched, and those of
+            its subclasses that leave the linear map as it is.
+        adapter: A `KernelAdapter`. Often the registered one of a similar
+            layer serves: `adapter_for(keras.layers.Conv2D)`.
+
+    Raises:
+        ValueError: If the class is no Keras layer or the adapter none.
+
+    Example:
+
+    >>> class Scaled(keras.layers.Dense):
+    ...     def call(self, inputs, training=None):
+    ...         return super().call(inputs)
+    >>> register_kernel_layer(Scaled, adapter_for(keras.layers.Dense))
+    """
+    if not (
+        isinstance(layer_class, type)
+        and issubclass(layer_class, keras.layers.Layer)
+    ):
+        raise ValueError(
+            "Expected layer_class to be a subclass of keras.layers.Layer. "
+            f"Received: layer_class={layer_class}"
+        )
+    if not isinstance(adapter, KernelAdapter):
+        raise ValueError(
+            "Expected adapter to be an instance of a KernelAdapter subclass. "
+            f"Received: adapter={adapter}"
+        )
+    _REGISTRY[layer_class] = adapter
+
+
+def registered_layers() -> tuple[type, ...]:
+    """The layer classes that can be protected."""
+    return tuple(_REGISTRY)
+
+
+def adapter_for(layer) -> KernelAdapter | None:
+    """The adapter of a layer or layer class; `None` if it has no kernel."""
+    cls = layer if isinstance(layer, type) else type(layer)
+    for base in cls.__mro__:
+        if base in _REGISTRY:
+            own = cls.__mro__[: cls.__mro__.index(base)]
+            changed = any(name in vars(c) for c in own for name in _LINEAR_MAP)
+            return None if changed else _REGISTRY[base]
+    return None

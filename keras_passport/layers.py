@@ -1,0 +1,377 @@
+"""`PassportNormalization`: a kernel layer with γ and β from a passport."""
+
+import keras
+import numpy as np
+from keras import ops
+
+from keras_passport import functions, kernels, normalization
+from keras_passport.errors import PassportError, PassportRequiredError
+
+
+class _Secret:
+    """Holds keys where neither Keras nor TensorFlow looks for state.
+
+    Both follow a layer's attributes to find variables to save. An object of a
+    class that they don't know hides its variable from weights, state trees,
+    checkpoints and exports alike.
+    """
+
+    __slots__ = ("bound", "keys", "presented")
+
+    def __init__(self):
+        self.bound = False
+        self.keys = None  # keras.Variable (1, passport_size) once bound
+        self.presented = None  # tensor (1 or batch, passport_size) or None
+
+    def __reduce__(self):
+        return (_Secret, ())
+
+    def __repr__(self):
+        return "<secret>"
+
+
+@keras.saving.register_keras_serializable(package="keras_passport")
+class PassportNormalization(keras.layers.Wrapper):
+    """Kernel layer and normalisation with a scale and shift from a passport.
+
+    Computes y = γ · normalise(layer(x)) + β (eq. 3) where, as the passport
+    function says, γ = F(W, p_γ) and β = F(W, p_β) (eqs. 4 and 5, Table 1) are
+    computed from the layer's kernel W and a secret passport. They are never
+    stored. The passport is either *bound* to the layer (`kp.bind`) or given
+    with the call; without one, a call raises `PassportRequiredError`.
+
+    Hidden parameters are computed in float32 whatever the dtype policy of the
+    wrapped layers, so this layer's own policy is always float32; it hands
+    inputs and outputs through in the wrapped layers' dtypes.
+
+    Args:
+        layer: The kernel layer: any type registered in `kernels`.
+        normalization: A `BatchNormalization`, `LayerNormalization` or
+            `GroupNormalization` over the channel axis, whose place this layer
+            takes. Its own scale and shift are not used: what the passport
+            function leaves trainable has its initializer, regularizer and
+            constraint. Defaults to a batch normalisation.
+        function: `"V1"` (γ hidden, β trainable), `"V2"` (β hidden, γ
+            trainable) or `"V3"` (both hidden).
+        between: Layers that stand between kernel layer and normalisation
+            (padding, pooling), in order.
+        activation: Activation after scale and shift, or `None`.
+        name: Defaults to the kernel layer's name.
+
+    Call arguments:
+        inputs: Tensor, the kernel layer's input.
+        passport: Keys of shape `(1 or batch, passport_size)`, float32: γ's
+            key, then β's, each in C order. Defaults to the bound ones.
+        training: Whether to normalise with the batch's own statistics.
+        mask: Mask over the inputs, used as the normalisation uses it.
+
+    Example:
+
+    >>> layer = PassportNormalization(keras.layers.Dense(4), function="V3")
+    >>> x = np.ones((2, 3), "float32")
+    >>> layer(x, passport=np.ones((1, 6), "float32")).shape
+    TensorShape([2, 4])
+
+    Reference:
+
+    - Fan, Ng, Chan: Digital Passport, Section 2.3, Figure 2.
+    """
+
+    def __init__(
+        self,
+        layer: keras.layers.Layer,
+        normalization: keras.layers.Layer | None = None,
+        function: str | functions.PassportFunction = "V3",
+        between: tuple | list = (),
+        activation=None,
+        **kwargs,
+    ):
+        kwargs.setdefault("name", getattr(layer, "name", None))
+        kwargs.pop("dtype", None)
+        super().__init__(layer, dtype="float32", autocast=False, **kwargs)
+        self.adapter = kernels.adapter_for(layer)
+        refusal = (
+            "it is not a registered kernel layer"
+            if self.adapter is None
+            else self.adapter.refusal(layer)
+        )
+        if refusal:
+            raise ValueError(
+                "Expected layer to be a kernel layer that can be protected "
+                f"(see kernels.register_kernel_layer), but {refusal}. "
+                f"Received: layer={layer}"
+            )
+        if normalization is None:
+            normalization = keras.layers.BatchNormalization(
+                axis=self.adapter.channel_axis(layer),
+                dtype=layer.dtype_policy,
+                name=f"{layer.name}_normalization",
+            )
+        self.function = functions.get(function)
+        self.between = list(between)
+        self.activation = keras.activations.get(activation)
+        self.replaced, self.normalization = _without_affine(normalization)
+        self.supports_masking = all(
+            part.supports_masking for part in (layer, *self.between)
+        )
+        self.gamma = None
+        self.beta = None
+        self.geometry = None
+        self._secret = _Secret()
+
+    # Building -----------------------------------------------------------
+
+    def build(self, inputs_shape, passport_shape=None):
+        shape = inputs_shape
+        for part in (self.layer, *self.between, self.normalization):
+            if not part.built:
+                part.build(shape)
+            shape = part.compute_output_shape(shape)
+        self.geometry = self.adapter.geometry(self.layer)
+        self.inputs_shape = tuple(inputs_shape)
+        options = self.replaced["config"]
+        if not self.function.hides_gamma and options["scale"]:
+            self.gamma = self._add_affine("gamma")
+        if not self.function.hides_beta and options["center"]:
+            self.beta = self._add_affine("beta")
+        self._check_axis(len(shape))
+
+    def _add_affine(self, name):
+        options = self.replaced["config"]
+        return self.add_weight(
+            name=name,
+            shape=(self.adapter.units(self.layer),),
+            initializer=keras.initializers.get(options[f"{name}_initializer"]),
+            regularizer=keras.regularizers.get(options[f"{name}_regularizer"]),
+            constraint=keras.constraints.get(options[f"{name}_constraint"]),
+            trainable=self.normalization.trainable,
+        )
+
+    def _check_axis(self, rank):
+        channels = self.adapter.channel_axis(self.layer)
+        axis = normalization.channel_axis(self.normalization, rank)
+        if axis != channels % rank:
+            raise ValueError(
+                "Expected a normalisation along the channel axis "
+                f"({channels}) of layer '{self.layer.name}'. "
+                f"Received: axis={self.normalization.axis}"
+            )
+
+    @property
+    def passport_size(self) -> int:
+        """Number of key elements, γ's and β's together."""
+        return len(self.function.roles) * self.geometry.key_size
+
+    # Keys ---------------------------------------------------------------
+
+    @property
+    def is_bound(self) -> bool:
+        """Whether a passport's keys are bound to this layer."""
+        return self._secret.bound
+
+    def bind_keys(self, gamma=None, beta=None):
+        """Binds the keys of a passport. See `kp.bind` for a whole model.
+
+        Args:
+            gamma: Key for γ, float array of shape `geometry.key_shape`;
+                `None` where the function does not hide γ.
+            beta: Key for β, likewise.
+
+        Raises:
+            PassportError: If a key is missing, superfluous, of the wrong
+                shape, or not finite.
+        """
+        given = {"gamma": gamma, "beta": beta}
+        packed = []
+        for role, key in given.items():
+            if role not in self.function.roles:
+                if key is not None:
+                    raise PassportError(
+                        f"Layer '{self.name}' has function "
+                        f"{self.function.name}, which hides no {role}. "
+                        f"Received: a key for {role}"
+                    )
+                continue
+            shape = None if key is None else np.shape(key)
+            if shape != self.geometry.key_shape:
+                raise PassportError(
+                    f"Expected a key for {role} of layer '{self.name}' of "
+                    f"shape {self.geometry.key_shape}. Received: shape={shape}"
+                )
+            packed.append(np.asarray(key, "float32").reshape(1, -1))
+        packed = np.concatenate(packed, axis=1)
+        if not np.all(np.isfinite(packed)):
+            raise PassportError(
+                f"Expected finite keys for layer '{self.name}'. "
+                "Received: NaN or infinity"
+            )
+        if self._secret.keys is None:
+            self._secret.keys = keras.Variable(
+                packed, dtype="float32", trainable=False, name="passport"
+            )
+        else:
+            self._secret.keys.assign(packed)
+        self._secret.bound = True
+
+    def unbind_keys(self):
+        """Takes the bound keys away; does nothing if there are none."""
+        if self._secret.bound:
+            # A function that somebody compiled around this layer still holds
+            # the variable: it goes on with γ = β = 0 until keys are bound.
+            self._secret.keys.assign(np.zeros(self._secret.keys.shape))
+            self._secret.bound = False
+
+    def present_keys(self, passport):
+        """Sets keys for the calls that follow; `None` to end.
+
+        Args:
+            passport: Tensor of shape `(1 or batch, passport_size)`, symbolic
+                or not. See `kp.presented`.
+        """
+        self._secret.presented = passport
+
+    def hidden_parameters(self, passport=None):
+        """γ and β of a passport. For its holder only: they are secrets.
+
+        Args:
+            passport: Packed keys `(1, passport_size)`. Defaults to the bound
+                ones.
+
+        Returns:
+            Tuple `(gamma, beta)` of float32 arrays of shape `(channels,)`;
+            `None` for a parameter that the function does not hide.
+        """
+        if passport is not None:
+            passport = ops.convert_to_tensor(passport, "float32")
+        gamma, beta = self._hidden(passport)
+        return tuple(
+            None if value is None else ops.convert_to_numpy(value)[0]
+            for value in (gamma, beta)
+        )
+
+    def _hidden(self, passport):
+        """γ and β, each (rows, channels), or None where not hidden."""
+        if passport is None:
+            passport = self._secret.presented
+        if passport is None and self._secret.bound:
+            passport = self._secret.keys.value
+        if passport is None:
+            raise PassportRequiredError(
+                f"Layer '{self.name}' is protected and has no passport. Bind "
+                "one with keras_passport.bind(model, passport), or give its "
+                "keys with the call."
+            )
+        roles = self.function.roles
+        if len(passport.shape) != 2 or passport.shape[1] != self.passport_size:
+            raise PassportError(
+                f"Expected the passport of layer '{self.name}' to have shape "
+                f"(1 or batch, {self.passport_size}). "
+                f"Received: shape={tuple(passport.shape)}"
+            )
+        # γ's and β's keys meet the kernel in one product: it is read once.
+        keys = ops.reshape(passport, (-1, *self.geometry.key_shape))
+        response = self.adapter.response(self.layer, keys)
+        units = response.shape[-1]
+        rows = passport.shape[0] or -1
+        response = ops.reshape(response, (rows, len(roles), units))
+        values = {role: response[:, i] for i, role in enumerate(roles)}
+        return values.get("gamma"), values.get("beta")
+
+    # Calling ------------------------------------------------------------
+
+    def call(
+        self,
+        inputs,
+        passport=None,
+        training=None,
+        mask=None,
+        inputs_mask=None,
+    ):
+        gamma, beta = self._hidden(passport)
+        if gamma is None and self.gamma is not None:
+            gamma = ops.expand_dims(ops.convert_to_tensor(self.gamma), 0)
+        if beta is None and self.beta is not None:
+            beta = ops.expand_dims(ops.convert_to_tensor(self.beta), 0)
+        # Keras names the argument after the inputs once there are two of them.
+        mask = inputs_mask if mask is None else mask
+        outputs = inputs
+        for part in (self.layer, *self.between):
+            outputs = part(outputs)
+            mask = _mask_after(part, outputs, mask)
+        outputs = normalization.normalize(
+            self.normalization, outputs, gamma, beta, training, mask
+        )
+        return self.activation(outputs)
+
+    def compute_mask(self, inputs, previous_mask):
+        return previous_mask if self.supports_masking else None
+
+    def compute_output_spec(self, inputs, passport=None, **kwargs):
+        # Not by tracing `call`: a graph is built before there is a passport.
+        outputs = inputs
+        for part in (self.layer, *self.between, self.normalization):
+            outputs = part.compute_output_spec(outputs)
+        return outputs
+
+    def compute_output_shape(self, inputs_shape, passport_shape=None):
+        shape = inputs_shape
+        for part in (self.layer, *self.between, self.normalization):
+            shape = part.compute_output_shape(shape)
+        return shape
+
+    # Serialisation ------------------------------------------------------
+
+    def get_config(self):
+        return {
+            **super().get_config(),
+            "normalization": self.replaced,
+            "function": self.function.name,
+            "between": [
+                keras.saving.serialize_keras_object(part)
+                for part in self.between
+            ],
+            "activation": keras.activations.serialize(self.activation),
+        }
+
+    @classmethod
+    def from_config(cls, config, custom_objects=None):
+        config = dict(config)
+        for name in ("layer", "normalization"):
+            config[name] = keras.saving.deserialize_keras_object(
+                config[name], custom_objects=custom_objects
+            )
+        config["between"] = [
+            keras.saving.deserialize_keras_object(
+                part, custom_objects=custom_objects
+            )
+            for part in config["between"]
+        ]
+        return cls(**config)
+
+
+def _without_affine(layer):
+    """The normalisation's config, and a new one of it without affine part."""
+    if type(layer) not in normalization.SUPPORTED:
+        raise ValueError(
+            "Expected normalization to be a BatchNormalization, "
+            "LayerNormalization or GroupNormalization layer. "
+            f"Received: normalization={layer}"
+        )
+    refusal = normalization.refusal(layer)
+    if refusal:
+        raise ValueError(
+            "Expected a normalisation that a passport can scale and shift, "
+            f"but {refusal}. Received: normalization={layer}"
+        )
+    replaced = keras.saving.serialize_keras_object(layer)
+    # Deserialising must not build it: its weights would be made for nothing.
+    replaced.pop("build_config", None)
+    config = {**layer.get_config(), "center": False, "scale": False}
+    return replaced, type(layer).from_config(config)
+
+
+def _mask_after(part, outputs, mask):
+    """The mask that Keras would hand on from this layer's output."""
+    if mask is None or not part.supports_masking:
+        return None
+    return part.compute_mask(outputs, mask)

@@ -1,0 +1,294 @@
+"""Models that hold passport layers: binding a passport, and asking for one."""
+
+import contextlib
+
+import keras
+from keras import ops
+
+from keras_passport import graph
+from keras_passport.errors import PassportError, PassportRequiredError
+from keras_passport.layers import PassportNormalization
+
+
+def protected_layers(model) -> dict[str, PassportNormalization]:
+    """The passport layers of a model by path, in the graph's order.
+
+    Args:
+        model: Any Keras model.
+
+    Returns:
+        Dict from path (names of nested models and the layer joined by "/") to
+        layer.
+    """
+    return {
+        path: layer
+        for path, layer in graph.walk(model, stop=(PassportNormalization,))
+        if isinstance(layer, PassportNormalization)
+    }
+
+
+def _layers_or_error(model) -> dict[str, PassportNormalization]:
+    layers = protected_layers(model)
+    if not layers:
+        raise PassportError(
+            "Expected a protected model (see keras_passport.protect). "
+            f"Received: model '{model.name}' without any passport layer"
+        )
+    return layers
+
+
+def function_of(model):
+    """The passport function of a protected model.
+
+    Raises:
+        PassportError: If the model is not protected, or its layers differ.
+    """
+    found = {layer.function for layer in _layers_or_error(model).values()}
+    if len(found) != 1:
+        raise PassportError(
+            "Expected one passport function in all protected layers. "
+            f"Received: {sorted(f.name for f in found)}"
+        )
+    return found.pop()
+
+
+def bind(model: keras.Model, passport) -> keras.Model:
+    """Binds a passport: the model then runs, trains and evaluates with it.
+
+    The keys become part of no file, checkpoint or weight list: a model that
+    was saved, or cloned, must be bound again.
+
+    Args:
+        model: Protected model.
+        passport: `Passport` made for this model or one of its structure.
+
+    Returns:
+        The model itself.
+
+    Raises:
+        PassportError: If the passport was made for another architecture or
+            passport function. The model is then left as it was.
+
+    Example:
+
+    >>> base = keras.Sequential([keras.Input((8, 8, 3)),
+    ...     keras.layers.Conv2D(4, 3), keras.layers.BatchNormalization()])
+    >>> model = protect(base)
+    >>> model = bind(model, Passport.random_pattern(model))
+    """
+    layers = _layers_or_error(model)
+    keys = passport.keys(model)
+    for path, layer in layers.items():
+        layer.bind_keys(**keys[path])
+    forget_compiled(model)
+    return model
+
+
+def unbind(model: keras.Model) -> keras.Model:
+    """Takes the bound passport away. Weights and statistics stay.
+
+    Args:
+        model: Protected model, bound or not.
+
+    Returns:
+        The model itself.
+    """
+    for layer in _layers_or_error(model).values():
+        layer.unbind_keys()
+    forget_compiled(model)
+    return model
+
+
+def forget_compiled(model):
+    """Drops traced functions: they hold the keys that they were traced with."""
+    for layer in model._flatten_layers():
+        if isinstance(layer, keras.Model):
+            layer.train_function = None
+            layer.test_function = None
+            layer.predict_function = None
+
+
+@contextlib.contextmanager
+def presented(model: keras.Model, passport):
+    """Lets calls of the model inside the block see these keys.
+
+    For functions that take a passport as an argument: traced once, they serve
+    any number of passports.
+
+    Args:
+        model: Protected model, bound or not.
+        passport: Tensor `(1 or batch, K)`, float32: the layers' keys in the
+            graph's order, per layer γ's, then β's, each in C order.
+
+    Example:
+
+    >>> with presented(model, keys):
+    ...     outputs = model(images, training=False)
+    """
+    layers = list(_layers_or_error(model).values())
+    sizes = [layer.passport_size for layer in layers]
+    passport = ops.cast(ops.convert_to_tensor(passport), "float32")
+    if len(passport.shape) != 2 or passport.shape[1] != sum(sizes):
+        raise PassportError(
+            f"Expected a packed passport of shape (1 or batch, {sum(sizes)}). "
+            f"Received: shape={tuple(passport.shape)}"
+        )
+    start = 0
+    try:
+        for layer, size in zip(layers, sizes, strict=True):
+            layer.present_keys(passport[:, start : start + size])
+            start += size
+        yield
+    finally:
+        for layer in layers:
+            layer.present_keys(None)
+
+
+@contextlib.contextmanager
+def secret_checkpoint(model: keras.Model):
+    """Lets files hold the optimizer's state while they are saved or loaded.
+
+    A training that resumes needs that state, but a kernel's gradient is κ
+    times a row vector, and momentum is a sum of gradients: slots correlate
+    with keys by up to 0.99. So files of a `ProtectedModel` leave it out; one
+    that is saved inside this block is a secret.
+
+    Args:
+        model: Compiled model; nothing changes for one without passport layers.
+
+    Example:
+
+    >>> with secret_checkpoint(model):
+    ...     model.save_weights("owner/checkpoint.weights.h5")
+    """
+    optimizer = getattr(model, "optimizer", None)
+    own = getattr(optimizer, "__dict__", {})
+    withheld = [name for name in _STATE_METHODS if name in own]
+    for name in withheld:
+        delattr(optimizer, name)
+    try:
+        yield
+    finally:
+        if withheld:
+            _withhold_state(optimizer)
+
+
+_STATE_METHODS = ("save_own_variables", "load_own_variables")
+
+
+def _withhold_state(optimizer):
+    if optimizer is not None:
+        for name in _STATE_METHODS:
+            setattr(optimizer, name, lambda store: None)
+
+
+def keyed_function(model: keras.Model):
+    """The model as a compiled function of a packed passport and its inputs.
+
+    Args:
+        model: Protected model, bound or not; what is bound is not used. Its
+            weights are those of this moment on JAX, the current ones on
+            TensorFlow.
+
+    Returns:
+        Function of `(passport, inputs)` that returns the outputs in inference
+        mode. Traced once per shape, it serves any number of passports.
+    """
+    backend = keras.backend.backend()
+    if backend == "tensorflow":
+        import tensorflow as tf
+
+        @tf.function(reduce_retracing=True)
+        def function(passport, inputs):
+            with presented(model, passport):
+                return model(inputs, training=False)
+
+        return function
+    if backend == "jax":
+        import jax
+
+        @jax.jit
+        def stateless(passport, inputs, trainable, non_trainable):
+            with presented(model, passport):
+                return model.stateless_call(
+                    trainable, non_trainable, inputs, training=False
+                )[0]
+
+        state = [
+            [variable.value for variable in variables]
+            for variables in (
+                model.trainable_variables,
+                model.non_trainable_variables,
+            )
+        ]
+        return lambda passport, inputs: stateless(passport, inputs, *state)
+
+    def eager(passport, inputs):
+        with presented(model, passport):
+            return model(inputs, training=False)
+
+    return eager
+
+
+def _asks_first(name):
+    """A method of `keras.Model` that asks for the passport before tracing.
+
+    Raised from inside a traced function, the error would reach the user as
+    one about tracing; on JAX the model would lose its weights by it.
+    """
+    original = getattr(keras.Model, name)
+
+    def method(self, *args, **kwargs):
+        self._require_bound()
+        return getattr(super(ProtectedModel, self), name)(*args, **kwargs)
+
+    method.__name__ = name
+    method.__doc__ = original.__doc__
+    return method
+
+
+@keras.saving.register_keras_serializable(package="keras_passport")
+class ProtectedModel(keras.Model):
+    """A functional Keras model with passport layers, as `protect` returns it.
+
+    It is an ordinary Keras model in all but three points. Without a bound
+    passport `fit`, `evaluate`, `predict` and the `*_on_batch` methods raise
+    `PassportRequiredError` before anything is traced. Files that it is saved
+    to hold no optimizer state, since that gives keys away. `export` is
+    refused: it would write the bound keys into the graph.
+    """
+
+    fit = _asks_first("fit")
+    evaluate = _asks_first("evaluate")
+    predict = _asks_first("predict")
+    train_on_batch = _asks_first("train_on_batch")
+    test_on_batch = _asks_first("test_on_batch")
+    predict_on_batch = _asks_first("predict_on_batch")
+
+    def _require_bound(self):
+        for path, layer in protected_layers(self).items():
+            if not layer.is_bound:
+                raise PassportRequiredError(
+                    f"Model '{self.name}' is protected and layer '{path}' has "
+                    "no passport. Bind one with "
+                    "keras_passport.bind(model, passport); files never hold "
+                    "it, so a loaded model must be bound anew."
+                )
+
+    def compile(self, *args, **kwargs):
+        super().compile(*args, **kwargs)
+        _withhold_state(self.optimizer)
+
+    def compile_from_config(self, config):
+        # Keras calls it, when a model is loaded or cloned, only on models that
+        # leave `compile` as it is, unless they say how.
+        self.compile(**keras.saving.deserialize_keras_object(config))
+        if self.optimizer is not None and self.built:
+            self.optimizer.build(self.trainable_variables)
+
+    def export(self, *args, **kwargs):
+        raise PassportError(
+            "Expected an export without secrets: `export` on a protected "
+            "model would write the bound keys into the file. Save the model "
+            "with `model.save(...)` and keep the passport file apart."
+        )

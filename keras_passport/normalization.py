@@ -1,0 +1,165 @@
+"""Normalisation with a scale and shift that are given, not stored.
+
+Keras's normalisation layers hold their own γ and β. These functions do what
+the layers do, statistics included, with γ and β as tensors through which
+gradients flow.
+"""
+
+import keras
+from keras import ops
+
+SUPPORTED = (
+    keras.layers.BatchNormalization,
+    keras.layers.LayerNormalization,
+    keras.layers.GroupNormalization,
+)
+
+
+def refusal(layer) -> str | None:
+    """Why a passport can't take this normalisation's place, or `None`."""
+    if getattr(layer, "renorm", False):
+        return "batch renormalisation (renorm=True) has its own scale and shift"
+    axis = layer.axis
+    if isinstance(axis, (list, tuple)) and len(axis) != 1:
+        return f"it normalises over several axes ({list(axis)})"
+    return None
+
+
+def normalize(layer, inputs, gamma, beta, training=None, mask=None):
+    """y = γ · normalise(x) + β (eq. 3).
+
+    Args:
+        layer: A built normalisation layer without affine part; its statistics
+            are used and, in training, updated as it would itself.
+        inputs: Tensor to normalise.
+        gamma: float32 tensor of shape `(1 or batch, channels)`, or `None`.
+        beta: Likewise.
+        training: Whether to use the batch's own statistics.
+        mask: Mask of one axis less than the inputs, or `None`.
+
+    Returns:
+        Tensor in the shape of `inputs` and the layer's compute dtype.
+    """
+    if not isinstance(layer, keras.layers.BatchNormalization):
+        outputs = layer(ops.cast(inputs, layer.compute_dtype))
+        return _scale_and_shift(layer, outputs, gamma, beta)
+    inputs = ops.cast(inputs, layer.compute_dtype)
+    training = bool(training) and layer.trainable
+    one_row = all(p is None or p.shape[0] == 1 for p in (gamma, beta))
+    if one_row and mask is None and not (training and layer.synchronized):
+        gamma = None if gamma is None else gamma[0]
+        beta = None if beta is None else beta[0]
+        if _can_fuse(layer, inputs):
+            return _fused(layer, inputs, gamma, beta, training)
+        return _composed(layer, inputs, gamma, beta, training)
+    if not training:
+        return _affine_of_statistics(layer, inputs, gamma, beta)
+    outputs = layer(inputs, training=training, mask=mask)
+    return _scale_and_shift(layer, outputs, gamma, beta)
+
+
+def channel_axis(layer, rank: int) -> int:
+    """The axis that the layer scales and shifts, of an input of this rank."""
+    axis = layer.axis
+    axis = axis[0] if isinstance(axis, (list, tuple)) else axis
+    return axis % rank
+
+
+def _over_channels(layer, inputs, parameter):
+    """A (rows, channels) parameter in a shape that broadcasts to inputs."""
+    shape = [1] * len(inputs.shape)
+    shape[channel_axis(layer, len(inputs.shape))] = parameter.shape[-1]
+    shape[0] = parameter.shape[0] or -1
+    return ops.reshape(parameter, shape)
+
+
+def _scale_and_shift(layer, inputs, gamma, beta):
+    outputs = ops.cast(inputs, "float32")
+    if gamma is not None:
+        outputs = outputs * _over_channels(layer, inputs, gamma)
+    if beta is not None:
+        outputs = outputs + _over_channels(layer, inputs, beta)
+    return ops.cast(outputs, layer.compute_dtype)
+
+
+def _affine_of_statistics(layer, inputs, gamma, beta):
+    """Inference with a row of γ and β per example: one multiply and add."""
+    mean = ops.convert_to_tensor(layer.moving_mean)[None]
+    inverse = ops.rsqrt(
+        ops.convert_to_tensor(layer.moving_variance) + layer.epsilon
+    )[None]
+    scale = inverse if gamma is None else gamma * inverse
+    shift = -mean * scale if beta is None else beta - mean * scale
+    return _scale_and_shift(layer, inputs, scale, shift)
+
+
+def _composed(layer, inputs, gamma, beta, training):
+    """Keras's own batch normalisation, in the order in which it computes."""
+    axis = channel_axis(layer, len(inputs.shape))
+    x = ops.cast(inputs, "float32")
+    mean, variance = layer.moving_mean, layer.moving_variance
+    if training:
+        axes = [i for i in range(len(x.shape)) if i != axis]
+        mean, variance = ops.moments(x, axes=axes)
+        _update_statistics(layer, mean, variance)
+    outputs = ops.batch_normalization(
+        x, mean, variance, axis, beta, gamma, layer.epsilon
+    )
+    return ops.cast(outputs, layer.compute_dtype)
+
+
+def _update_statistics(layer, mean, variance):
+    for moving, value in (
+        (layer.moving_mean, mean),
+        (layer.moving_variance, variance),
+    ):
+        moving.assign(moving * layer.momentum + value * (1.0 - layer.momentum))
+
+
+def _can_fuse(layer, inputs) -> bool:
+    return (
+        keras.backend.backend() == "tensorflow"
+        and channel_axis(layer, len(inputs.shape)) == len(inputs.shape) - 1
+        and layer.compute_dtype in ("float32", "float16", "bfloat16")
+        # The kernels for GPUs take no smaller one.
+        and layer.epsilon >= 1e-5
+    )
+
+
+def _fused(layer, inputs, gamma, beta, training):
+    """TensorFlow's one-pass kernel, which Keras 3 does not use.
+
+    It takes four axes, and returns the unbiased variance where Keras keeps
+    the biased one in its moving average.
+    """
+    import tensorflow as tf
+
+    units = inputs.shape[-1]
+    shape = tf.shape(inputs)
+    x = inputs
+    if len(inputs.shape) != 4:
+        x = tf.reshape(inputs, (shape[0], -1, 1, units))
+    gamma = tf.ones((units,)) if gamma is None else gamma
+    beta = tf.zeros((units,)) if beta is None else beta
+    empty = tf.zeros((0,))
+    outputs, mean, variance, *_ = tf.raw_ops.FusedBatchNormV3(
+        x=x,
+        scale=gamma,
+        offset=beta,
+        mean=empty if training else tf.convert_to_tensor(layer.moving_mean),
+        variance=(
+            empty if training else tf.convert_to_tensor(layer.moving_variance)
+        ),
+        epsilon=layer.epsilon,
+        is_training=training,
+    )
+    if training:
+        count = tf.cast(tf.size(x) // units, "float32")
+        biased = variance * ((count - 1.0) / count)
+        _update_statistics(
+            layer, tf.stop_gradient(mean), tf.stop_gradient(biased)
+        )
+    if len(inputs.shape) != 4:
+        outputs = tf.reshape(outputs, shape)
+    outputs.set_shape(inputs.shape)
+    return outputs

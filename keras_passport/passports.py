@@ -1,0 +1,580 @@
+"""`Passport`: the secret that a protected model needs, and how it is made."""
+
+import dataclasses
+import functools
+import hashlib
+import hmac
+import json
+import os
+import secrets
+from collections.abc import Mapping
+
+import numpy as np
+
+from keras_passport import functions
+from keras_passport.errors import PassportError
+from keras_passport.geometry import Geometry, digest
+
+KINDS = ("random_pattern", "fixed_image", "random_image", "feature_maps")
+KEY_SCALINGS = ("paper", "unit")
+ROLES = ("gamma", "beta")
+
+# Seeds of fakes and of passports draw from different domains, so that a fake
+# made from somebody's guess of a seed is not the passport made from it.
+PASSPORT, FAKE = "passport", "fake"
+
+
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class PassportEntry:
+    """One layer's part of a passport.
+
+    Args:
+        geometry: How the layer digests feature maps into keys.
+        gamma: Feature map for γ, float32, `(height, width, channels)` for a
+            Conv2D, in the layer's data_format; or `None`.
+        beta: Feature map for β, likewise.
+        gamma_key: Key for γ where there is no map, float32, of shape
+            `geometry.key_shape`; or `None`.
+        beta_key: Key for β, likewise.
+        gamma_image: For image kinds, index of γ's identity image.
+        beta_image: For image kinds, index of β's.
+    """
+
+    geometry: Geometry
+    gamma: np.ndarray | None = None
+    beta: np.ndarray | None = None
+    gamma_key: np.ndarray | None = None
+    beta_key: np.ndarray | None = None
+    gamma_image: int | None = None
+    beta_image: int | None = None
+
+    def __post_init__(self):
+        for role in ROLES:
+            feature_map = getattr(self, role)
+            key = getattr(self, f"{role}_key")
+            if feature_map is not None and key is not None:
+                raise PassportError(
+                    f"Expected a feature map or a key for {role}. "
+                    "Received: both"
+                )
+            for value in (feature_map, key):
+                if value is not None and not np.all(np.isfinite(value)):
+                    raise PassportError(
+                        f"Expected finite values for {role}. "
+                        "Received: NaN or infinity"
+                    )
+            if feature_map is not None:
+                self.geometry.check_map(feature_map, role)
+            if key is not None and key.shape != self.geometry.key_shape:
+                raise PassportError(
+                    f"Expected a key for {role} of shape "
+                    f"{self.geometry.key_shape}. Received: shape={key.shape}"
+                )
+
+    def __repr__(self):
+        roles = [role for role in ROLES if self.has(role)]
+        return f"<PassportEntry for {' and '.join(roles)}>"
+
+    def has(self, role: str) -> bool:
+        """Whether there is a map or key for `"gamma"` or `"beta"`."""
+        return (
+            getattr(self, role) is not None
+            or getattr(self, f"{role}_key") is not None
+        )
+
+    def array(self, role: str) -> np.ndarray | None:
+        """The map or key for a role: what a file holds of it."""
+        value = getattr(self, role)
+        return getattr(self, f"{role}_key") if value is None else value
+
+    def key(self, role: str) -> np.ndarray | None:
+        """The key for a role, before scaling; `None` if there is none."""
+        feature_map = getattr(self, role)
+        if feature_map is None:
+            return getattr(self, f"{role}_key")
+        return digest(feature_map, self.geometry)
+
+
+class Passport:
+    """A passport: per protected layer, the feature maps for γ and/or β.
+
+    Make one with `random_pattern` (T1), `fixed_image` (T2), `random_image`
+    (T3) or `from_feature_maps`; keep it with `save` and `load`. It is a
+    secret: whoever holds it can run the model. `repr` shows no value of it.
+
+    Args:
+        kind: One of `KINDS`.
+        function: Passport function that it serves.
+        layers: Dict from path to `PassportEntry`, in the graph's order.
+        seed: Secret of 16 bytes or more.
+        key_scaling: `"paper"` takes keys as digested; `"unit"` scales each to
+            norm 1.
+        images: Identity images of image kinds: a float32 array, or a dict of
+            them for several inputs.
+
+    Example:
+
+    >>> passport = Passport.random_pattern(model)
+    >>> passport.save("owner.h5")
+    >>> bind(model, Passport.load("owner.h5"))
+
+    Reference:
+
+    - Fan, Ng, Chan: Digital Passport, Section 2.4, Figure 4.
+    """
+
+    def __init__(
+        self,
+        kind: str,
+        function: str | functions.PassportFunction,
+        layers: Mapping[str, PassportEntry],
+        seed: bytes,
+        key_scaling: str = "paper",
+        images=None,
+    ):
+        if kind not in KINDS:
+            raise PassportError(
+                f"Expected kind to be one of {KINDS}. Received: kind={kind!r}"
+            )
+        if not layers:
+            raise PassportError(
+                "Expected a passport for at least one layer. Received: none"
+            )
+        self.kind = kind
+        self.function = functions.get(function)
+        self.layers = dict(layers)
+        self.seed = bytes(seed)
+        self.key_scaling = check_key_scaling(key_scaling)
+        self.images = images
+        for path, entry in self.layers.items():
+            given = tuple(role for role in ROLES if entry.has(role))
+            if given != self.function.roles:
+                raise PassportError(
+                    f"Expected layer '{path}' to have "
+                    f"{' and '.join(self.function.roles)}, as "
+                    f"{self.function.name} hides. Received: "
+                    f"{' and '.join(given) or 'neither'}"
+                )
+
+    # Making -------------------------------------------------------------
+
+    @classmethod
+    def random_pattern(
+        cls,
+        model,
+        *,
+        seed: bytes | int | None = None,
+        key_scaling: str = "paper",
+        spatial_size=None,
+        domain: str = PASSPORT,
+    ) -> "Passport":
+        """A T1 passport: independent uniform elements in [-1, 1] (Figure 4a).
+
+        Args:
+            model: Protected model; it knows layers, function and shapes.
+            seed: Secret from which all is drawn. Defaults to 128 bits from
+                `secrets`, which only the passport file keeps. An int can be
+                guessed by trying: for tests alone.
+            key_scaling: `"paper"` or `"unit"`; see `Passport`.
+            spatial_size: Size of the model's inputs where it leaves it open.
+            domain: `FAKE` for an attacker's passports.
+
+        Returns:
+            A new `Passport`.
+
+        Raises:
+            PassportError: If the model is not protected, or leaves its
+                input size open and no `spatial_size` is given.
+
+        Example:
+
+        >>> passport = Passport.random_pattern(model)
+        """
+        from keras_passport import features, models
+
+        function = models.function_of(model)
+        layers = models.protected_layers(model)
+        seed = _seed(seed)
+        shapes = features.input_shapes(model, spatial_size)
+        entries = {}
+        for path, layer in layers.items():
+            maps = {
+                role: _uniform(derive(seed, domain, path, role), shapes[path])
+                for role in function.roles
+            }
+            entries[path] = PassportEntry(layer.geometry, **maps)
+        return cls("random_pattern", function, entries, seed, key_scaling)
+
+    @classmethod
+    def fixed_image(
+        cls,
+        model,
+        images,
+        *,
+        reference,
+        seed: bytes | int | None = None,
+        key_scaling: str = "paper",
+    ) -> "Passport":
+        """A T2 passport: one image's feature maps at every layer (Figure 4b).
+
+        Args:
+            model: Protected model.
+            images: Identity images in the model's own input domain, float
+                `(n, height, width, channels)`, or a dict for several inputs:
+                one image for V1 and V2, two for V3 (γ's, then β's), such as a
+                logo and a portrait.
+            reference: Trained network of the same architecture.
+            seed: Secret salt of the file's hash; see `random_pattern`.
+            key_scaling: `"paper"` or `"unit"`; see `Passport`.
+
+        Returns:
+            A new `Passport`.
+
+        Raises:
+            PassportError: If there are too few or too many images, or they
+                or the reference don't fit the model.
+
+        Example:
+
+        >>> passport = Passport.fixed_image(model, images, reference=base)
+        """
+        from keras_passport import features, models
+
+        function = models.function_of(model)
+        images = features.check_images(model, images)
+        count, needed = _count(images), len(function.roles)
+        if count != needed:
+            raise PassportError(
+                f"Expected {needed} identity image{'s' * (needed > 1)} for a "
+                f"fixed_image passport with {function.name}, one each for "
+                f"{' and '.join(function.roles)}. Received: {count}"
+            )
+
+        def choose(path, role):
+            return function.roles.index(role)
+
+        return cls._of_images(
+            "fixed_image", model, images, reference, seed, key_scaling, choose
+        )
+
+    @classmethod
+    def random_image(
+        cls,
+        model,
+        images,
+        *,
+        reference,
+        seed: bytes | int | None = None,
+        key_scaling: str = "paper",
+        domain: str = PASSPORT,
+    ) -> "Passport":
+        """A T3 passport: per layer, one of N images' feature maps (Figure 4c).
+
+        Which image a layer takes, for γ and for β separately, follows from an
+        HMAC of the seed over the images' hashes and the layer's path: it can
+        be re-derived, and nobody can say that it was searched for.
+
+        Args:
+            model: Protected model.
+            images: N ≥ 2 identity images in the model's own input domain, as
+                for `fixed_image`.
+            reference: Trained network of the same architecture.
+            seed: Secret from which the choices follow; see `random_pattern`.
+            key_scaling: `"paper"` or `"unit"`; see `Passport`.
+            domain: `FAKE` for an attacker's passports.
+
+        Returns:
+            A new `Passport`.
+
+        Raises:
+            PassportError: If there are fewer than two images, or they or the
+                reference don't fit the model.
+
+        Example:
+
+        >>> passport = Passport.random_image(model, images, reference=base)
+        """
+        from keras_passport import features
+
+        images = features.check_images(model, images)
+        count = _count(images)
+        if count < 2:
+            raise PassportError(
+                "Expected at least 2 identity images for a random_image "
+                f"passport. Received: {count}"
+            )
+        seed = _seed(seed)
+        choose = functools.partial(
+            choice, seed, domain, _images_hash(images), count
+        )
+        return cls._of_images(
+            "random_image", model, images, reference, seed, key_scaling, choose
+        )
+
+    @classmethod
+    def _of_images(
+        cls, kind, model, images, reference, seed, key_scaling, choose
+    ):
+        from keras_passport import features, models
+
+        if reference is None:
+            raise PassportError(
+                f"Expected reference to be a trained network for a {kind} "
+                "passport. Received: reference=None"
+            )
+        function = models.function_of(model)
+        chosen = {
+            path: {role: choose(path, role) for role in function.roles}
+            for path in models.protected_layers(model)
+        }
+        maps = features.layer_inputs(
+            model,
+            reference,
+            images,
+            {path: set(some.values()) for path, some in chosen.items()},
+        )
+        entries = {}
+        for path, layer in models.protected_layers(model).items():
+            roles = {}
+            for role, index in chosen[path].items():
+                roles[role] = maps[path][index]
+                roles[f"{role}_image"] = index
+            entries[path] = PassportEntry(layer.geometry, **roles)
+        return cls(kind, function, entries, _seed(seed), key_scaling, images)
+
+    @classmethod
+    def from_feature_maps(
+        cls,
+        model,
+        maps: Mapping[str, tuple],
+        *,
+        seed: bytes | int | None = None,
+        key_scaling: str = "paper",
+    ) -> "Passport":
+        """A passport of feature maps that you bring.
+
+        Args:
+            model: Protected model.
+            maps: Dict from path to `(gamma, beta)`, float arrays of the shape
+                of that layer's input without batch axis; `None` for what the
+                model's function does not hide.
+            seed: Secret salt of the file's hash; see `random_pattern`.
+            key_scaling: `"paper"` or `"unit"`; see `Passport`.
+
+        Returns:
+            A new `Passport`.
+
+        Raises:
+            PassportError: If a layer's maps are missing, superfluous or of
+                the wrong shape.
+
+        Example:
+
+        >>> maps = {"conv": (np.ones((8, 8, 3)), np.ones((8, 8, 3)))}
+        >>> passport = Passport.from_feature_maps(model, maps)
+        """
+        from keras_passport import models
+
+        function = models.function_of(model)
+        layers = models.protected_layers(model)
+        _check_paths(set(layers), set(maps))
+        entries = {}
+        for path, layer in layers.items():
+            gamma, beta = (
+                None if value is None else np.asarray(value, "float32")
+                for value in maps[path]
+            )
+            entries[path] = PassportEntry(layer.geometry, gamma, beta)
+        return cls("feature_maps", function, entries, _seed(seed), key_scaling)
+
+    # Using --------------------------------------------------------------
+
+    def keys(self, model=None) -> dict[str, dict[str, np.ndarray]]:
+        """Digests the passport into keys κ(p).
+
+        Args:
+            model: Protected model to check the passport against; `None`
+                digests without a check, and without Keras.
+
+        Returns:
+            Dict from path to dict from `"gamma"` and/or `"beta"` to key,
+            float32, of shape (kernel size..., channels).
+
+        Raises:
+            PassportError: If the passport was made for another architecture
+                or passport function.
+        """
+        if model is not None:
+            self.check(model)
+        return {
+            path: {
+                role: self._scaled(entry.key(role))
+                for role in self.function.roles
+            }
+            for path, entry in self.layers.items()
+        }
+
+    def packed(self) -> np.ndarray:
+        """All keys in one row, `(1, K)` float32, in the order of `layers`."""
+        return np.concatenate(
+            [
+                key.reshape(1, -1)
+                for some in self.keys().values()
+                for key in some.values()
+            ],
+            axis=1,
+        )
+
+    def _scaled(self, key):
+        if self.key_scaling == "paper":
+            return key
+        norm = np.linalg.norm(key)
+        return key / norm if norm > 0 else key
+
+    def check(self, model) -> None:
+        """Raises `PassportError` unless the passport fits the model."""
+        from keras_passport import models
+
+        function = models.function_of(model)
+        if function != self.function:
+            raise PassportError(
+                f"Expected a passport for function {function.name}, the "
+                f"model's. Received: one for {self.function.name}"
+            )
+        layers = models.protected_layers(model)
+        _check_paths(set(layers), set(self.layers))
+        for path, layer in layers.items():
+            expected, received = layer.geometry, self.layers[path].geometry
+            if expected != received:
+                raise PassportError(
+                    f"Expected a passport for layer '{path}' with geometry "
+                    f"{expected.to_dict()}. Received: {received.to_dict()}"
+                )
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 over the content, as 64 hexadecimal digits.
+
+        The secret seed is part of the content, so nothing can be learned of
+        the passport by trying: it may be published as a commitment.
+        """
+        return hashlib.sha256(self._header()).hexdigest()
+
+    def _header(self) -> bytes:
+        from keras_passport import passport_file
+
+        return json.dumps(passport_file.header(self), sort_keys=True).encode()
+
+    def __repr__(self):
+        return (
+            f"<Passport {self.kind}, {self.function.name}, "
+            f"{len(self.layers)} layers, {self.fingerprint[:8]}>"
+        )
+
+    def save(self, path: str | os.PathLike) -> None:
+        """Writes an HDF5 file that only its owner can read.
+
+        Args:
+            path: File to write, replaced if it exists.
+        """
+        from keras_passport import passport_file
+
+        passport_file.save(self, path)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike) -> "Passport":
+        """Reads a file that `save` wrote. Needs NumPy and h5py alone.
+
+        Args:
+            path: The file.
+
+        Raises:
+            PassportError: If it is missing, damaged, or no passport.
+        """
+        from keras_passport import passport_file
+
+        return passport_file.load(path)
+
+
+def check_key_scaling(key_scaling: str) -> str:
+    """The key scaling, if it is one."""
+    if key_scaling not in KEY_SCALINGS:
+        raise PassportError(
+            f"Expected key_scaling to be one of {KEY_SCALINGS}. "
+            f"Received: key_scaling={key_scaling!r}"
+        )
+    return key_scaling
+
+
+def derive(seed: bytes, *labels: str) -> bytes:
+    """32 bytes that follow from a seed and labels, and tell neither."""
+    message = json.dumps(labels).encode()
+    return hmac.new(seed, message, hashlib.sha256).digest()
+
+
+def choice(
+    seed: bytes, domain: str, images_hash: str, count: int, path: str, role: str
+) -> int:
+    """Which of `count` images a T3 passport takes (Section 2.4 c)."""
+    drawn = derive(seed, domain, images_hash, path, role)
+    return int.from_bytes(drawn, "big") % count
+
+
+def _uniform(seed, shape):
+    generator = np.random.Generator(
+        np.random.Philox(key=int.from_bytes(seed[:16], "big"))
+    )
+    return generator.random(shape, dtype="float32") * 2 - 1
+
+
+def _seed(seed) -> bytes:
+    if seed is None:
+        return secrets.token_bytes(16)
+    if isinstance(seed, (int, np.integer)) and seed >= 0:
+        return hashlib.sha256(str(int(seed)).encode()).digest()[:16]
+    if isinstance(seed, bytes) and len(seed) >= 16:
+        return seed
+    raise PassportError(
+        "Expected seed to be None, 16 or more bytes, or for tests an int of 0 "
+        f"or more. Received: a {type(seed).__name__}"
+    )
+
+
+def _leaves(images):
+    """Arrays of one input, or of several in the order of their names."""
+    if isinstance(images, Mapping):
+        return [array for _, array in sorted(images.items())]
+    return list(images) if isinstance(images, (list, tuple)) else [images]
+
+
+def _count(images) -> int:
+    return len(_leaves(images)[0])
+
+
+def _images_hash(images) -> str:
+    total = hashlib.sha256()
+    for array in _leaves(images):
+        total.update(array_hash(array).encode())
+    return total.hexdigest()
+
+
+def array_hash(array: np.ndarray) -> str:
+    """SHA-256 over an array's shape and float32 values."""
+    array = np.ascontiguousarray(array, "<f4")
+    return hashlib.sha256(
+        json.dumps(array.shape).encode() + array.tobytes()
+    ).hexdigest()
+
+
+def _check_paths(expected: set, received: set) -> None:
+    if expected != received:
+
+        def some(paths):
+            listed = ", ".join(sorted(paths)[:3])
+            return listed + (", ..." if len(paths) > 3 else "") or "none"
+
+        raise PassportError(
+            f"Expected a passport for the model's {len(expected)} protected "
+            f"layers. Received: one for {len(received)} layers; missing: "
+            f"{some(expected - received)}; unknown: {some(received - expected)}"
+        )

@@ -1,0 +1,332 @@
+"""The paper's figures, drawn from plain numbers.
+
+matplotlib is imported where it is used, and through its object-oriented
+interface: nothing here touches pyplot, its current figure or its settings.
+"""
+
+import pathlib
+from collections.abc import Mapping
+
+import numpy as np
+
+from keras_passport.files import replacing
+
+_ORIGINAL = "#2ca02c"
+_VALID = "#d62728"
+_FAKE = "#1f77b4"
+_INK = "#333333"
+_FAINT = "#d9d9d9"
+
+# Above so many valid accuracies, lines would hide one another.
+_MOST_LINES = 10
+
+
+def plot_fakes(result: Mapping, path) -> None:
+    """Draws the accuracies under fake passports, as Figure 6 does.
+
+    A histogram of the fakes in blue over the whole range of accuracies, with
+    the original network's accuracy as a green line and the protected
+    network's with its valid passport in red.
+
+    Args:
+        result: Mapping with accuracies in per cent:
+            `"original_accuracy"`: number;
+            `"valid_accuracy"`: number, or a sequence of them if several
+            networks were protected (up to ten are drawn as lines, more as a
+            histogram);
+            `"fake_accuracies"`: sequence of at least one number;
+            `"title"`: optional string.
+            Other entries are ignored, so `result.json` serves.
+        path: The file to write; its suffix chooses the format (`.png`,
+            `.pdf`, `.svg`). It is replaced if it exists, and only by a
+            complete picture.
+
+    Raises:
+        ValueError: If an entry is missing or holds something else than
+            accuracies, or if the path's suffix names no picture format.
+        FileNotFoundError: If the path's folder does not exist.
+
+    Example:
+
+    >>> plot_fakes(
+    ...     {
+    ...         "original_accuracy": 92.7,
+    ...         "valid_accuracy": 92.4,
+    ...         "fake_accuracies": [9.8, 10.0, 10.4, 12.1],
+    ...     },
+    ...     "fakes.png",
+    ... )
+    """
+    path = _picture_path(path)
+    original = _accuracies(result, "original_accuracy")[0]
+    valid = _accuracies(result, "valid_accuracy")
+    fakes = _accuracies(result, "fake_accuracies")
+
+    figure = _figure(7.6, 3.9)
+    axes = figure.add_subplot()
+    _style(axes)
+    bins = np.arange(101)
+    original_line = axes.axvline(
+        original, color=_ORIGINAL, linewidth=1.6, zorder=4
+    )
+    counts, _, bars = axes.hist(
+        fakes,
+        bins,
+        color=_FAKE,
+        alpha=0.9,
+        edgecolor="white",
+        linewidth=0.4,
+        zorder=2,
+    )
+    top = counts.max()
+    if len(valid) > _MOST_LINES:
+        counts, _, valid_mark = axes.hist(
+            valid, bins, color=_VALID, alpha=0.65, zorder=3
+        )
+        top = max(top, counts.max())
+    else:
+        # Wider than the original's line, which may lie on top of it.
+        for accuracy in valid:
+            valid_mark = axes.axvline(
+                accuracy,
+                color=_VALID,
+                linewidth=4.5 if len(valid) == 1 else 2.5,
+                alpha=0.6,
+                zorder=3,
+            )
+    axes.set_xlim(0, 100)
+    axes.set_xticks(range(0, 101, 10))
+    axes.set_ylim(0, 1.08 * top)
+    axes.yaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
+    axes.set_xlabel("Test accuracy (%)")
+    axes.set_ylabel("Passports per 1 % of accuracy")
+    if result.get("title"):
+        axes.set_title(result["title"], color=_INK, fontsize=12, pad=10)
+    # Outside the axes, so that it hides no bar wherever the fakes lie.
+    figure.legend(
+        [original_line, valid_mark, bars],
+        [
+            f"Original: {original:.1f} %",
+            _label(valid, "Valid passport", "valid passports"),
+            _label(fakes, "1 fake", "fakes", with_maximum=True),
+        ],
+        loc="outside lower center",
+        ncols=3,
+        fontsize=9.5,
+        frameon=False,
+        labelcolor=_INK,
+        handlelength=1.4,
+        columnspacing=1.8,
+    )
+    _write(figure, path)
+
+
+def plot_training(history: Mapping, path) -> None:
+    """Draws a training by epoch, as Figure 3 does.
+
+    One panel each for the accuracies of the original and the protected
+    network, for the weight change of one passport layer, and for its γ and β.
+    A panel whose numbers are absent is left out.
+
+    Args:
+        history: Mapping with, per epoch from the first to the last,
+            `"protected"`: mapping with `"accuracy"` and, if it was measured,
+            `"val_accuracy"`, sequences of numbers in per cent;
+            `"original"`: the same of the original network, or absent if it
+            was trained elsewhere;
+            `"layer"`: optional mapping with the layer's `"name"` and any of
+            `"weight_change"`, `"gamma"` and `"beta"`, sequences of mean
+            absolute values (of the kernel's change during the epoch, and of
+            the hidden parameters at its end).
+            Either network may be trained for more epochs than the other.
+        path: The file to write, as in `plot_fakes`.
+
+    Raises:
+        ValueError: If an entry is missing or holds something else than
+            numbers, or if the path's suffix names no picture format.
+        FileNotFoundError: If the path's folder does not exist.
+
+    Example:
+
+    >>> plot_training(
+    ...     {
+    ...         "original": {"accuracy": [41.0, 58.2, 66.0]},
+    ...         "protected": {"accuracy": [38.4, 57.5, 65.1]},
+    ...         "layer": {"name": "conv2", "gamma": [0.2, 0.4, 0.5]},
+    ...     },
+    ...     "training.png",
+    ... )
+    """
+    path = _picture_path(path)
+    curves = []
+    for network, color in (("original", _ORIGINAL), ("protected", _VALID)):
+        if network == "original" and history.get(network) is None:
+            continue
+        metrics = _mapping(history, network)
+        for key, words, style in (
+            ("accuracy", "training", (0, (2, 1.2))),
+            ("val_accuracy", "test", "-"),
+        ):
+            if key == "val_accuracy" and metrics.get(key) is None:
+                continue
+            curves.append(
+                (
+                    _accuracies(metrics, key, f"{network}.{key}"),
+                    {
+                        "label": f"{network.capitalize()}, {words}",
+                        "color": color,
+                        "linestyle": style,
+                    },
+                )
+            )
+    layer = {} if history.get("layer") is None else _mapping(history, "layer")
+    panels = [
+        (title, _numbers(layer, key, f"layer.{key}"))
+        for key, title in (
+            ("weight_change", "Mean |ΔW| per epoch"),
+            ("gamma", "Mean |γ|"),
+            ("beta", "Mean |β|"),
+        )
+        if layer.get(key) is not None
+    ]
+
+    figure = _figure(4.2 + 2.7 * len(panels), 3.2)
+    if len(panels) == 3:
+        rows = figure.subplots(1, 4, width_ratios=(1.45, 1, 1, 1))
+    else:
+        rows = figure.subplots(1, 1 + len(panels), squeeze=False)[0]
+    for axes in rows:
+        _style(axes)
+        axes.set_xlabel("Epoch")
+        axes.xaxis.get_major_locator().set_params(
+            integer=True, min_n_ticks=1, nbins=6
+        )
+        axes.margins(x=0.03)
+    for values, style in curves:
+        _by_epoch(rows[0], values, **style)
+    rows[0].set_title("Accuracy (%)", color=_INK, fontsize=11)
+    rows[0].set_ylim(0, 100)
+    rows[0].set_yticks(range(0, 101, 20))
+    best = max(values.max() for values, _ in curves)
+    rows[0].legend(
+        fontsize=8.5,
+        frameon=True,
+        framealpha=0.85,
+        edgecolor="none",
+        labelcolor=_INK,
+        handlelength=2.2,
+        loc="lower right" if best > 40 else "upper left",
+    )
+    for axes, (title, values) in zip(rows[1:], panels, strict=True):
+        _by_epoch(axes, values, color=_VALID)
+        axes.set_title(title, color=_INK, fontsize=11)
+        axes.set_ylim(0, 1.1 * values.max() if values.max() > 0 else 1)
+        axes.yaxis.get_major_locator().set_params(nbins=6)
+    if panels and layer.get("name"):
+        figure.suptitle(
+            f"Passport layer: {layer['name']}", color=_INK, fontsize=11
+        )
+    _write(figure, path)
+
+
+def _by_epoch(axes, values, **style):
+    axes.plot(
+        np.arange(1, len(values) + 1),
+        values,
+        linewidth=1.7,
+        # A single epoch makes no line.
+        marker="o" if len(values) == 1 else None,
+        clip_on=False,
+        zorder=3,
+        **style,
+    )
+    # Epochs are counted from 1: no tick at 0.
+    axes.set_xlim(left=max(axes.get_xlim()[0], 0.5))
+
+
+def _label(accuracies, one, many, with_maximum=False):
+    if len(accuracies) == 1:
+        return f"{one}: {accuracies[0]:.1f} %"
+    label = (
+        f"{len(accuracies):,} {many}: "
+        f"{accuracies.mean():.1f} ± {accuracies.std(ddof=1):.1f} %"
+    )
+    if with_maximum:
+        label += f", max {accuracies.max():.1f} %"
+    return label
+
+
+def _figure(width, height):
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ImportError(
+            "Drawing figures needs matplotlib: "
+            'pip install "keras-passport[plots]"'
+        ) from error
+    figure = Figure(figsize=(width, height), layout="constrained")
+    figure.get_layout_engine().set(w_pad=0.07, h_pad=0.07)
+    return figure
+
+
+def _style(axes):
+    axes.grid(color=_FAINT, linewidth=0.6)
+    axes.set_axisbelow(True)
+    for side, spine in axes.spines.items():
+        spine.set_visible(side in ("left", "bottom"))
+        spine.set_color("#888888")
+    axes.tick_params(colors=_INK, labelsize=9)
+    axes.xaxis.label.set_color(_INK)
+    axes.yaxis.label.set_color(_INK)
+
+
+def _picture_path(path):
+    if pathlib.Path(path).suffix.lower() not in (".png", ".pdf", ".svg"):
+        raise ValueError(
+            "Expected path to end in .png, .pdf or .svg. "
+            f"Received: path={str(path)!r}"
+        )
+    return pathlib.Path(path)
+
+
+def _write(figure, path):
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    FigureCanvasAgg(figure)
+    with replacing(path) as temporary:
+        figure.savefig(temporary, format=path.suffix[1:].lower(), dpi=150)
+
+
+def _mapping(parent, key):
+    value = parent.get(key)
+    if not isinstance(value, Mapping):
+        raise ValueError(
+            f"Expected '{key}' to be a mapping of numbers by epoch. "
+            f"Received: {key}={value!r}"
+        )
+    return value
+
+
+def _numbers(mapping, key, name=None):
+    """A non-empty 1D float array from a number or a sequence of numbers."""
+    value = mapping.get(key)
+    try:
+        array = np.atleast_1d(np.asarray(value, dtype="float64"))
+    except (TypeError, ValueError):
+        array = np.empty(0)
+    if array.ndim != 1 or array.size == 0 or not np.isfinite(array).all():
+        raise ValueError(
+            f"Expected '{name or key}' to be a number or a non-empty sequence "
+            f"of finite numbers. Received: {value!r}"
+        )
+    return array
+
+
+def _accuracies(mapping, key, name=None):
+    array = _numbers(mapping, key, name)
+    if array.min() < 0 or array.max() > 100:
+        raise ValueError(
+            f"Expected '{name or key}' to be in per cent, in [0, 100]. "
+            f"Received: values from {array.min()} to {array.max()}"
+        )
+    return array

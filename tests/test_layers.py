@@ -1,0 +1,656 @@
+"""`PassportNormalization` against ordinary Keras layers in its place."""
+
+import keras
+import numpy as np
+import pytest
+from keras import ops
+
+import keras_passport as kp
+from keras_passport import normalization as normalization_module
+from keras_passport.geometry import digest
+from test_case import plain_response, relative_difference
+
+FUNCTIONS = ("V1", "V2", "V3")
+IMAGE = (6, 6, 4)
+
+# Name of a kernel layer: its class, its arguments, its input's shape.
+KERNELS = {
+    "dense": (keras.layers.Dense, {"units": 6}, (5,)),
+    "dense_rank3": (keras.layers.Dense, {"units": 6}, (7, 4)),
+    "conv1d": (
+        keras.layers.Conv1D,
+        {"filters": 6, "kernel_size": 3, "padding": "causal"},
+        (8, 4),
+    ),
+    "conv2d": (
+        keras.layers.Conv2D,
+        {"filters": 6, "kernel_size": 3, "strides": 2, "padding": "same"},
+        IMAGE,
+    ),
+    "conv3d": (
+        keras.layers.Conv3D,
+        {"filters": 6, "kernel_size": 2},
+        (4, 3, 4, 2),
+    ),
+    "grouped": (
+        keras.layers.Conv2D,
+        {"filters": 6, "kernel_size": 3, "groups": 2, "activation": "tanh"},
+        IMAGE,
+    ),
+    "depthwise": (
+        keras.layers.DepthwiseConv2D,
+        {"kernel_size": 3, "depth_multiplier": 2},
+        IMAGE,
+    ),
+    "separable": (
+        keras.layers.SeparableConv2D,
+        {"filters": 6, "kernel_size": 3, "use_bias": False},
+        IMAGE,
+    ),
+    "transpose": (
+        keras.layers.Conv2DTranspose,
+        {"filters": 6, "kernel_size": 3, "strides": 2},
+        (3, 3, 4),
+    ),
+}
+
+# Ways through the normalisation: arguments of the batch normalisation, and
+# whether the fused kernel is out of reach, the batch masked, and the passport
+# given as one row per example.
+PATHS = {
+    "fused": ({}, False, False, False),
+    "composed": ({}, True, False, False),
+    "small_epsilon": ({"epsilon": 1e-6}, False, False, False),
+    "momentum": ({"momentum": 0.3, "epsilon": 0.1}, False, False, False),
+    "synchronized": ({"synchronized": True}, False, False, False),
+    "masked": ({}, False, True, False),
+    "rows": ({}, False, False, True),
+    "masked_rows": ({}, False, True, True),
+}
+
+
+def random(shape, seed=0):
+    return np.random.default_rng(seed).normal(0.2, 1, shape).astype("float32")
+
+
+def build(kernel="conv2d", function="V3", normalization=None, **kwargs):
+    """A built passport layer with passport maps bound, and those maps."""
+    layer_class, arguments, shape = KERNELS[kernel]
+    layer = kp.PassportNormalization(
+        layer_class(**arguments), normalization, function, **kwargs
+    )
+    layer.build((None, *shape))
+    for index, weight in enumerate(layer.weights):
+        if "moving" not in weight.path:
+            weight.assign(random(weight.shape, 100 + index))
+    maps = {
+        role: random(shape, seed)
+        for seed, role in enumerate(layer.function.roles, start=1)
+    }
+    layer.bind_keys(**keys_of(layer, maps))
+    return layer, maps
+
+
+def keys_of(layer, maps):
+    return {role: digest(p, layer.geometry) for role, p in maps.items()}
+
+
+def packed(layer, maps):
+    """The keys as a row of the call argument."""
+    return np.concatenate([k.ravel() for k in keys_of(layer, maps).values()])
+
+
+def affine(layer, maps):
+    """γ and β by plain convolution, or the layer's trainable ones."""
+    values = []
+    for role in ("gamma", "beta"):
+        if role in maps:
+            values.append(plain_response(layer.layer, maps[role]))
+        else:
+            weight = getattr(layer, role)
+            values.append(
+                None if weight is None else ops.convert_to_numpy(weight)
+            )
+    return values
+
+
+def copy_of(layer):
+    copy = type(layer).from_config(layer.get_config())
+    return copy, [ops.convert_to_numpy(v) for v in layer.variables]
+
+
+def stock(layer, maps, **options):
+    """The layers a passport layer stands for, γ and β overwritten.
+
+    Returns:
+        A function of `(inputs, training, mask)`, and its normalisation.
+    """
+    kernel, weights = copy_of(layer.layer)
+    normal = keras.saving.deserialize_keras_object(layer.replaced)
+    shape = layer.inputs_shape
+    parts = [kernel, *(copy_of(part)[0] for part in layer.between), normal]
+    for part in parts:
+        part.build(shape)
+        shape = part.compute_output_shape(shape)
+    kernel.set_weights(weights)
+    gamma, beta = affine(layer, maps)
+    if gamma is not None:
+        normal.gamma.assign(gamma)
+    if beta is not None:
+        normal.beta.assign(beta)
+
+    def call(inputs, training=None, mask=None):
+        for part in parts[:-1]:
+            inputs = part(inputs)
+        if isinstance(normal, keras.layers.BatchNormalization):
+            options = {"training": training, "mask": mask}
+        else:
+            options = {}
+        return layer.activation(normal(inputs, **options))
+
+    return call, normal
+
+
+def assert_near(received, expected, tolerance=1e-5):
+    received = ops.convert_to_numpy(ops.cast(received, "float32"))
+    expected = ops.convert_to_numpy(ops.cast(expected, "float32"))
+    assert received.shape == expected.shape
+    np.testing.assert_allclose(
+        received, expected, rtol=tolerance, atol=tolerance
+    )
+
+
+def assert_same_statistics(layer, normal):
+    for name in ("moving_mean", "moving_variance"):
+        assert_near(
+            getattr(layer.normalization, name), getattr(normal, name), 1e-5
+        )
+
+
+@pytest.mark.parametrize("function", FUNCTIONS)
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_equals_kernel_and_batch_normalization(kernel, function):
+    layer, maps = build(kernel, function)
+    for role, value in zip(
+        ("gamma", "beta"), layer.hidden_parameters(), strict=True
+    ):
+        assert (value is None) == (role not in maps)
+        if value is not None:
+            expected = plain_response(layer.layer, maps[role])
+            assert value.dtype == np.float32
+            assert relative_difference(value, expected) < 1e-5
+    expected, normal = stock(layer, maps)
+    x = random((5, *layer.inputs_shape[1:]), 3)
+    for training in (False, True, None):
+        assert_near(layer(x, training=training), expected(x, training), 1e-4)
+    assert_same_statistics(layer, normal)
+    assert tuple(layer(x).shape) == layer.compute_output_shape(x.shape)
+
+
+@pytest.mark.parametrize("function", FUNCTIONS)
+@pytest.mark.parametrize("path", PATHS)
+def test_statistics_and_outputs_over_training_steps(
+    path, function, monkeypatch
+):
+    options, forbid_fusing, masked, rows = PATHS[path]
+    if forbid_fusing:
+        monkeypatch.setattr(
+            normalization_module, "_can_fuse", lambda *args: False
+        )
+    layer, maps = build(
+        "dense_rank3", function, keras.layers.BatchNormalization(**options)
+    )
+    expected, normal = stock(layer, maps)
+    passport = np.tile(packed(layer, maps), (4, 1)) if rows else None
+    for step in range(5):
+        x = random((4, 7, 4), step) * (step + 1)
+        mask = np.arange(28).reshape(4, 7) % 3 > 0 if masked else None
+        arguments = {"training": step < 4, "mask": mask}
+        assert_near(
+            layer(x, passport=passport, **arguments),
+            expected(x, **arguments),
+            1e-4,
+        )
+        assert_same_statistics(layer, normal)
+
+
+@pytest.mark.parametrize("function", FUNCTIONS)
+@pytest.mark.parametrize("fuse", (True, False))
+@pytest.mark.parametrize("training", (True, False))
+def test_gradients_are_those_of_the_formula(
+    function, fuse, training, monkeypatch
+):
+    tf = pytest.importorskip("tensorflow")
+    if keras.backend.backend() != "tensorflow":
+        pytest.skip("takes tf.GradientTape")
+    if not fuse:
+        monkeypatch.setattr(
+            normalization_module, "_can_fuse", lambda *args: False
+        )
+    layer, maps = build("conv2d", function)
+    layer.normalization.moving_mean.assign(random((6,), 8))
+    x, target = tf.constant(random((5, *IMAGE), 3)), random((5, 3, 3, 6), 4)
+    kernel, bias = map(tf.constant, layer.layer.get_weights())
+    # What the function leaves trainable; what it hides, as a placeholder.
+    free = {
+        role: tf.constant(
+            random((6,), 7) if weight is None else weight.numpy()
+        )
+        for role, weight in (("gamma", layer.gamma), ("beta", layer.beta))
+    }
+
+    def convolve(inputs, kernel):
+        return tf.nn.conv2d(inputs, kernel, 2, "SAME")
+
+    with tf.GradientTape() as tape:
+        tape.watch([x, kernel, bias, free])
+        hidden = {
+            role: tf.reduce_mean(convolve(p[None], kernel), (0, 1, 2))
+            for role, p in maps.items()
+        }
+        y = convolve(x, kernel) + bias
+        mean, variance = (
+            tf.nn.moments(y, (0, 1, 2))
+            if training
+            else map(tf.constant, layer.normalization.get_weights())
+        )
+        y = (y - mean) / tf.sqrt(variance + 1e-3)
+        y = {**free, **hidden}["gamma"] * y + {**free, **hidden}["beta"]
+        loss = tf.reduce_sum(tf.square(y - target))
+    expected = tape.gradient(loss, [x, kernel, bias])
+    free = tape.gradient(loss, free)
+    with tf.GradientTape() as tape:
+        tape.watch(x)
+        outputs = layer(x, training=training)
+        loss = tf.reduce_sum(tf.square(outputs - target))
+    trainable = [w for w in (layer.gamma, layer.beta) if w is not None]
+    variables = [layer.layer.kernel, layer.layer.bias, *trainable]
+    received = tape.gradient(loss, [x, *(v.value for v in variables)])
+    expected += [free[w.name] for w in trainable]
+    # Batch statistics take the bias out: its gradient is rounding error.
+    scale = tf.norm(expected[1])
+    for one, other in zip(received, expected, strict=True):
+        assert tf.norm(one - other) < 1e-4 * scale
+
+
+@pytest.mark.parametrize("data_format", ("channels_first", "channels_last"))
+@pytest.mark.parametrize(
+    "normalization", ("BatchNormalization", "GroupNormalization")
+)
+def test_data_formats_agree(data_format, normalization):
+    last, maps = build("conv2d")
+    weights = last.layer.get_weights()
+    axis = 1 if data_format == "channels_first" else -1
+    options = {"groups": 2} if normalization == "GroupNormalization" else {}
+    make = getattr(keras.layers, normalization)
+    layers = {}
+    for name, its_axis in (("channels_last", -1), (data_format, axis)):
+        config = {**last.layer.get_config(), "data_format": name}
+        layer = kp.PassportNormalization(
+            keras.layers.Conv2D.from_config(config),
+            make(axis=its_axis, **options),
+        )
+        shape = (None, 4, 6, 6) if its_axis == 1 else (None, *IMAGE)
+        layer.build(shape)
+        layer.layer.set_weights(weights)
+        layers[name] = layer
+    x = random((3, *IMAGE), 5)
+    expected = layers["channels_last"]
+    expected.bind_keys(**keys_of(expected, maps))
+    expected = ops.convert_to_numpy(expected(x, training=True))
+    layer = layers[data_format]
+    if data_format == "channels_first":
+        maps = {role: np.moveaxis(p, -1, 0) for role, p in maps.items()}
+        x, expected = np.moveaxis(x, -1, 1), np.moveaxis(expected, -1, 1)
+    layer.bind_keys(**keys_of(layer, maps))
+    assert_near(layer(x, training=True), expected, 1e-4)
+
+
+@pytest.mark.parametrize(
+    "normalization",
+    (
+        keras.layers.LayerNormalization(epsilon=1e-2),
+        keras.layers.LayerNormalization(rms_scaling=True),
+        keras.layers.GroupNormalization(groups=3),
+        keras.layers.GroupNormalization(groups=-1),
+    ),
+    ids=("layer", "rms", "group", "instance"),
+)
+@pytest.mark.parametrize("function", FUNCTIONS)
+def test_other_normalizations(normalization, function):
+    layer, maps = build("conv2d", function, normalization)
+    expected, _ = stock(layer, maps)
+    x = random((4, *IMAGE), 3)
+    for training in (False, True):
+        assert_near(layer(x, training=training), expected(x), 1e-4)
+
+
+@pytest.mark.parametrize(
+    "between",
+    (
+        [keras.layers.ZeroPadding2D(1)],
+        [keras.layers.MaxPooling2D(2)],
+        [keras.layers.AveragePooling2D(2), keras.layers.Cropping2D(0)],
+    ),
+    ids=("padding", "max", "average_cropping"),
+)
+def test_layers_between_and_activation(between):
+    layer, maps = build("conv2d", between=between, activation="relu")
+    expected, normal = stock(layer, maps)
+    x = random((5, *IMAGE), 3)
+    for training in (True, False):
+        assert_near(layer(x, training=training), expected(x, training), 1e-4)
+    assert_same_statistics(layer, normal)
+    assert tuple(layer(x).shape) == layer.compute_output_shape(x.shape)
+    assert np.min(layer(x)) == 0
+
+
+@pytest.mark.parametrize("function", FUNCTIONS)
+@pytest.mark.parametrize("off", ("scale", "center"))
+def test_scale_or_center_switched_off(function, off):
+    normalization = keras.layers.BatchNormalization(**{off: False})
+    layer, maps = build("conv2d", function, normalization)
+    role = "gamma" if off == "scale" else "beta"
+    # A passport's parameter is there all the same; a trainable one is not.
+    assert getattr(layer, role) is None
+    gamma, beta = affine(layer, maps)
+    assert (gamma is None, beta is None) == (
+        role == "gamma" and function == "V2",
+        role == "beta" and function == "V1",
+    )
+    x = random((5, *IMAGE), 3)
+    layer.normalization.moving_mean.assign(random((6,), 4))
+    plain = layer.layer(x) - layer.normalization.moving_mean
+    expected = plain / np.sqrt(1 + 1e-3) * (1 if gamma is None else gamma)
+    assert_near(layer(x), expected + (0 if beta is None else beta), 1e-4)
+
+
+def test_what_is_trainable_starts_and_is_treated_as_the_original():
+    normalization = keras.layers.BatchNormalization(
+        beta_initializer=keras.initializers.Constant(0.25),
+        gamma_initializer=keras.initializers.Constant(3.0),
+        beta_regularizer=keras.regularizers.L2(0.5),
+        gamma_constraint="non_neg",
+    )
+    layer = kp.PassportNormalization(
+        keras.layers.Dense(4), normalization, "V1"
+    )
+    layer.build((None, 3))
+    np.testing.assert_array_equal(layer.beta, np.full(4, 0.25, "float32"))
+    np.testing.assert_allclose(sum(layer.losses), 0.5 * 4 * 0.25**2)
+    layer = kp.PassportNormalization(
+        keras.layers.Dense(4), normalization, "V2"
+    )
+    layer.build((None, 3))
+    np.testing.assert_array_equal(layer.gamma, np.full(4, 3, "float32"))
+    assert layer.gamma.constraint is not None and not layer.losses
+
+
+def test_frozen_normalization_uses_and_keeps_its_statistics():
+    layer, maps = build("conv2d", "V1")
+    layer.normalization.moving_mean.assign(random((6,), 4))
+    expected, normal = stock(layer, maps)
+    normal.moving_mean.assign(layer.normalization.moving_mean)
+    layer.trainable = normal.trainable = False
+    assert layer.trainable_variables == []
+    x = random((5, *IMAGE), 3)
+    assert_near(layer(x, training=True), expected(x, True), 1e-4)
+    assert_same_statistics(layer, normal)
+
+
+@pytest.mark.parametrize("policy", ("mixed_bfloat16", "mixed_float16"))
+@pytest.mark.parametrize("globally", (True, False))
+def test_hidden_parameters_are_exact_under_mixed_precision(
+    policy, globally, monkeypatch
+):
+    layer, maps = build("conv2d")
+    if globally:
+        keras.config.set_dtype_policy(policy)
+    arguments = KERNELS["conv2d"][1]
+    options = {} if globally else {"dtype": policy}
+    mixed = kp.PassportNormalization(
+        keras.layers.Conv2D(**arguments, **options),
+        keras.layers.BatchNormalization(**options),
+    )
+    images = keras.Input(IMAGE)
+    model = keras.Model(images, mixed(images))
+    mixed.set_weights(layer.get_weights())
+    mixed.bind_keys(**keys_of(mixed, maps))
+    seen = []
+    normalize = normalization_module.normalize
+
+    def spy(part, inputs, gamma, beta, *args):
+        seen.append((gamma, beta))
+        return normalize(part, inputs, gamma, beta, *args)
+
+    monkeypatch.setattr(normalization_module, "normalize", spy)
+    x = random((4, *IMAGE), 3)
+    outputs = model(x, training=True)
+    expected = layer.hidden_parameters()
+    for received in (mixed.hidden_parameters(), [v[0] for v in seen[0]]):
+        for one, other in zip(received, expected, strict=True):
+            np.testing.assert_array_equal(one, other)
+    compute = policy.removeprefix("mixed_")
+    assert keras.backend.standardize_dtype(outputs.dtype) == compute
+    assert model.output.dtype == compute
+    assert {w.dtype for w in mixed.weights} == {"float32"}
+    error = 0.1 if compute == "bfloat16" else 0.02
+    assert relative_difference(
+        ops.cast(outputs, "float32"), layer(x, training=True)
+    ) < error
+
+
+def test_float64_layers():
+    layer = kp.PassportNormalization(keras.layers.Dense(4, dtype="float64"))
+    layer.build((None, 3))
+    layer.bind_keys(np.ones(3), np.ones(3))
+    for training in (True, False):
+        outputs = layer(np.ones((5, 3), "float64"), training=training)
+        assert keras.backend.standardize_dtype(outputs.dtype) == "float64"
+
+
+@pytest.mark.parametrize("function", FUNCTIONS)
+@pytest.mark.parametrize(
+    "normalization",
+    (None, keras.layers.GroupNormalization(groups=2)),
+    ids=("batch", "group"),
+)
+def test_one_passport_per_example(function, normalization):
+    layer, _ = build("conv2d", function, normalization)
+    x = random((3, *IMAGE), 3)
+    passports = random((3, layer.passport_size), 4)
+    together = layer(x, passport=passports, training=False)
+    for i in range(3):
+        one = layer(x[i : i + 1], passport=passports[i : i + 1])
+        assert_near(together[i : i + 1], one, 1e-4)
+    # One row serves all examples, and what is bound stays bound.
+    bound = ops.convert_to_numpy(layer(x))
+    assert_near(layer(x, passport=passports[:1])[0], together[0], 1e-4)
+    np.testing.assert_array_equal(layer(x), bound)
+
+
+@pytest.mark.parametrize("kernel", ("dense", "conv1d"))
+@pytest.mark.parametrize("as_input", (True, False))
+def test_masks_reach_the_normalization_as_in_keras(kernel, as_input):
+    layer_class, arguments, _ = KERNELS[kernel]
+    tokens = np.array([[1, 2, 3, 0, 0], [4, 0, 0, 0, 0], [2, 3, 1, 4, 1]])
+    layer = kp.PassportNormalization(layer_class(**arguments))
+    indices = keras.Input((5,), dtype="int32")
+    embedding = keras.layers.Embedding(5, 4, mask_zero=True)
+    embedded = embedding(indices)
+    layer.build(embedded.shape)
+    maps = {"gamma": random((5, 4), 1), "beta": random((5, 4), 2)}
+    inputs = {"indices": indices}
+    values = {"indices": tokens}
+    if as_input:
+        inputs["passport"] = keras.Input((layer.passport_size,))
+        values["passport"] = np.tile(packed(layer, maps), (3, 1))
+        outputs = layer(embedded, passport=inputs["passport"])
+    else:
+        outputs = layer(embedded)
+        layer.bind_keys(**keys_of(layer, maps))
+    model = keras.Model(inputs, outputs)
+    kernel_copy, weights = copy_of(layer.layer)
+    normal = keras.layers.BatchNormalization()
+    plain = keras.Model(indices, normal(kernel_copy(embedded)))
+    kernel_copy.set_weights(weights)
+    for weight, value in zip(
+        (normal.gamma, normal.beta), affine(layer, maps), strict=True
+    ):
+        weight.assign(value)
+    received = model(values, training=True)
+    expected = plain(tokens, training=True)
+    assert_near(received, expected, 1e-4)
+    assert_same_statistics(layer, normal)
+    masks = [getattr(y, "_keras_mask", None) for y in (received, expected)]
+    assert (masks[0] is None) == (masks[1] is None)
+    if masks[0] is not None:
+        np.testing.assert_array_equal(*masks)
+
+
+class Subclassed(keras.Model):
+    def __init__(self):
+        super().__init__()
+        self.protected = kp.PassportNormalization(keras.layers.Dense(6))
+        self.classes = keras.layers.Dense(3)
+
+    def call(self, inputs):
+        return self.classes(ops.relu(self.protected(inputs)))
+
+
+def test_inside_a_subclassed_model():
+    model = Subclassed()
+    x, y = random((8, 5), 1), random((8, 3), 2)
+    with pytest.raises(kp.PassportRequiredError, match="no passport"):
+        model(x)
+    model.protected.build((None, 5))
+    passport = kp.Passport.from_feature_maps(
+        model, {"dense": (random((5,), 3), random((5,), 4))}
+    )
+    kp.bind(model, passport)
+    model.compile("sgd", "mse")
+    before = model.evaluate(x, y, verbose=0)
+    model.fit(x, y, epochs=3, verbose=0)
+    assert model.evaluate(x, y, verbose=0) < before
+    assert_near(model.predict(x, verbose=0), model(x, training=False))
+
+
+def test_in_tf_function():
+    if keras.backend.backend() != "tensorflow":
+        pytest.skip("tf.function")
+    import tensorflow as tf
+
+    layer, _ = build("conv2d")
+    function = tf.function(layer)
+    x = random((3, *IMAGE), 3)
+    for training in (False, True):
+        statistics = layer.normalization.get_weights()
+        compiled = function(x, training=training)
+        layer.normalization.set_weights(statistics)
+        assert_near(compiled, layer(x, training=training))
+    passport = random((1, layer.passport_size), 2)
+    assert_near(function(x, passport=passport), layer(x, passport=passport))
+
+
+@pytest.mark.parametrize(
+    "kernel, function, options",
+    [
+        ("conv2d", "V1", {"activation": "relu"}),
+        ("separable", "V2", {"between": [keras.layers.MaxPooling2D(2)]}),
+        (
+            "dense_rank3",
+            "V3",
+            {"normalization": keras.layers.LayerNormalization(epsilon=0.1)},
+        ),
+        (
+            "conv2d",
+            "V2",
+            {"normalization": keras.layers.GroupNormalization(groups=2)},
+        ),
+    ],
+)
+def test_round_trips(kernel, function, options, tmp_path):
+    layer, maps = build(kernel, function, **options)
+    copy = type(layer).from_config(layer.get_config())
+    assert copy.get_config() == layer.get_config()
+    assert not copy.is_bound
+    inputs = keras.Input(layer.inputs_shape[1:])
+    model = keras.Model(inputs, layer(inputs))
+    path = tmp_path / "model.keras"
+    model.save(path)
+    loaded = keras.saving.load_model(path)
+    copy = loaded.layers[-1]
+    assert copy.function == layer.function and not copy.is_bound
+    for one, other in zip(loaded.weights, model.weights, strict=True):
+        assert one.path == other.path
+        np.testing.assert_array_equal(one, other)
+    copy.bind_keys(**keys_of(copy, maps))
+    x = random((3, *layer.inputs_shape[1:]), 3)
+    np.testing.assert_array_equal(loaded(x), model(x))
+
+
+def test_keys_are_checked():
+    layer, _ = build("conv2d", "V1")
+    good = np.ones(layer.geometry.key_shape)
+    bad = [
+        ({}, r"gamma.*\(3, 3, 4\).*None"),
+        ({"gamma": good, "beta": good}, "hides no beta"),
+        ({"gamma": good[0]}, r"\(3, 3, 4\).*\(3, 4\)"),
+        ({"gamma": good.ravel()}, r"\(3, 3, 4\).*\(36,\)"),
+        ({"gamma": good * np.nan}, "NaN"),
+        ({"gamma": good * np.inf}, "infinity"),
+    ]
+    before = layer.hidden_parameters()[0]
+    for keys, message in bad:
+        with pytest.raises(kp.PassportError, match=message) as raised:
+            layer.bind_keys(**keys)
+        assert "conv2d" in str(raised.value)
+    np.testing.assert_array_equal(layer.hidden_parameters()[0], before)
+    for passport in (np.ones((1, 35)), np.ones(36), np.ones((1, 3, 12))):
+        with pytest.raises(kp.PassportError, match=r"\(1 or batch, 36\)"):
+            layer(random((2, *IMAGE)), passport=passport)
+
+
+@pytest.mark.parametrize(
+    "make, message",
+    [
+        (lambda: (keras.layers.ReLU(),), "kernel layer"),
+        (
+            lambda: (keras.layers.Dense(2), keras.layers.UnitNormalization()),
+            "BatchNormalization",
+        ),
+        (
+            lambda: (
+                keras.layers.Dense(2),
+                keras.layers.BatchNormalization(renorm=True),
+            ),
+            "renorm",
+        ),
+        (
+            lambda: (
+                keras.layers.Dense(2),
+                keras.layers.LayerNormalization(axis=[1, 2]),
+            ),
+            "several axes",
+        ),
+        (
+            lambda: (
+                keras.layers.EinsumDense("abc,cde->abde", (None, 2, 3)),
+            ),
+            "equation",
+        ),
+        (lambda: (keras.layers.Dense(2), None, "V4"), "V1, V2, V3"),
+    ],
+)
+def test_wrong_arguments(make, message):
+    with pytest.raises(ValueError, match=message) as raised:
+        kp.PassportNormalization(*make())
+    assert "Received" in str(raised.value)
+
+
+def test_normalization_along_another_axis():
+    layer = kp.PassportNormalization(
+        keras.layers.Conv2D(2, 3), keras.layers.BatchNormalization(axis=1)
+    )
+    with pytest.raises(ValueError, match=r"channel axis.*Received: axis=1"):
+        layer.build((None, 6, 6, 3))

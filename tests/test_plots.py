@@ -1,0 +1,250 @@
+import json
+import os
+
+import numpy as np
+import pytest
+
+from keras_passport import plots
+from test_case import run_in_fresh_process
+
+RESULT = {
+    "original_accuracy": 87.3,
+    "valid_accuracy": 86.9,
+    "fake_accuracies": [9.0, 10.2, 10.4, 11.9],
+}
+HISTORY = {
+    "original": {"accuracy": [40.0, 60.0], "val_accuracy": [38.0, 55.0]},
+    "protected": {"accuracy": [39.0, 58.0], "val_accuracy": [37.0, 54.0]},
+    "layer": {
+        "name": "conv2",
+        "weight_change": [0.01, 0.005],
+        "gamma": [0.2, 0.3],
+        "beta": [0.1, 0.2],
+    },
+}
+
+
+def without(mapping, *keys):
+    return {key: mapping[key] for key in mapping if key not in keys}
+
+
+def pixels(path):
+    from matplotlib import image
+
+    return image.imread(path)[..., :3]
+
+
+def has_color(path, color):
+    """Whether a picture has at least 50 pixels of this colour."""
+    from matplotlib import colors
+
+    distance = np.abs(pixels(path) - colors.to_rgb(color)).max(-1)
+    return (distance < 0.02).sum() > 50
+
+
+@pytest.fixture
+def drawn(monkeypatch):
+    """The figures that were drawn, for a look at what they hold."""
+    figures = []
+    write = plots._write
+    monkeypatch.setattr(
+        plots,
+        "_write",
+        lambda figure, path: (figures.append(figure), write(figure, path)),
+    )
+    return figures
+
+
+class TestPlotFakes:
+    def test_figure_6(self, tmp_path, drawn):
+        path = tmp_path / "fakes.png"
+        plots.plot_fakes({**RESULT, "title": "V3, T3"}, path)
+        (figure,) = drawn
+        (axes,) = figure.axes
+        assert axes.get_xlim() == (0, 100)
+        heights = [bar.get_height() for bar in axes.patches]
+        assert sum(heights) == 4
+        assert heights[10] == 2  # 10.2 and 10.4
+        lines = sorted(line.get_xdata()[0] for line in axes.lines)
+        assert lines == [86.9, 87.3]
+        (legend,) = figure.legends
+        words = " | ".join(text.get_text() for text in legend.get_texts())
+        assert "Original: 87.3 %" in words
+        assert "Valid passport: 86.9 %" in words
+        assert "4 fakes: 10.4 ± 1.2 %, max 11.9 %" in words
+        assert axes.get_title() == "V3, T3"
+        assert pixels(path).shape[1] > 1000
+        assert has_color(path, plots._ORIGINAL)
+
+    def test_nothing_is_cut_off(self, tmp_path):
+        result = {
+            "original_accuracy": 100.0,
+            "valid_accuracy": np.linspace(98, 100, 5),
+            "fake_accuracies": np.linspace(0, 100, 12345),
+            "title": "A title",
+        }
+        plots.plot_fakes(result, tmp_path / "fakes.png")
+        picture = pixels(tmp_path / "fakes.png")
+        for edge in (picture[:, :2], picture[:, -2:], picture[:2]):
+            assert edge.min() == 1.0
+
+    @pytest.mark.parametrize("count, lines", [(1, 2), (10, 11), (11, 1)])
+    def test_many_valid_accuracies_become_a_histogram(
+        self, tmp_path, drawn, count, lines
+    ):
+        result = {**RESULT, "valid_accuracy": np.linspace(84, 88, count)}
+        plots.plot_fakes(result, tmp_path / "fakes.png")
+        axes = drawn[0].axes[0]
+        assert len(axes.lines) == lines
+        assert len(axes.patches) == (200 if lines == 1 else 100)
+
+    @pytest.mark.parametrize("accuracy", [0.0, 50.0, 100.0])
+    def test_every_accuracy_falls_into_a_bin(self, tmp_path, drawn, accuracy):
+        result = {**RESULT, "fake_accuracies": [accuracy]}
+        plots.plot_fakes(result, tmp_path / "fakes.png")
+        bars = drawn[0].axes[0].patches
+        assert sum(bar.get_height() for bar in bars) == 1
+
+    def test_result_json_serves(self, tmp_path):
+        result = json.loads(json.dumps({**RESULT, "config": {"depth": 20}}))
+        plots.plot_fakes(result, str(tmp_path / "fakes.png"))
+
+    @pytest.mark.parametrize("key", list(RESULT))
+    @pytest.mark.parametrize(
+        "bad", [None, "high", [], [[1.0], [2.0]], float("nan"), 101, -1]
+    )
+    def test_what_is_no_accuracy_is_refused(self, tmp_path, key, bad):
+        path = tmp_path / "fakes.png"
+        with pytest.raises(ValueError, match=rf"Expected '{key}'.*Received"):
+            plots.plot_fakes({**RESULT, key: bad}, path)
+        with pytest.raises(ValueError, match=rf"Expected '{key}'.*Received"):
+            plots.plot_fakes(without(RESULT, key), path)
+        assert not list(tmp_path.iterdir())
+
+
+class TestPlotTraining:
+    def test_figure_3(self, tmp_path, drawn):
+        plots.plot_training(HISTORY, tmp_path / "training.png")
+        (figure,) = drawn
+        titles = [axes.get_title() for axes in figure.axes]
+        assert titles == [
+            "Accuracy (%)",
+            "Mean |ΔW| per epoch",
+            "Mean |γ|",
+            "Mean |β|",
+        ]
+        accuracy, change, gamma, beta = figure.axes
+        labels = [line.get_label() for line in accuracy.lines]
+        assert labels == [
+            "Original, training",
+            "Original, test",
+            "Protected, training",
+            "Protected, test",
+        ]
+        np.testing.assert_array_equal(gamma.lines[0].get_xdata(), [1, 2])
+        np.testing.assert_array_equal(gamma.lines[0].get_ydata(), [0.2, 0.3])
+        np.testing.assert_array_equal(beta.lines[0].get_ydata(), [0.1, 0.2])
+        assert "conv2" in figure.get_suptitle()
+        assert has_color(tmp_path / "training.png", plots._VALID)
+
+    @pytest.mark.parametrize(
+        "history, panels, curves",
+        [
+            (without(HISTORY, "original"), 4, 2),
+            (without(HISTORY, "layer"), 1, 4),
+            ({**HISTORY, "layer": None, "original": None}, 1, 2),
+            ({**HISTORY, "layer": {"name": "c", "beta": [0.0, 0.0]}}, 2, 4),
+            ({"protected": {"accuracy": [50.0]}}, 1, 1),
+            ({"protected": {"accuracy": [1.0], "val_accuracy": None}}, 1, 1),
+            ({**HISTORY, "original": {"accuracy": [1.0] * 7}}, 4, 3),
+        ],
+    )
+    def test_what_was_not_measured_is_left_out(
+        self, tmp_path, drawn, history, panels, curves
+    ):
+        plots.plot_training(history, tmp_path / "training.png")
+        assert len(drawn[0].axes) == panels
+        assert len(drawn[0].axes[0].lines) == curves
+
+    @pytest.mark.parametrize(
+        "history, name",
+        [
+            ({}, "protected"),
+            ({"protected": [1.0, 2.0]}, "protected"),
+            ({"protected": {}}, r"protected\.accuracy"),
+            ({**HISTORY, "original": {}}, r"original\.accuracy"),
+            (
+                {"protected": {"accuracy": [1.0], "val_accuracy": []}},
+                r"protected\.val_accuracy",
+            ),
+            ({**HISTORY, "layer": {"gamma": ["big"]}}, r"layer\.gamma"),
+            ({**HISTORY, "layer": {"beta": [np.inf]}}, r"layer\.beta"),
+        ],
+    )
+    def test_bad_histories_are_refused(self, tmp_path, history, name):
+        with pytest.raises(ValueError, match=rf"Expected '{name}'.*Received"):
+            plots.plot_training(history, tmp_path / "training.png")
+        assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "plot, numbers",
+    [(plots.plot_fakes, RESULT), (plots.plot_training, HISTORY)],
+)
+class TestFiles:
+    @pytest.mark.parametrize(
+        "name, start",
+        [
+            ("figure.png", b"\x89PNG"),
+            ("figure.PNG", b"\x89PNG"),
+            ("figure.pdf", b"%PDF"),
+            ("figure.svg", b"<?xml"),
+        ],
+    )
+    def test_the_suffix_chooses_the_format(
+        self, tmp_path, plot, numbers, name, start
+    ):
+        plot(numbers, tmp_path / name)
+        assert (tmp_path / name).read_bytes().startswith(start)
+        assert [file.name for file in tmp_path.iterdir()] == [name]
+
+    @pytest.mark.parametrize("name", ["figure", "figure.txt", "figure.h5"])
+    def test_other_suffixes_are_refused(self, tmp_path, plot, numbers, name):
+        with pytest.raises(ValueError, match=r"\.png.*Received: path="):
+            plot(numbers, tmp_path / name)
+
+    def test_a_folder_that_is_missing_is_named(self, tmp_path, plot, numbers):
+        with pytest.raises(FileNotFoundError, match="folder.*run_7"):
+            plot(numbers, tmp_path / "run_7" / "figure.png")
+        assert not list(tmp_path.iterdir())
+
+    def test_an_interrupted_write_leaves_the_old_picture(
+        self, tmp_path, plot, numbers, monkeypatch
+    ):
+        path = tmp_path / "figure.png"
+        path.write_bytes(b"the old picture")
+
+        def fail(*_):
+            raise OSError("disk full")
+
+        monkeypatch.setattr(os, "replace", fail)
+        with pytest.raises(OSError, match="disk full"):
+            plot(numbers, path)
+        assert path.read_bytes() == b"the old picture"
+        assert list(tmp_path.iterdir()) == [path]
+
+    def test_an_existing_picture_is_replaced(self, tmp_path, plot, numbers):
+        path = tmp_path / "figure.png"
+        path.write_bytes(b"the old picture")
+        plot(numbers, path)
+        assert path.read_bytes().startswith(b"\x89PNG")
+
+    def test_pyplot_stays_out_of_it(self, tmp_path, plot, numbers):
+        code = f"""
+import sys
+from keras_passport import plots
+assert "matplotlib" not in sys.modules
+plots.{plot.__name__}({numbers!r}, {str(tmp_path / "figure.png")!r})
+assert "matplotlib.pyplot" not in sys.modules
+"""
+        run_in_fresh_process(code)
