@@ -126,6 +126,15 @@ def walk(model, stop=()):
     yield from visit(model, "")
 
 
+def shared_layers(model) -> set[int]:
+    """Ids of the layers that several models or layers in a model hold."""
+    parents = [model, *(layer for _, layer in walk(model))]
+    holders = collections.Counter(
+        id(child) for parent in parents for child in children(parent)
+    )
+    return {identity for identity, count in holders.items() if count > 1}
+
+
 def rebuild(model, replace, call=None, model_class=keras.Model):
     """Builds a functional model anew, with other layers in some places.
 
@@ -206,3 +215,7 @@ def copy_state(source, target):
     pairs = list(zip(source.variables, target.variables, strict=True))
     for old, new in pairs:
         new.assign(old)
+    for layer in target._flatten_layers():
+        if isinstance(layer, keras.layers.Normalization):
+            # What it computes with is derived from its variables.
+            layer.finalize_state()

@@ -5,6 +5,7 @@ into a key (its `Geometry`), and how a key meets the kernel (its `response`).
 Nothing else in the package asks what type a kernel layer is.
 """
 
+import math
 import re
 
 import keras
@@ -44,6 +45,34 @@ class KernelAdapter:
         """
         raise NotImplementedError
 
+    def spread(self, layer, keys, values):
+        """The adjoint of `apply`: kernels whose response to a key is given.
+
+        Args:
+            layer: The built kernel layer.
+            keys: float32 tensor of shape `(rows, *key_shape)`.
+            values: float32 tensor of shape `(rows, output channels)`.
+
+        Returns:
+            float32 tensor in the shape of `weight(layer)`: the sum over rows
+            of key times value.
+        """
+        raise NotImplementedError
+
+    def weight(self, layer):
+        """The trainable variable in which `apply` is linear, if there is one.
+
+        Without one, a passport's gradient is not decoupled.
+        """
+        if getattr(layer, "lora_enabled", False):
+            return None
+        found = [v for v in layer.trainable_variables if v.name == "kernel"]
+        return found[0] if len(found) == 1 else None
+
+    def blocks(self, layer) -> int:
+        """Into how many groups of input channels a kernel's filters fall."""
+        return 1
+
     def folded(self, layer, scale) -> dict:
         """The layer's kernels with its output channels scaled.
 
@@ -58,7 +87,8 @@ class KernelAdapter:
 
     def refusal(self, layer) -> str | None:
         """Why this layer can't be protected, or `None` if it can."""
-        return None
+        mode = getattr(layer, "quantization_mode", None)
+        return f"it is quantized ({mode})" if mode else None
 
     def with_bias(self, config: dict) -> dict:
         """The layer's config, changed so that it has a bias per channel."""
@@ -143,6 +173,16 @@ class _Convolution(KernelAdapter):
         keys = _flat(keys, kernel.shape[0], groups, width)
         return _flat(ops.einsum("bkgc,kcgu->bgu", keys, kernel), units)
 
+    def blocks(self, layer):
+        return layer.groups
+
+    def spread(self, layer, keys, values):
+        shape = layer.kernel.shape
+        groups, width, units = layer.groups, *shape[-2:]
+        keys = _flat(keys, math.prod(shape[:-2]), groups, width)
+        values = _flat(values, groups, units // groups)
+        return ops.reshape(ops.einsum("bkgc,bgu->kcgu", keys, values), shape)
+
 
 class _Depthwise(_Convolution):
     """DepthwiseConv1D and DepthwiseConv2D: a key per input channel."""
@@ -156,6 +196,15 @@ class _Depthwise(_Convolution):
     def apply(self, layer, keys):
         return _depthwise_response(layer.kernel, keys)
 
+    def blocks(self, layer):
+        return self.channels(layer)
+
+    def spread(self, layer, keys, values):
+        shape = layer.kernel.shape
+        keys = _flat(keys, math.prod(shape[:-2]), shape[-2])
+        values = _flat(values, *shape[-2:])
+        return ops.reshape(ops.einsum("bkc,bcm->kcm", keys, values), shape)
+
     def folded(self, layer, scale):
         kernel = ops.convert_to_numpy(layer.kernel)
         return {"kernel": kernel * scale.reshape(kernel.shape[-2:])}
@@ -163,6 +212,9 @@ class _Depthwise(_Convolution):
 
 class _Separable(_Depthwise):
     """SeparableConv1D and SeparableConv2D: through both kernels."""
+
+    def weight(self, layer):
+        return None  # The response is a product of two variables.
 
     def folded(self, layer, scale):
         return {
@@ -231,6 +283,11 @@ class _Transpose(KernelAdapter):
         keys = _flat(keys, kernel.shape[0], channels)
         return ops.einsum("bkc,kuc->bu", keys, kernel)
 
+    def spread(self, layer, keys, values):
+        shape = layer.kernel.shape
+        keys = _flat(keys, math.prod(shape[:-2]), shape[-1])
+        return ops.reshape(ops.einsum("bkc,bu->kuc", keys, values), shape)
+
 
 class _Dense(KernelAdapter):
     """Dense: the mean of the passport over all axes but the last."""
@@ -247,6 +304,9 @@ class _Dense(KernelAdapter):
     def apply(self, layer, keys):
         return ops.matmul(keys, _full_precision(layer.kernel))
 
+    def spread(self, layer, keys, values):
+        return ops.matmul(ops.transpose(keys), values)
+
 
 class _EinsumDense(_Dense):
     """EinsumDense where it is a Dense in other words."""
@@ -262,6 +322,8 @@ class _EinsumDense(_Dense):
     )
 
     def refusal(self, layer):
+        if super().refusal(layer):
+            return super().refusal(layer)
         equation = layer.equation.replace(" ", "")
         match = self._PLAIN.fullmatch(equation)
         letters = match and match["batch"] + match["i"] + match["o"]

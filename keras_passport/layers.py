@@ -16,11 +16,12 @@ class _Secret:
     checkpoints and exports alike.
     """
 
-    __slots__ = ("bound", "keys", "presented")
+    __slots__ = ("bound", "duals", "keys", "presented")
 
     def __init__(self):
         self.bound = False
         self.keys = None  # keras.Variable (1, passport_size) once bound
+        self.duals = None  # the same, of the keys' dual basis
         self.presented = None  # tensor (1 or batch, passport_size) or None
 
     def __reduce__(self):
@@ -56,6 +57,13 @@ class PassportNormalization(keras.layers.Wrapper):
         between: Layers that stand between kernel layer and normalisation
             (padding, pooling), in order.
         activation: Activation after scale and shift, or `None`.
+        decouple: Whether a bound passport's hidden parameters train as if
+            they were variables of their own: their gradient then reaches the
+            kernel along the dual keys, and the features' gradient not along
+            the keys. Values are the same either way. With `False`, gradients
+            are those of the formula alone, as in the paper's own training.
+            Separable layers, whose response is no linear function of one
+            kernel, and passports given with the call always do that.
         name: Defaults to the kernel layer's name.
 
     Call arguments:
@@ -84,6 +92,7 @@ class PassportNormalization(keras.layers.Wrapper):
         function: str | functions.PassportFunction = "V3",
         between: tuple | list = (),
         activation=None,
+        decouple: bool = True,
         **kwargs,
     ):
         kwargs.setdefault("name", getattr(layer, "name", None))
@@ -110,6 +119,7 @@ class PassportNormalization(keras.layers.Wrapper):
         self.function = functions.get(function)
         self.between = list(between)
         self.activation = keras.activations.get(activation)
+        self.decouple = decouple
         self.replaced, self.normalization = _without_affine(normalization)
         self.supports_masking = all(
             part.supports_masking for part in (layer, *self.between)
@@ -205,13 +215,28 @@ class PassportNormalization(keras.layers.Wrapper):
                 f"Expected finite keys for layer '{self.name}'. "
                 "Received: NaN or infinity"
             )
+        duals = self._dual(packed)
         if self._secret.keys is None:
-            self._secret.keys = keras.Variable(
-                packed, dtype="float32", trainable=False, name="passport"
-            )
+            self._secret.keys = _unexportable_variable(packed)
+            self._secret.duals = _unexportable_variable(duals)
         else:
             self._secret.keys.assign(packed)
+            self._secret.duals.assign(duals)
         self._secret.bound = True
+
+    def _dual(self, packed):
+        """The basis κ̃ dual to the keys: κ̃_i · κ_j = 1 if i is j, else 0.
+
+        Per block of input channels, as each block has filters of its own.
+        """
+        size, channels = self.geometry.key_size, self.geometry.channels
+        blocks = self.adapter.blocks(self.layer)
+        rows = len(self.function.roles)
+        keys = packed.reshape(rows, size // channels, blocks, -1)
+        keys = keys.transpose(2, 0, 1, 3)
+        flat = keys.reshape(blocks, rows, -1).astype("float64")
+        duals = np.linalg.pinv(flat).transpose(0, 2, 1).reshape(keys.shape)
+        return duals.transpose(1, 2, 0, 3).reshape(1, -1).astype("float32")
 
     def unbind_keys(self):
         """Takes the bound keys away; does nothing if there are none."""
@@ -219,6 +244,7 @@ class PassportNormalization(keras.layers.Wrapper):
             # A function that somebody compiled around this layer still holds
             # the variable: it goes on with γ = β = 0 until keys are bound.
             self._secret.keys.assign(np.zeros(self._secret.keys.shape))
+            self._secret.duals.assign(np.zeros(self._secret.keys.shape))
             self._secret.bound = False
 
     def present_keys(self, passport):
@@ -261,21 +287,67 @@ class PassportNormalization(keras.layers.Wrapper):
                 "one with keras_passport.bind(model, passport), or give its "
                 "keys with the call."
             )
-        roles = self.function.roles
         if len(passport.shape) != 2 or passport.shape[1] != self.passport_size:
             raise PassportError(
                 f"Expected the passport of layer '{self.name}' to have shape "
                 f"(1 or batch, {self.passport_size}). "
                 f"Received: shape={tuple(passport.shape)}"
             )
-        # γ's and β's keys meet the kernel in one product: it is read once.
-        keys = ops.reshape(passport, (-1, *self.geometry.key_shape))
-        response = self.adapter.response(self.layer, keys)
-        units = response.shape[-1]
-        rows = passport.shape[0] or -1
-        response = ops.reshape(response, (rows, len(roles), units))
+        return self._by_role(self._respond(passport), passport.shape[0])
+
+    def _respond(self, packed):
+        """The kernel's response to packed keys: (rows · roles, channels).
+
+        γ's and β's keys meet the kernel in one product: it is read once.
+        """
+        keys = ops.reshape(packed, (-1, *self.geometry.key_shape))
+        return self.adapter.response(self.layer, keys)
+
+    def _by_role(self, response, rows):
+        roles = self.function.roles
+        response = ops.reshape(
+            response, (rows or -1, len(roles), response.shape[-1])
+        )
         values = {role: response[:, i] for i, role in enumerate(roles)}
         return values.get("gamma"), values.get("beta")
+
+    def _decouples(self, passport, training) -> bool:
+        return (
+            self.decouple
+            and bool(training)
+            and self._secret.bound
+            and passport is None
+            and self._secret.presented is None
+            and self.layer.activity_regularizer is None
+            and self.adapter.weight(self.layer) is not None
+        )
+
+    def _call_decoupled(self, inputs):
+        """Kernel layer's outputs, γ and β, with decoupled gradients.
+
+        All values are the plain ones; `a - stop_gradient(a)` is zero and only
+        carries a gradient. Hidden parameters send theirs along the dual keys
+        κ̃, so that a step changes γ and β as one on variables would, whatever
+        the keys' size and angle. The features' gradient is projected off the
+        keys, W ↦ W - Σ κ̃ (κ · W), so that it leaves γ and β alone.
+        """
+        keys, duals = self._secret.keys.value, self._secret.duals.value
+        response = self._respond(keys)
+        gradient = self._respond(duals)
+        hidden = self._by_role(
+            ops.stop_gradient(response - gradient) + gradient, 1
+        )
+        kernel = self.adapter.weight(self.layer)
+        duals = ops.reshape(duals, (-1, *self.geometry.key_shape))
+        hidden_part = self.adapter.spread(self.layer, duals, response)
+        features = kernel - hidden_part + ops.stop_gradient(hidden_part)
+        values = [
+            (variable, features if variable is kernel else variable.value)
+            for variable in self.layer.variables
+        ]
+        with keras.StatelessScope(state_mapping=values):
+            outputs = self.layer(inputs)
+        return outputs, *hidden
 
     # Calling ------------------------------------------------------------
 
@@ -287,15 +359,19 @@ class PassportNormalization(keras.layers.Wrapper):
         mask=None,
         inputs_mask=None,
     ):
-        gamma, beta = self._hidden(passport)
+        if self._decouples(passport, training):
+            outputs, gamma, beta = self._call_decoupled(inputs)
+        else:
+            gamma, beta = self._hidden(passport)
+            outputs = self.layer(inputs)
         if gamma is None and self.gamma is not None:
             gamma = ops.expand_dims(ops.convert_to_tensor(self.gamma), 0)
         if beta is None and self.beta is not None:
             beta = ops.expand_dims(ops.convert_to_tensor(self.beta), 0)
         # Keras names the argument after the inputs once there are two of them.
         mask = inputs_mask if mask is None else mask
-        outputs = inputs
-        for part in (self.layer, *self.between):
+        mask = _mask_after(self.layer, outputs, mask)
+        for part in self.between:
             outputs = part(outputs)
             mask = _mask_after(part, outputs, mask)
         outputs = normalization.normalize(
@@ -331,6 +407,7 @@ class PassportNormalization(keras.layers.Wrapper):
                 for part in self.between
             ],
             "activation": keras.activations.serialize(self.activation),
+            "decouple": self.decouple,
         }
 
     @classmethod
@@ -347,6 +424,26 @@ class PassportNormalization(keras.layers.Wrapper):
             for part in config["between"]
         ]
         return cls(**config)
+
+
+def _unexportable_variable(value):
+    """A variable that no SavedModel is written with."""
+    variable = keras.Variable(
+        value, dtype="float32", trainable=False, name="passport"
+    )
+    if keras.backend.backend() == "tensorflow":
+        # `keras.export.ExportArchive` saves every variable that its functions
+        # use, tracked or not.
+        variable.value._export_to_saved_model_graph = _refuse_export
+    return variable
+
+
+def _refuse_export(*args, **kwargs):
+    raise PassportError(
+        "Expected an export without secrets. Received: a model with a bound "
+        "passport, whose keys would be written into the file. Save the model "
+        "with `model.save(...)` and keep the passport file apart"
+    )
 
 
 def _without_affine(layer):

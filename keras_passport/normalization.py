@@ -19,6 +19,8 @@ def refusal(layer) -> str | None:
     """Why a passport can't take this normalisation's place, or `None`."""
     if getattr(layer, "renorm", False):
         return "batch renormalisation (renorm=True) has its own scale and shift"
+    if getattr(layer, "rms_scaling", False):
+        return "rms_scaling=True has a scale that can't be switched off"
     axis = layer.axis
     if isinstance(axis, (list, tuple)) and len(axis) != 1:
         return f"it normalises over several axes ({list(axis)})"
@@ -73,8 +75,17 @@ def _over_channels(layer, inputs, parameter):
     return ops.reshape(parameter, shape)
 
 
+def _wide(inputs, *parameters):
+    """Inputs and parameters in float32, or float64 where the inputs are."""
+    dtype = keras.backend.result_type(inputs.dtype, "float32")
+    return (
+        ops.cast(inputs, dtype),
+        *(p if p is None else ops.cast(p, dtype) for p in parameters),
+    )
+
+
 def _scale_and_shift(layer, inputs, gamma, beta):
-    outputs = ops.cast(inputs, "float32")
+    outputs, gamma, beta = _wide(inputs, gamma, beta)
     if gamma is not None:
         outputs = outputs * _over_channels(layer, inputs, gamma)
     if beta is not None:
@@ -84,10 +95,11 @@ def _scale_and_shift(layer, inputs, gamma, beta):
 
 def _affine_of_statistics(layer, inputs, gamma, beta):
     """Inference with a row of γ and β per example: one multiply and add."""
-    mean = ops.convert_to_tensor(layer.moving_mean)[None]
-    inverse = ops.rsqrt(
-        ops.convert_to_tensor(layer.moving_variance) + layer.epsilon
-    )[None]
+    inputs, gamma, beta, mean, variance = _wide(
+        inputs, gamma, beta, layer.moving_mean, layer.moving_variance
+    )
+    mean = mean[None]
+    inverse = ops.rsqrt(variance + layer.epsilon)[None]
     scale = inverse if gamma is None else gamma * inverse
     shift = -mean * scale if beta is None else beta - mean * scale
     return _scale_and_shift(layer, inputs, scale, shift)
@@ -96,8 +108,9 @@ def _affine_of_statistics(layer, inputs, gamma, beta):
 def _composed(layer, inputs, gamma, beta, training):
     """Keras's own batch normalisation, in the order in which it computes."""
     axis = channel_axis(layer, len(inputs.shape))
-    x = ops.cast(inputs, "float32")
-    mean, variance = layer.moving_mean, layer.moving_variance
+    x, gamma, beta, mean, variance = _wide(
+        inputs, gamma, beta, layer.moving_mean, layer.moving_variance
+    )
     if training:
         axes = [i for i in range(len(x.shape)) if i != axis]
         mean, variance = ops.moments(x, axes=axes)

@@ -16,7 +16,7 @@ from keras_passport.errors import PassportError
 from keras_passport.geometry import Geometry, digest
 
 KINDS = ("random_pattern", "fixed_image", "random_image", "feature_maps")
-KEY_SCALINGS = ("paper", "unit")
+KEY_SCALINGS = ("paper", "unit", "fan_in")
 ROLES = ("gamma", "beta")
 
 # Seeds of fakes and of passports draw from different domains, so that a fake
@@ -384,6 +384,8 @@ class Passport:
                 None if value is None else np.asarray(value, "float32")
                 for value in maps[path]
             )
+            for role, value in zip(ROLES, (gamma, beta), strict=True):
+                _check_shape(path, role, layer.inputs_shape[1:], value)
             entries[path] = PassportEntry(layer.geometry, gamma, beta)
         return cls("feature_maps", function, entries, _seed(seed), key_scaling)
 
@@ -408,7 +410,7 @@ class Passport:
             self.check(model)
         return {
             path: {
-                role: self._scaled(entry.key(role))
+                role: scale_key(entry.key(role), self.key_scaling)
                 for role in self.function.roles
             }
             for path, entry in self.layers.items()
@@ -424,12 +426,6 @@ class Passport:
             ],
             axis=1,
         )
-
-    def _scaled(self, key):
-        if self.key_scaling == "paper":
-            return key
-        norm = np.linalg.norm(key)
-        return key / norm if norm > 0 else key
 
     def check(self, model) -> None:
         """Raises `PassportError` unless the passport fits the model."""
@@ -506,6 +502,22 @@ def check_key_scaling(key_scaling: str) -> str:
     return key_scaling
 
 
+def scale_key(key: np.ndarray, key_scaling: str) -> np.ndarray:
+    """A key in the size that a scaling asks for; a key of zeros stays.
+
+    Args:
+        key: Float array of shape `(kernel size..., channels)`.
+        key_scaling: `"paper"` leaves it; `"unit"` gives it norm 1;
+            `"fan_in"` √(size / 2), with which He's initialisation gives
+            hidden parameters a standard deviation of 1.
+    """
+    norm = np.linalg.norm(key)
+    if key_scaling == "paper" or norm == 0:
+        return key
+    target = 1.0 if key_scaling == "unit" else np.sqrt(key.size / 2)
+    return (key * (target / norm)).astype("float32")
+
+
 def derive(seed: bytes, *labels: str) -> bytes:
     """32 bytes that follow from a seed and labels, and tell neither."""
     message = json.dumps(labels).encode()
@@ -564,6 +576,20 @@ def array_hash(array: np.ndarray) -> str:
     return hashlib.sha256(
         json.dumps(array.shape).encode() + array.tobytes()
     ).hexdigest()
+
+
+def _check_shape(path, role, expected, value) -> None:
+    if value is not None and (
+        len(value.shape) != len(expected)
+        or any(
+            n not in (None, m)
+            for n, m in zip(expected, value.shape, strict=True)
+        )
+    ):
+        raise PassportError(
+            f"Expected {role} of layer '{path}' to have the shape of the "
+            f"layer's input, {expected}. Received: shape={value.shape}"
+        )
 
 
 def _check_paths(expected: set, received: set) -> None:

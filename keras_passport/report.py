@@ -1,6 +1,8 @@
 """`PassportReport`: what became of each layer of a model, and why."""
 
 import dataclasses
+import shutil
+import textwrap
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,6 +69,8 @@ class PassportReport:
         widths = [
             min(28, max(len(row[i]) for row in [head, *rows])) for i in range(3)
         ]
+        indent = sum(widths) + 2 * len(widths)
+        width = max(20, shutil.get_terminal_size().columns - indent)
         lines = []
         for row in [head, *rows]:
             cells = [
@@ -75,7 +79,9 @@ class PassportReport:
                 )
                 for cell, width in zip(row, widths, strict=False)
             ]
-            lines.append("  ".join([*cells, row[3]]).rstrip())
+            reason = textwrap.wrap(row[3], width, break_on_hyphens=False)
+            lines.append("  ".join([*cells, reason[0]]))
+            lines.extend(" " * indent + more for more in reason[1:])
         lines.append(
             f"{len(self.protected)} of "
             f"{sum(row.role == 'kernel' for row in self.rows)} kernel layers "

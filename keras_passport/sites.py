@@ -67,6 +67,7 @@ class Plan:
         self._insert = insert
         self._named = _names(select)
         self._selected = _selector(select)
+        self._shared = graph.shared_layers(model)
         self._find(model, "")
         self.merged = {
             id(layer)
@@ -98,6 +99,11 @@ class Plan:
 
     def _take(self, site, layer, prefix):
         """Notes a site, or why a layer has none."""
+        if isinstance(site, Site):
+            for part in (site.kernel, *site.between, site.normalization):
+                if id(part) in self._shared:
+                    site = f"'{part.name}' is part of another model too"
+                    break
         if isinstance(site, str):
             self._reasons[id(layer)] = site
             return

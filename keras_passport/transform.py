@@ -137,7 +137,8 @@ def reinitialize(model: keras.Model, seed: int | None = None) -> keras.Model:
             random.seed(seed)
         fresh = graph.clone(model)
     finally:
-        random.setstate(state)
+        if seed is not None:
+            random.setstate(state)
     for old, new in zip(fresh.weights, model.weights, strict=True):
         new.assign(old)
     return model

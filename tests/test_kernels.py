@@ -536,9 +536,6 @@ class TestRegistry:
         reason = adapter and adapter.refusal(layer)
         assert adapter is None or f"'{equation}'" in reason
 
-    @pytest.mark.xfail(
-        strict=True, reason="refusal() does not know of quantization yet"
-    )
     @pytest.mark.parametrize("mode", ["int8", "int4"])
     def test_quantized_layers_are_refused_with_a_reason(self, mode):
         """Their integer kernel is the linear map only with its scale."""

@@ -184,7 +184,9 @@ def test_equals_kernel_and_batch_normalization(kernel, function):
     for training in (False, True, None):
         assert_near(layer(x, training=training), expected(x, training), 1e-4)
     assert_same_statistics(layer, normal)
-    assert tuple(layer(x).shape) == layer.compute_output_shape(x.shape)
+    assert tuple(layer(x).shape) == tuple(
+        layer.compute_output_shape(x.shape)
+    )
 
 
 @pytest.mark.parametrize("function", FUNCTIONS)
@@ -257,8 +259,7 @@ def test_gradients_are_those_of_the_formula(
         y = (y - mean) / tf.sqrt(variance + 1e-3)
         y = {**free, **hidden}["gamma"] * y + {**free, **hidden}["beta"]
         loss = tf.reduce_sum(tf.square(y - target))
-    expected = tape.gradient(loss, [x, kernel, bias])
-    free = tape.gradient(loss, free)
+    expected, free = tape.gradient(loss, ([x, kernel, bias], free))
     with tf.GradientTape() as tape:
         tape.watch(x)
         outputs = layer(x, training=training)
@@ -310,11 +311,10 @@ def test_data_formats_agree(data_format, normalization):
     "normalization",
     (
         keras.layers.LayerNormalization(epsilon=1e-2),
-        keras.layers.LayerNormalization(rms_scaling=True),
         keras.layers.GroupNormalization(groups=3),
         keras.layers.GroupNormalization(groups=-1),
     ),
-    ids=("layer", "rms", "group", "instance"),
+    ids=("layer", "group", "instance"),
 )
 @pytest.mark.parametrize("function", FUNCTIONS)
 def test_other_normalizations(normalization, function):
@@ -341,8 +341,10 @@ def test_layers_between_and_activation(between):
     for training in (True, False):
         assert_near(layer(x, training=training), expected(x, training), 1e-4)
     assert_same_statistics(layer, normal)
-    assert tuple(layer(x).shape) == layer.compute_output_shape(x.shape)
-    assert np.min(layer(x)) == 0
+    assert tuple(layer(x).shape) == tuple(
+        layer.compute_output_shape(x.shape)
+    )
+    assert np.min(layer(x)) >= 0
 
 
 @pytest.mark.parametrize("function", FUNCTIONS)
@@ -582,7 +584,7 @@ def test_round_trips(kernel, function, options, tmp_path):
     copy = loaded.layers[-1]
     assert copy.function == layer.function and not copy.is_bound
     for one, other in zip(loaded.weights, model.weights, strict=True):
-        assert one.path == other.path
+        assert one.name == other.name
         np.testing.assert_array_equal(one, other)
     copy.bind_keys(**keys_of(copy, maps))
     x = random((3, *layer.inputs_shape[1:]), 3)
@@ -632,6 +634,13 @@ def test_keys_are_checked():
                 keras.layers.LayerNormalization(axis=[1, 2]),
             ),
             "several axes",
+        ),
+        (
+            lambda: (
+                keras.layers.Dense(2),
+                keras.layers.LayerNormalization(rms_scaling=True),
+            ),
+            "rms_scaling",
         ),
         (
             lambda: (

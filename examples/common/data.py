@@ -277,7 +277,7 @@ SOURCES: dict[str, Source] = {
             num_classes=10, mean=(77.9,), std=(95.9,), pad=1, flip=False
         ),
         defaults=dict(
-            epochs=20,
+            epochs=60,
             batch_size=64,
             learning_rate=0.1,
             num_fakes=100,

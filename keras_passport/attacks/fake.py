@@ -11,7 +11,13 @@ from keras_passport import features, metrics, models
 from keras_passport.attacks.result import AttackResult
 from keras_passport.errors import PassportError
 from keras_passport.geometry import digest
-from keras_passport.passports import FAKE, Passport, check_key_scaling, derive
+from keras_passport.passports import (
+    FAKE,
+    Passport,
+    check_key_scaling,
+    derive,
+    scale_key,
+)
 
 ATTACK_KINDS = ("random_pattern", "fixed_image", "random_image")
 
@@ -212,11 +218,8 @@ def _image_keys(model, images, reference, key_scaling) -> dict:
     pool = {}
     for path, layer in layers.items():
         found = [digest(maps[path][i], layer.geometry) for i in range(count)]
-        keys = np.stack(found).reshape(count, -1)
-        if key_scaling == "unit":
-            norms = np.linalg.norm(keys, axis=1, keepdims=True)
-            keys = keys / np.where(norms > 0, norms, 1)
-        pool[path] = keys
+        scaled = [scale_key(key, key_scaling) for key in found]
+        pool[path] = np.stack(scaled).reshape(count, -1)
     return pool
 
 

@@ -16,9 +16,9 @@ from absl import app, flags
 sys.path.insert(0, str(pathlib.Path(__file__).parents[2] / "examples"))
 
 import alternate  # noqa: E402
-from common import networks  # noqa: E402
 
 import keras_passport as kp  # noqa: E402
+from common import networks  # noqa: E402
 
 _DEPTH = flags.DEFINE_integer("depth", 20, "Of the ResNet.")
 _WIDTH = flags.DEFINE_integer("width", 16, "Channels of its first stage.")
