@@ -24,6 +24,7 @@ _WHERE = {
     "PassportNormalization": "layers",
     "ProtectedModel": "models",
     "bind": "models",
+    "calibrate": "models",
     "presented": "models",
     "protected_layers": "models",
     "secret_checkpoint": "models",

@@ -275,6 +275,41 @@ class PassportNormalization(keras.layers.Wrapper):
             for value in (gamma, beta)
         )
 
+    def set_hidden_parameters(self, gamma=None, beta=None):
+        """Gives the bound passport other γ and β by changing the kernel.
+
+        The change is the smallest there is, Σ κ̃ (wanted - κ · W): it stays in
+        the span of the keys.
+
+        Args:
+            gamma: Wanted γ, float array of shape `(channels,)`; `None` where
+                the function does not hide it.
+            beta: Wanted β, likewise.
+
+        Raises:
+            PassportError: If no passport is bound, what is given is not what
+                the function hides, or the layer's response is not linear in
+                one kernel (separable layers).
+        """
+        wanted = {"gamma": gamma, "beta": beta}
+        given = tuple(r for r, value in wanted.items() if value is not None)
+        kernel = self.adapter.weight(self.layer)
+        if given != self.function.roles or not self.is_bound or kernel is None:
+            raise PassportError(
+                f"Expected a bound layer with one trainable kernel and "
+                f"{' and '.join(self.function.roles)}. Received: layer "
+                f"'{self.name}', bound: {self.is_bound}, "
+                f"{type(self.layer).__name__}, {' and '.join(given) or 'none'}"
+            )
+        rows = ops.convert_to_tensor(
+            np.stack([wanted[role] for role in given]), "float32"
+        )
+        duals = ops.reshape(
+            self._secret.duals.value, (-1, *self.geometry.key_shape)
+        )
+        change = rows - self._respond(self._secret.keys.value)
+        kernel.assign_add(self.adapter.spread(self.layer, duals, change))
+
     def _hidden(self, passport):
         """γ and β, each (rows, channels), or None where not hidden."""
         if passport is None:

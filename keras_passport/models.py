@@ -3,6 +3,7 @@
 import contextlib
 
 import keras
+import numpy as np
 from keras import ops
 
 from keras_passport import graph
@@ -96,6 +97,38 @@ def unbind(model: keras.Model) -> keras.Model:
     for layer in _layers_or_error(model).values():
         layer.unbind_keys()
     forget_compiled(model)
+    return model
+
+
+def calibrate(model: keras.Model) -> keras.Model:
+    """Starts a bound model where a batch normalisation starts, but for signs.
+
+    An untrained kernel makes hidden parameters of any size. This changes
+    kernels as little as possible so that every hidden γ is 1 or -1, with the
+    sign that it has, and every hidden β is 0. The signs follow from kernels
+    and passport together: half of them, without any pattern, are negative.
+
+    Args:
+        model: Bound protected model, about to be trained from scratch.
+
+    Returns:
+        The model itself.
+
+    Raises:
+        PassportRequiredError: If no passport is bound.
+
+    Example:
+
+    >>> model = calibrate(bind(reinitialize(protect(base)), passport))
+    """
+    for layer in _layers_or_error(model).values():
+        if layer.adapter.weight(layer.layer) is None:
+            continue
+        gamma, beta = layer.hidden_parameters()
+        layer.set_hidden_parameters(
+            gamma=None if gamma is None else np.where(gamma < 0, -1.0, 1.0),
+            beta=None if beta is None else np.zeros_like(beta),
+        )
     return model
 
 

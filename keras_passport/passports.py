@@ -17,6 +17,9 @@ from keras_passport.geometry import Geometry, digest
 
 KINDS = ("random_pattern", "fixed_image", "random_image", "feature_maps")
 KEY_SCALINGS = ("paper", "unit", "fan_in")
+# Large keys need but a small part of a kernel to make γ and β, and so leave
+# little of themselves in it (BUILD_NOTES.md, "Key scaling").
+DEFAULT_KEY_SCALING = "fan_in"
 ROLES = ("gamma", "beta")
 
 # Seeds of fakes and of passports draw from different domains, so that a fake
@@ -108,7 +111,8 @@ class Passport:
         layers: Dict from path to `PassportEntry`, in the graph's order.
         seed: Secret of 16 bytes or more.
         key_scaling: `"paper"` takes keys as digested; `"unit"` scales each to
-            norm 1.
+            norm 1, `"fan_in"` to √(size / 2), with which He's initialisation
+            gives hidden parameters a standard deviation of 1.
         images: Identity images of image kinds: a float32 array, or a dict of
             them for several inputs.
 
@@ -164,7 +168,7 @@ class Passport:
         model,
         *,
         seed: bytes | int | None = None,
-        key_scaling: str = "paper",
+        key_scaling: str = DEFAULT_KEY_SCALING,
         spatial_size=None,
         domain: str = PASSPORT,
     ) -> "Passport":
@@ -175,7 +179,7 @@ class Passport:
             seed: Secret from which all is drawn. Defaults to 128 bits from
                 `secrets`, which only the passport file keeps. An int can be
                 guessed by trying: for tests alone.
-            key_scaling: `"paper"` or `"unit"`; see `Passport`.
+            key_scaling: `"paper"`, `"unit"` or `"fan_in"`; see `Passport`.
             spatial_size: Size of the model's inputs where it leaves it open.
             domain: `FAKE` for an attacker's passports.
 
@@ -213,7 +217,7 @@ class Passport:
         *,
         reference,
         seed: bytes | int | None = None,
-        key_scaling: str = "paper",
+        key_scaling: str = DEFAULT_KEY_SCALING,
     ) -> "Passport":
         """A T2 passport: one image's feature maps at every layer (Figure 4b).
 
@@ -225,7 +229,7 @@ class Passport:
                 logo and a portrait.
             reference: Trained network of the same architecture.
             seed: Secret salt of the file's hash; see `random_pattern`.
-            key_scaling: `"paper"` or `"unit"`; see `Passport`.
+            key_scaling: `"paper"`, `"unit"` or `"fan_in"`; see `Passport`.
 
         Returns:
             A new `Passport`.
@@ -265,7 +269,7 @@ class Passport:
         *,
         reference,
         seed: bytes | int | None = None,
-        key_scaling: str = "paper",
+        key_scaling: str = DEFAULT_KEY_SCALING,
         domain: str = PASSPORT,
     ) -> "Passport":
         """A T3 passport: per layer, one of N images' feature maps (Figure 4c).
@@ -280,7 +284,7 @@ class Passport:
                 for `fixed_image`.
             reference: Trained network of the same architecture.
             seed: Secret from which the choices follow; see `random_pattern`.
-            key_scaling: `"paper"` or `"unit"`; see `Passport`.
+            key_scaling: `"paper"`, `"unit"` or `"fan_in"`; see `Passport`.
             domain: `FAKE` for an attacker's passports.
 
         Returns:
@@ -359,7 +363,7 @@ class Passport:
                 of that layer's input without batch axis; `None` for what the
                 model's function does not hide.
             seed: Secret salt of the file's hash; see `random_pattern`.
-            key_scaling: `"paper"` or `"unit"`; see `Passport`.
+            key_scaling: `"paper"`, `"unit"` or `"fan_in"`; see `Passport`.
 
         Returns:
             A new `Passport`.

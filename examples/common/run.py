@@ -44,6 +44,8 @@ def main(name: str, build: Callable[..., keras.Model], **options: Any) -> None:
         Job(name, build, options).run()
     except (UserError, kp.PassportError) as error:
         sys.exit(f"{pathlib.Path(sys.argv[0]).name}: {error}")
+    except KeyboardInterrupt:
+        sys.exit("\nInterrupted; the same command goes on from here.")
 
 
 class Job:
@@ -143,6 +145,7 @@ class Job:
         if not self.directory.passport.exists():
             self._make_passport(model, original, images)
         kp.bind(model, kp.Passport.load(self.directory.passport))
+        kp.calibrate(model)
         layers = kp.protected_layers(model)
         print(f"Training the protected network, {len(layers)} passport layers")
         # One in the middle, neither the picture's own nor next to the logits.

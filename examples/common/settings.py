@@ -23,8 +23,9 @@ flags.DEFINE_enum(
 flags.DEFINE_enum(
     "key_scaling",
     None,
-    ["paper", "unit"],
-    "Size of the keys: as the paper makes them, or of norm 1 in every layer. "
+    ["paper", "unit", "fan_in"],
+    "Size of the keys: as the paper makes them, of norm 1, or of norm "
+    "sqrt(size / 2), with which He's initialisation makes scales of about 1. "
     "The package's own choice if not given.",
 )
 flags.DEFINE_enum(

@@ -169,6 +169,8 @@ def strategy_scope(
         )
     import tensorflow as tf
 
+    # It tells of every all-reduce, twice.
+    tf.get_logger().setLevel("WARNING")
     return tf.distribute.MirroredStrategy().scope
 
 

@@ -12,6 +12,7 @@ from keras_passport.attacks.result import AttackResult
 from keras_passport.errors import PassportError
 from keras_passport.geometry import digest
 from keras_passport.passports import (
+    DEFAULT_KEY_SCALING,
     FAKE,
     Passport,
     check_key_scaling,
@@ -30,7 +31,7 @@ def fake_passports(
     *,
     images=None,
     reference: keras.Model | None = None,
-    key_scaling: str = "paper",
+    key_scaling: str = DEFAULT_KEY_SCALING,
     seed: int | None = None,
     start: int = 0,
     batch_size: int = 500,
