@@ -10,6 +10,8 @@ and digests it needs NumPy and h5py, not Keras.
 
 import importlib
 
+from keras_passport import registration
+
 __version__ = "0.1.0"
 
 _WHERE = {
@@ -47,11 +49,14 @@ def __getattr__(name):
             f"module '{__name__}' has no attribute '{name}'. "
             f"It offers {', '.join(__all__)}"
         )
-    module = _WHERE[name]
-    if module is None:
-        return importlib.import_module(f"{__name__}.{name}")
-    return getattr(importlib.import_module(f"{__name__}.{module}"), name)
+    module = importlib.import_module(f"{__name__}.{_WHERE[name] or name}")
+    # What was asked for may have been the first to import Keras.
+    registration.register()
+    return getattr(module, name) if _WHERE[name] else module
 
 
 def __dir__():
     return sorted([*globals(), *__all__])
+
+
+registration.register()

@@ -82,6 +82,11 @@ def layer_inputs(model, reference, images, wanted) -> dict:
             there has another shape.
     """
     layers = models.protected_layers(model)
+    if not isinstance(reference, keras.Model):
+        raise PassportError(
+            "Expected reference to be a trained network of the model's "
+            f"architecture. Received: reference={reference!r}"
+        )
     available = dict(
         graph.walk(reference, stop=(type(next(iter(layers.values()))),))
     )

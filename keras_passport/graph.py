@@ -144,7 +144,9 @@ def rebuild(model, replace, call=None, model_class=keras.Model):
             operation to put in its place; called once for each.
         call: Function `(operation, new_operation, args, kwargs)` that makes a
             call and returns its outputs. Defaults to calling the new one.
-        model_class: Class of the returned model.
+        model_class: Class of the returned model. With the default, one that
+            is made of a Sequential is a Sequential too: Keras's weights files
+            name a nested model after its class.
 
     Returns:
         The new model, with new inputs of the same names, shapes and dtypes.
@@ -167,7 +169,22 @@ def rebuild(model, replace, call=None, model_class=keras.Model):
     outputs = functional._run_through_graph(
         inputs, operation_fn=operation_fn, call_fn=call_fn
     )
-    return model_class(inputs, outputs, name=model.name)
+    rebuilt = model_class(inputs, outputs, name=model.name)
+    if isinstance(model, keras.Sequential) and model_class is keras.Model:
+        return _sequential(rebuilt)
+    return rebuilt
+
+
+def _sequential(functional):
+    """A Sequential of a functional model that is a chain of layers.
+
+    Made as `Sequential.build` makes it, but of the calls that there are.
+    """
+    sequential = keras.Sequential(name=functional.name)
+    sequential._layers = list(functional.layers)
+    sequential._functional = functional
+    sequential.built = True
+    return sequential
 
 
 def _new_input(tensor):
@@ -210,12 +227,28 @@ def clone(operation):
             ) from error
 
 
+def copy_variable(source, target):
+    """Copies the value of a variable or array, not the array itself.
+
+    Handed on as it is, JAX would give the array away with the first training
+    step of either.
+    """
+    target.assign(keras.ops.convert_to_numpy(source))
+
+
 def copy_state(source, target):
     """Copies all variables of a layer to a layer of the same structure."""
     pairs = list(zip(source.variables, target.variables, strict=True))
     for old, new in pairs:
-        new.assign(old)
+        copy_variable(old, new)
     for layer in target._flatten_layers():
         if isinstance(layer, keras.layers.Normalization):
             # What it computes with is derived from its variables.
             layer.finalize_state()
+
+
+def copy_trainable(source, target):
+    """Copies a layer's `trainable` flag."""
+    # Only where they differ: setting it sets the flags of all sublayers.
+    if target.trainable != source.trainable:
+        target.trainable = source.trainable

@@ -7,6 +7,9 @@ from keras import ops
 from keras_passport import functions, kernels, normalization
 from keras_passport.errors import PassportError, PassportRequiredError
 
+# Two keys with a smaller angle (in radians) than about this count as one.
+_PARALLEL = 1e-3
+
 
 class _Secret:
     """Holds keys where neither Keras nor TensorFlow looks for state.
@@ -235,7 +238,13 @@ class PassportNormalization(keras.layers.Wrapper):
         keys = packed.reshape(rows, size // channels, blocks, -1)
         keys = keys.transpose(2, 0, 1, 3)
         flat = keys.reshape(blocks, rows, -1).astype("float64")
-        duals = np.linalg.pinv(flat).transpose(0, 2, 1).reshape(keys.shape)
+        # Of keys of equal size, so that only their angle says whether they
+        # are parallel: duals of such keys would be all rounding error.
+        norms = np.linalg.norm(flat, axis=-1, keepdims=True)
+        norms[norms == 0.0] = 1.0
+        duals = np.linalg.pinv(flat / norms, rcond=_PARALLEL)
+        duals = duals.transpose(0, 2, 1) / norms
+        duals = duals.reshape(keys.shape)
         return duals.transpose(1, 2, 0, 3).reshape(1, -1).astype("float32")
 
     def unbind_keys(self):
@@ -369,13 +378,17 @@ class PassportNormalization(keras.layers.Wrapper):
         keys, duals = self._secret.keys.value, self._secret.duals.value
         response = self._respond(keys)
         gradient = self._respond(duals)
+        # Differences first: duals of keys at a small angle are large, and
+        # adding and taking away what they give would cost digits.
         hidden = self._by_role(
-            ops.stop_gradient(response - gradient) + gradient, 1
+            ops.stop_gradient(response)
+            + (gradient - ops.stop_gradient(gradient)),
+            1,
         )
         kernel = self.adapter.weight(self.layer)
         duals = ops.reshape(duals, (-1, *self.geometry.key_shape))
         hidden_part = self.adapter.spread(self.layer, duals, response)
-        features = kernel - hidden_part + ops.stop_gradient(hidden_part)
+        features = kernel + (ops.stop_gradient(hidden_part) - hidden_part)
         values = [
             (variable, features if variable is kernel else variable.value)
             for variable in self.layer.variables
@@ -495,11 +508,29 @@ def _without_affine(layer):
             "Expected a normalisation that a passport can scale and shift, "
             f"but {refusal}. Received: normalization={layer}"
         )
-    replaced = keras.saving.serialize_keras_object(layer)
+    replaced = _unshared(keras.saving.serialize_keras_object(layer))
     # Deserialising must not build it: its weights would be made for nothing.
     replaced.pop("build_config", None)
     config = {**layer.get_config(), "center": False, "scale": False}
     return replaced, type(layer).from_config(config)
+
+
+def _unshared(config):
+    """A copy of a config that says nothing of which objects are shared.
+
+    While a model is loaded, Keras notes the ids of all that is serialised. The
+    layer serialised here is gone soon after, and the next one may have its id:
+    its config would be taken for the same layer's.
+    """
+    if isinstance(config, dict):
+        return {
+            key: _unshared(value)
+            for key, value in config.items()
+            if key != "shared_object_id"
+        }
+    if isinstance(config, (list, tuple)):
+        return [_unshared(value) for value in config]
+    return config
 
 
 def _mask_after(part, outputs, mask):

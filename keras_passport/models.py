@@ -194,23 +194,36 @@ def secret_checkpoint(model: keras.Model):
     >>> with secret_checkpoint(model):
     ...     model.save_weights("owner/checkpoint.weights.h5")
     """
-    optimizer = getattr(model, "optimizer", None)
-    own = getattr(optimizer, "__dict__", {})
-    withheld = [name for name in _STATE_METHODS if name in own]
-    for name in withheld:
+    withheld = [
+        (optimizer, name)
+        for optimizer in _optimizers(model)
+        for name in _STATE_METHODS
+        if name in vars(optimizer)
+    ]
+    for optimizer, name in withheld:
         delattr(optimizer, name)
     try:
         yield
     finally:
         if withheld:
-            _withhold_state(optimizer)
+            _withhold_state(model)
 
 
 _STATE_METHODS = ("save_own_variables", "load_own_variables")
 
 
-def _withhold_state(optimizer):
-    if optimizer is not None:
+def _optimizers(model) -> list:
+    """A model's optimizer, and the one inside it that a loss scale wraps."""
+    found = []
+    optimizer = getattr(model, "optimizer", None)
+    while optimizer is not None:
+        found.append(optimizer)
+        optimizer = getattr(optimizer, "inner_optimizer", None)
+    return found
+
+
+def _withhold_state(model):
+    for optimizer in _optimizers(model):
         for name in _STATE_METHODS:
             setattr(optimizer, name, lambda store: None)
 
@@ -310,7 +323,7 @@ class ProtectedModel(keras.Model):
 
     def compile(self, *args, **kwargs):
         super().compile(*args, **kwargs)
-        _withhold_state(self.optimizer)
+        _withhold_state(self)
 
     def compile_from_config(self, config):
         # Keras calls it, when a model is loaded or cloned, only on models that

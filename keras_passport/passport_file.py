@@ -85,7 +85,14 @@ def load(path: str | os.PathLike) -> Passport:
             return _read(file)
     except PassportError as error:
         raise PassportError(f"{error} (in '{path}')") from None
-    except (OSError, KeyError, ValueError, TypeError, RuntimeError) as error:
+    except (
+        AttributeError,
+        KeyError,
+        OSError,
+        RuntimeError,
+        TypeError,
+        ValueError,
+    ) as error:
         raise PassportError(
             f"Expected '{path}' to hold a passport. Received: a file with a "
             f"valid checksum that can't be read ({type(error).__name__})"

@@ -321,11 +321,6 @@ class Passport:
     ):
         from keras_passport import features, models
 
-        if reference is None:
-            raise PassportError(
-                f"Expected reference to be a trained network for a {kind} "
-                "passport. Received: reference=None"
-            )
         function = models.function_of(model)
         chosen = {
             path: {role: choose(path, role) for role in function.roles}
@@ -384,6 +379,11 @@ class Passport:
         _check_paths(set(layers), set(maps))
         entries = {}
         for path, layer in layers.items():
+            if len(maps[path]) != 2:
+                raise PassportError(
+                    f"Expected a tuple (gamma, beta) for layer '{path}'. "
+                    f"Received: {len(maps[path])} maps"
+                )
             gamma, beta = (
                 None if value is None else np.asarray(value, "float32")
                 for value in maps[path]

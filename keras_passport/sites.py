@@ -66,7 +66,7 @@ class Plan:
         self._reasons: dict[int, str] = {}
         self._insert = insert
         self._named = _names(select)
-        self._selected = _selector(select)
+        self._selected = _selector(select, self._named)
         self._shared = graph.shared_layers(model)
         self._find(model, "")
         self.merged = {
@@ -77,7 +77,14 @@ class Plan:
         self.report = self._report(model, function)
         self._check_selection()
 
-    def _find(self, model, prefix):
+    def _find(self, model, prefix, leads_on=False):
+        """Finds the sites of a model, which may be nested in others.
+
+        Args:
+            model: The model.
+            prefix: Of its layers' paths.
+            leads_on: Whether, where it is nested, kernel layers follow it.
+        """
         model_graph = graph.Graph(model)
         layers = graph.children(model)
         for layer in layers:
@@ -85,7 +92,11 @@ class Plan:
                 # Once, wherever else it is called.
                 if id(layer) not in self._reasons:
                     self._reasons[id(layer)] = ""
-                    self._find(layer, f"{prefix}{layer.name}/")
+                    self._find(
+                        layer,
+                        f"{prefix}{layer.name}/",
+                        leads_on or _leads_to_kernel(layer, model_graph),
+                    )
             elif type(layer) in normalization.SUPPORTED:
                 self._take(_site(layer, model_graph), layer, prefix)
         if not self._insert:
@@ -93,8 +104,11 @@ class Plan:
         for layer in layers:
             unused = id(layer) not in self.sites
             if unused and kernels.adapter_for(layer) is not None:
+                last = not leads_on and not _leads_to_kernel(layer, model_graph)
                 self._take(
-                    self._insertion(layer, model_graph, prefix), layer, prefix
+                    self._insertion(layer, model_graph, prefix, last),
+                    layer,
+                    prefix,
                 )
 
     def _take(self, site, layer, prefix):
@@ -119,18 +133,11 @@ class Plan:
             self._reasons[id(layer)] = f"becomes one with '{path}'"
             self._reasons[id(site.kernel)] = f"with '{prefix}{layer.name}'"
 
-    def _insertion(self, kernel, model_graph, prefix) -> Site | str:
+    def _insertion(self, kernel, model_graph, prefix, last) -> Site | str:
         refusal = _kernel_refusal(kernel, model_graph)
         if refusal:
             return refusal
-        path = prefix + kernel.name
-        if path not in self._named and not model_graph.leads_to(
-            model_graph.calls[id(kernel)][0],
-            lambda operation: (
-                kernels.adapter_for(operation) is not None
-                or graph.is_model(operation)
-            ),
-        ):
+        if last and prefix + kernel.name not in self._named:
             return "is the last kernel layer; select it by name to protect it"
         return Site(kernel)
 
@@ -178,6 +185,23 @@ class Plan:
             )
 
 
+def _leads_to_kernel(layer, model_graph) -> bool:
+    """Whether a kernel layer, or a layer that holds one, comes after it."""
+    return any(
+        model_graph.leads_to(call, _holds_kernel)
+        for call in model_graph.calls[id(layer)]
+    )
+
+
+def _holds_kernel(operation) -> bool:
+    if not isinstance(operation, keras.layers.Layer):
+        return False
+    inside = (layer for _, layer in graph.walk(operation))
+    return any(
+        kernels.adapter_for(layer) is not None for layer in (operation, *inside)
+    )
+
+
 def _names(select) -> set[str]:
     if isinstance(select, str):
         return {select}
@@ -186,14 +210,13 @@ def _names(select) -> set[str]:
     return set(select)
 
 
-def _selector(select):
+def _selector(select, names):
     if select is None:
         return lambda path, layer: True
     if isinstance(select, re.Pattern):
         return lambda path, layer: select.search(path) is not None
     if callable(select):
         return select
-    names = _names(select)
     return lambda path, layer: path in names
 
 

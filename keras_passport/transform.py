@@ -69,6 +69,11 @@ def protect(
     """
     function = functions.get(function)
     _check_source(model)
+    if protected_layers(model) and function_of(model) != function:
+        raise PassportError(
+            "Expected the function of the layers that are protected already, "
+            f"{function_of(model).name}. Received: function={function.name}"
+        )
     plan = Plan(model, function, select, insert)
     if not plan.report.protected:
         raise PassportError(
@@ -102,7 +107,9 @@ def inspect(
         insert: As for `protect`.
 
     Returns:
-        A `PassportReport`.
+        A `PassportReport`. Of a protected model, without `select` and
+        `insert`, what is protected; with them, what a second `protect` would
+        make of it.
 
     Raises:
         ValueError: If the model has no graph or is not built.
@@ -114,6 +121,8 @@ def inspect(
     _check_source(model)
     if protected_layers(model):
         function = function_of(model)
+        if select is None and not insert:
+            select = ()  # What is protected, not what else could be.
     return Plan(model, functions.get(function), select, insert).report
 
 
@@ -140,7 +149,7 @@ def reinitialize(model: keras.Model, seed: int | None = None) -> keras.Model:
         if seed is not None:
             random.setstate(state)
     for old, new in zip(fresh.weights, model.weights, strict=True):
-        new.assign(old)
+        graph.copy_variable(old, new)
     return model
 
 
@@ -224,7 +233,9 @@ def _protect(model, function, plan, made, model_class):
 
 def _copy_state(model, protected, plan, made):
     """Copies weights and `trainable` flags from layer to layer."""
-    protected.trainable = model.trainable
+    graph.copy_trainable(model, protected)
+    # Keras scales the loss of a float16 model by the model's own policy.
+    protected.dtype_policy = model.dtype_policy
     for _, layer in graph.walk(model):
         target = made.get(id(layer))
         if target is None:
@@ -232,19 +243,27 @@ def _copy_state(model, protected, plan, made):
         site = plan.sites.get(id(layer))
         if site is not None:
             graph.copy_state(layer, target.layer)
+            _copy_trainable(site, target)
             if site.normalization is not None:
                 _copy_normalization(site.normalization, target)
-            _copy_trainable(layer, target.layer)
             continue
         if not graph.is_model(layer):
             graph.copy_state(layer, target)
-        _copy_trainable(layer, target)
+        graph.copy_trainable(layer, target)
 
 
-def _copy_trainable(source, target):
-    # Only where they differ: setting it sets the flags of all sublayers.
-    if target.trainable != source.trainable:
-        target.trainable = source.trainable
+def _copy_trainable(site, wrapper):
+    pairs = [(site.kernel, wrapper.layer)]
+    if site.normalization is not None:
+        pairs.append((site.normalization, wrapper.normalization))
+    trainable = any(source.trainable for source, _ in pairs)
+    if wrapper.trainable != trainable:
+        wrapper.trainable = trainable
+    for source, target in pairs:
+        graph.copy_trainable(source, target)
+    for variable in (wrapper.gamma, wrapper.beta):
+        if variable is not None:
+            variable.trainable = wrapper.normalization.trainable
 
 
 def _copy_normalization(source, wrapper):
@@ -254,4 +273,4 @@ def _copy_normalization(source, wrapper):
         *wrapper.normalization.variables,
         *(v for v in (wrapper.gamma, wrapper.beta) if v is not None),
     ):
-        variable.assign(values[variable.name])
+        graph.copy_variable(values[variable.name], variable)

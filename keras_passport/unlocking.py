@@ -64,13 +64,21 @@ def unlock(model: keras.Model, passport=None, fold: bool = True) -> keras.Model:
         hidden[id(layer)] = layer.hidden_parameters(packed)
     made = {}
     plain = _unlock(model, hidden, fold, made)
-    plain.trainable = model.trainable
-    for _, layer in graph.walk(model, stop=(PassportNormalization,)):
+    graph.copy_trainable(model, plain)
+    for path, layer in graph.walk(model, stop=(PassportNormalization,)):
         if isinstance(layer, PassportNormalization):
+            if id(layer) not in made:
+                raise PassportError(
+                    "Expected passport layers in the model's graph. Received: "
+                    f"'{path}' inside another layer, which only its own code "
+                    "can replace"
+                )
             for write in made[id(layer)][1]:
                 write()
-        elif id(layer) in made and not graph.is_model(layer):
-            graph.copy_state(layer, made[id(layer)])
+        elif id(layer) in made:
+            if not graph.is_model(layer):
+                graph.copy_state(layer, made[id(layer)])
+            graph.copy_trainable(layer, made[id(layer)])
     return plain
 
 
@@ -150,6 +158,7 @@ def _folded(wrapper, gamma, beta):
         for name, value in wrapper.adapter.folded(wrapper.layer, scale).items():
             weights[name].assign(value.astype("float32"))
         weights["bias"].assign(shift.astype("float32"))
+        graph.copy_trainable(wrapper.layer, layer)
 
     return [layer], [write]
 
@@ -181,6 +190,8 @@ def _unfolded(wrapper, gamma, beta):
         }
         values.update(gamma=gamma, beta=beta)
         for variable in normalization.variables:
-            variable.assign(values[variable.name])
+            graph.copy_variable(values[variable.name], variable)
+        graph.copy_trainable(wrapper.layer, layer)
+        graph.copy_trainable(wrapper.normalization, normalization)
 
     return parts, [write]

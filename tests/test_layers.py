@@ -7,52 +7,21 @@ from keras import ops
 
 import keras_passport as kp
 from keras_passport import normalization as normalization_module
-from keras_passport.geometry import digest
+from layer_case import (
+    FUNCTIONS,
+    IMAGE,
+    KERNELS,
+    affine,
+    assert_near,
+    assert_same_statistics,
+    build,
+    copy_of,
+    keys_of,
+    packed,
+    random,
+    stock,
+)
 from test_case import plain_response, relative_difference
-
-FUNCTIONS = ("V1", "V2", "V3")
-IMAGE = (6, 6, 4)
-
-# Name of a kernel layer: its class, its arguments, its input's shape.
-KERNELS = {
-    "dense": (keras.layers.Dense, {"units": 6}, (5,)),
-    "dense_rank3": (keras.layers.Dense, {"units": 6}, (7, 4)),
-    "conv1d": (
-        keras.layers.Conv1D,
-        {"filters": 6, "kernel_size": 3, "padding": "causal"},
-        (8, 4),
-    ),
-    "conv2d": (
-        keras.layers.Conv2D,
-        {"filters": 6, "kernel_size": 3, "strides": 2, "padding": "same"},
-        IMAGE,
-    ),
-    "conv3d": (
-        keras.layers.Conv3D,
-        {"filters": 6, "kernel_size": 2},
-        (4, 3, 4, 2),
-    ),
-    "grouped": (
-        keras.layers.Conv2D,
-        {"filters": 6, "kernel_size": 3, "groups": 2, "activation": "tanh"},
-        IMAGE,
-    ),
-    "depthwise": (
-        keras.layers.DepthwiseConv2D,
-        {"kernel_size": 3, "depth_multiplier": 2},
-        IMAGE,
-    ),
-    "separable": (
-        keras.layers.SeparableConv2D,
-        {"filters": 6, "kernel_size": 3, "use_bias": False},
-        IMAGE,
-    ),
-    "transpose": (
-        keras.layers.Conv2DTranspose,
-        {"filters": 6, "kernel_size": 3, "strides": 2},
-        (3, 3, 4),
-    ),
-}
 
 # Ways through the normalisation: arguments of the batch normalisation, and
 # whether the fused kernel is out of reach, the batch masked, and the passport
@@ -67,104 +36,6 @@ PATHS = {
     "rows": ({}, False, False, True),
     "masked_rows": ({}, False, True, True),
 }
-
-
-def random(shape, seed=0):
-    return np.random.default_rng(seed).normal(0.2, 1, shape).astype("float32")
-
-
-def build(kernel="conv2d", function="V3", normalization=None, **kwargs):
-    """A built passport layer with passport maps bound, and those maps."""
-    layer_class, arguments, shape = KERNELS[kernel]
-    layer = kp.PassportNormalization(
-        layer_class(**arguments), normalization, function, **kwargs
-    )
-    layer.build((None, *shape))
-    for index, weight in enumerate(layer.weights):
-        if "moving" not in weight.path:
-            weight.assign(random(weight.shape, 100 + index))
-    maps = {
-        role: random(shape, seed)
-        for seed, role in enumerate(layer.function.roles, start=1)
-    }
-    layer.bind_keys(**keys_of(layer, maps))
-    return layer, maps
-
-
-def keys_of(layer, maps):
-    return {role: digest(p, layer.geometry) for role, p in maps.items()}
-
-
-def packed(layer, maps):
-    """The keys as a row of the call argument."""
-    return np.concatenate([k.ravel() for k in keys_of(layer, maps).values()])
-
-
-def affine(layer, maps):
-    """γ and β by plain convolution, or the layer's trainable ones."""
-    values = []
-    for role in ("gamma", "beta"):
-        if role in maps:
-            values.append(plain_response(layer.layer, maps[role]))
-        else:
-            weight = getattr(layer, role)
-            values.append(
-                None if weight is None else ops.convert_to_numpy(weight)
-            )
-    return values
-
-
-def copy_of(layer):
-    copy = type(layer).from_config(layer.get_config())
-    return copy, [ops.convert_to_numpy(v) for v in layer.variables]
-
-
-def stock(layer, maps, **options):
-    """The layers a passport layer stands for, γ and β overwritten.
-
-    Returns:
-        A function of `(inputs, training, mask)`, and its normalisation.
-    """
-    kernel, weights = copy_of(layer.layer)
-    normal = keras.saving.deserialize_keras_object(layer.replaced)
-    shape = layer.inputs_shape
-    parts = [kernel, *(copy_of(part)[0] for part in layer.between), normal]
-    for part in parts:
-        part.build(shape)
-        shape = part.compute_output_shape(shape)
-    kernel.set_weights(weights)
-    gamma, beta = affine(layer, maps)
-    if gamma is not None:
-        normal.gamma.assign(gamma)
-    if beta is not None:
-        normal.beta.assign(beta)
-
-    def call(inputs, training=None, mask=None):
-        for part in parts[:-1]:
-            inputs = part(inputs)
-        if isinstance(normal, keras.layers.BatchNormalization):
-            options = {"training": training, "mask": mask}
-        else:
-            options = {}
-        return layer.activation(normal(inputs, **options))
-
-    return call, normal
-
-
-def assert_near(received, expected, tolerance=1e-5):
-    received = ops.convert_to_numpy(ops.cast(received, "float32"))
-    expected = ops.convert_to_numpy(ops.cast(expected, "float32"))
-    assert received.shape == expected.shape
-    np.testing.assert_allclose(
-        received, expected, rtol=tolerance, atol=tolerance
-    )
-
-
-def assert_same_statistics(layer, normal):
-    for name in ("moving_mean", "moving_variance"):
-        assert_near(
-            getattr(layer.normalization, name), getattr(normal, name), 1e-5
-        )
 
 
 @pytest.mark.parametrize("function", FUNCTIONS)
@@ -184,9 +55,7 @@ def test_equals_kernel_and_batch_normalization(kernel, function):
     for training in (False, True, None):
         assert_near(layer(x, training=training), expected(x, training), 1e-4)
     assert_same_statistics(layer, normal)
-    assert tuple(layer(x).shape) == tuple(
-        layer.compute_output_shape(x.shape)
-    )
+    assert tuple(layer(x).shape) == tuple(layer.compute_output_shape(x.shape))
 
 
 @pytest.mark.parametrize("function", FUNCTIONS)
@@ -214,64 +83,6 @@ def test_statistics_and_outputs_over_training_steps(
             1e-4,
         )
         assert_same_statistics(layer, normal)
-
-
-@pytest.mark.parametrize("function", FUNCTIONS)
-@pytest.mark.parametrize("fuse", (True, False))
-@pytest.mark.parametrize("training", (True, False))
-def test_gradients_are_those_of_the_formula(
-    function, fuse, training, monkeypatch
-):
-    tf = pytest.importorskip("tensorflow")
-    if keras.backend.backend() != "tensorflow":
-        pytest.skip("takes tf.GradientTape")
-    if not fuse:
-        monkeypatch.setattr(
-            normalization_module, "_can_fuse", lambda *args: False
-        )
-    layer, maps = build("conv2d", function)
-    layer.normalization.moving_mean.assign(random((6,), 8))
-    x, target = tf.constant(random((5, *IMAGE), 3)), random((5, 3, 3, 6), 4)
-    kernel, bias = map(tf.constant, layer.layer.get_weights())
-    # What the function leaves trainable; what it hides, as a placeholder.
-    free = {
-        role: tf.constant(
-            random((6,), 7) if weight is None else weight.numpy()
-        )
-        for role, weight in (("gamma", layer.gamma), ("beta", layer.beta))
-    }
-
-    def convolve(inputs, kernel):
-        return tf.nn.conv2d(inputs, kernel, 2, "SAME")
-
-    with tf.GradientTape() as tape:
-        tape.watch([x, kernel, bias, free])
-        hidden = {
-            role: tf.reduce_mean(convolve(p[None], kernel), (0, 1, 2))
-            for role, p in maps.items()
-        }
-        y = convolve(x, kernel) + bias
-        mean, variance = (
-            tf.nn.moments(y, (0, 1, 2))
-            if training
-            else map(tf.constant, layer.normalization.get_weights())
-        )
-        y = (y - mean) / tf.sqrt(variance + 1e-3)
-        y = {**free, **hidden}["gamma"] * y + {**free, **hidden}["beta"]
-        loss = tf.reduce_sum(tf.square(y - target))
-    expected, free = tape.gradient(loss, ([x, kernel, bias], free))
-    with tf.GradientTape() as tape:
-        tape.watch(x)
-        outputs = layer(x, training=training)
-        loss = tf.reduce_sum(tf.square(outputs - target))
-    trainable = [w for w in (layer.gamma, layer.beta) if w is not None]
-    variables = [layer.layer.kernel, layer.layer.bias, *trainable]
-    received = tape.gradient(loss, [x, *(v.value for v in variables)])
-    expected += [free[w.name] for w in trainable]
-    # Batch statistics take the bias out: its gradient is rounding error.
-    scale = tf.norm(expected[1])
-    for one, other in zip(received, expected, strict=True):
-        assert tf.norm(one - other) < 1e-4 * scale
 
 
 @pytest.mark.parametrize("data_format", ("channels_first", "channels_last"))
@@ -341,9 +152,7 @@ def test_layers_between_and_activation(between):
     for training in (True, False):
         assert_near(layer(x, training=training), expected(x, training), 1e-4)
     assert_same_statistics(layer, normal)
-    assert tuple(layer(x).shape) == tuple(
-        layer.compute_output_shape(x.shape)
-    )
+    assert tuple(layer(x).shape) == tuple(layer.compute_output_shape(x.shape))
     assert np.min(layer(x)) >= 0
 
 
@@ -374,15 +183,11 @@ def test_what_is_trainable_starts_and_is_treated_as_the_original():
         beta_regularizer=keras.regularizers.L2(0.5),
         gamma_constraint="non_neg",
     )
-    layer = kp.PassportNormalization(
-        keras.layers.Dense(4), normalization, "V1"
-    )
+    layer = kp.PassportNormalization(keras.layers.Dense(4), normalization, "V1")
     layer.build((None, 3))
     np.testing.assert_array_equal(layer.beta, np.full(4, 0.25, "float32"))
     np.testing.assert_allclose(sum(layer.losses), 0.5 * 4 * 0.25**2)
-    layer = kp.PassportNormalization(
-        keras.layers.Dense(4), normalization, "V2"
-    )
+    layer = kp.PassportNormalization(keras.layers.Dense(4), normalization, "V2")
     layer.build((None, 3))
     np.testing.assert_array_equal(layer.gamma, np.full(4, 3, "float32"))
     assert layer.gamma.constraint is not None and not layer.losses
@@ -437,9 +242,12 @@ def test_hidden_parameters_are_exact_under_mixed_precision(
     assert model.output.dtype == compute
     assert {w.dtype for w in mixed.weights} == {"float32"}
     error = 0.1 if compute == "bfloat16" else 0.02
-    assert relative_difference(
-        ops.cast(outputs, "float32"), layer(x, training=True)
-    ) < error
+    assert (
+        relative_difference(
+            ops.cast(outputs, "float32"), layer(x, training=True)
+        )
+        < error
+    )
 
 
 def test_float64_layers():
@@ -643,9 +451,7 @@ def test_keys_are_checked():
             "rms_scaling",
         ),
         (
-            lambda: (
-                keras.layers.EinsumDense("abc,cde->abde", (None, 2, 3)),
-            ),
+            lambda: (keras.layers.EinsumDense("abc,cde->abde", (None, 2, 3)),),
             "equation",
         ),
         (lambda: (keras.layers.Dense(2), None, "V4"), "V1, V2, V3"),

@@ -79,8 +79,87 @@ def _conv_bn(x, filters: int, size: int, strides: int = 1, name: str = ""):
         kernel_initializer="he_normal",
         name=f"{name}_conv",
     )(x)
+    return _bn(x, name)
+
+
+def _bn(x, name: str):
     # Keras's default momentum of 0.99 needs some 500 steps to forget its
     # initial statistics, which is a whole training on the digits.
     return keras.layers.BatchNormalization(
         momentum=0.9, epsilon=1e-5, name=f"{name}_bn"
     )(x)
+
+
+def vgg(
+    input_shape: tuple[int, int, int],
+    num_classes: int,
+    depth: int = 16,
+    width: int = 64,
+) -> keras.Model:
+    """A VGG with batch normalisation for small pictures.
+
+    Args:
+        input_shape: `(height, width, channels)` of a picture.
+        num_classes: number of logits.
+        depth: 11, 13, 16 or 19, of which all but three layers are
+            convolutions; instead of those three it has one, the classifier.
+        width: channels of the first stage; the paper's has 64.
+    """
+    inputs = x = keras.Input(input_shape, name="picture")
+    for stage, convolutions in enumerate(VGG_STAGES[depth]):
+        for index in range(convolutions):
+            name = f"stage{stage + 1}_{index + 1}"
+            x = _conv_bn(x, width * min(2**stage, 8), 3, name=name)
+            x = keras.layers.Activation("relu", name=f"{name}_relu")(x)
+        if min(x.shape[1:3]) > 1:
+            x = keras.layers.MaxPooling2D(name=f"stage{stage + 1}_pool")(x)
+    x = keras.layers.GlobalAveragePooling2D(name="pool")(x)
+    outputs = keras.layers.Dense(num_classes, dtype="float32", name="logits")(x)
+    return keras.Model(inputs, outputs, name=f"vgg{depth}_width{width}")
+
+
+# Convolutions per stage, by depth.
+VGG_STAGES = {
+    11: (1, 1, 2, 2, 2),
+    13: (2, 2, 2, 2, 2),
+    16: (2, 2, 3, 3, 3),
+    19: (2, 2, 4, 4, 4),
+}
+
+
+def alexnet(
+    input_shape: tuple[int, int, int], num_classes: int, width: int = 64
+) -> keras.Model:
+    """AlexNet with batch normalisation for small pictures.
+
+    Five convolutions and two fully connected layers, each with a batch
+    normalisation, and the classifier.
+
+    Args:
+        input_shape: `(height, width, channels)` of a picture.
+        num_classes: number of logits.
+        width: channels of the first convolution; the paper's has 64.
+    """
+    inputs = x = keras.Input(input_shape, name="picture")
+    # Channels in units of the width's third, and whether a pooling follows.
+    for index, (thirds, pools) in enumerate(
+        [(3, True), (9, True), (18, False), (12, False), (12, True)]
+    ):
+        name = f"conv{index + 1}"
+        x = _conv_bn(x, max(1, width * thirds // 3), 3, name=name)
+        x = keras.layers.Activation("relu", name=f"{name}_relu")(x)
+        if pools and min(x.shape[1:3]) > 1:
+            x = keras.layers.MaxPooling2D(name=f"{name}_pool")(x)
+    x = keras.layers.Flatten(name="flatten")(x)
+    for index in range(2):
+        name = f"fc{index + 1}"
+        x = keras.layers.Dense(
+            width * 8,
+            use_bias=False,
+            kernel_initializer="he_normal",
+            name=name,
+        )(x)
+        x = _bn(x, name)
+        x = keras.layers.Activation("relu", name=f"{name}_relu")(x)
+    outputs = keras.layers.Dense(num_classes, dtype="float32", name="logits")(x)
+    return keras.Model(inputs, outputs, name=f"alexnet_width{width}")

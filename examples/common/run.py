@@ -2,7 +2,7 @@
 
 import pathlib
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import keras
@@ -70,6 +70,7 @@ class Job:
             learning_rate=config["learning_rate"],
             weight_decay=config["weight_decay"],
             seed=config["seed"],
+            precision=config["mixed_precision"],
         )
         self.scaling = {}
         if config["key_scaling"]:
@@ -100,7 +101,7 @@ class Job:
             )
         reference = None
         if flags.FLAGS.reference and not self.directory.original.exists():
-            reference = load_model(flags.FLAGS.reference)
+            reference = self._copy_of(flags.FLAGS.reference)
         self.directory.open(self.config)
         print(f"Results go to {self.directory.path}")
         original = self._original(reference)
@@ -120,12 +121,11 @@ class Job:
         if path.exists():
             with self.scope():
                 return load_model(path)
-        model = self._new_network()
-        if reference is None:
+        model = reference
+        if model is None:
+            model = self._new_network()
             print(f"Training the original, {model.count_params():,} parameters")
             self._train(model, "original")
-        else:
-            _copy_weights(reference, model)
         self._finish(model, "original", path, PRIVATE)
         return model
 
@@ -213,9 +213,23 @@ class Job:
 
     def _new_network(self) -> keras.Model:
         keras.utils.set_random_seed(self.recipe.seed)
-        precision = self.config["mixed_precision"]
-        with self.scope(), training.precision(precision):
+        with self.scope(), training.precision(self.recipe.precision):
             return self._build()
+
+    def _copy_of(self, reference: str) -> keras.Model:
+        """The network that the flags build, with weights from a file.
+
+        So its names, and the types that it computes in, are the flags', too.
+        """
+        found, model = load_model(reference), self._new_network()
+        if _weight_shapes(found) != _weight_shapes(model):
+            raise UserError(
+                f"--reference={reference} is another network than these flags "
+                f"build ({model.name}, {model.count_params():,} parameters). "
+                f"Received: {found.name}, {found.count_params():,} parameters"
+            )
+        model.set_weights(found.get_weights())
+        return model
 
     def _checkpoint(self, stage: str) -> pathlib.Path:
         return self.directory.checkpoints / f"{stage}.h5"
@@ -252,15 +266,5 @@ class Job:
         self._checkpoint(stage).unlink(missing_ok=True)
 
 
-def _copy_weights(reference: keras.Model, model: keras.Model) -> None:
-    def shapes(network: keras.Model) -> Sequence[tuple]:
-        return [tuple(weight.shape) for weight in network.weights]
-
-    if shapes(reference) != shapes(model):
-        raise UserError(
-            f"--reference={flags.FLAGS.reference} is another network than "
-            f"these flags build ({model.name}, {model.count_params():,} "
-            f"parameters). Received: {reference.name}, "
-            f"{reference.count_params():,} parameters"
-        )
-    model.set_weights(reference.get_weights())
+def _weight_shapes(model: keras.Model) -> list[tuple]:
+    return [tuple(weight.shape) for weight in model.weights]

@@ -33,6 +33,7 @@ class Recipe:
         weight_decay: in the usual convention, where it is added to the
             gradient (5e-4 for CIFAR).
         seed: of the order of the data, and of its augmentation.
+        precision: "none", "float16" or "bfloat16", of the network.
     """
 
     epochs: int
@@ -40,6 +41,7 @@ class Recipe:
     learning_rate: float
     weight_decay: float
     seed: int
+    precision: str = "none"
 
     def optimizer(
         self, model: keras.Model, steps_per_epoch: int
@@ -64,6 +66,10 @@ class Recipe:
         optimizer.exclude_from_weight_decay(
             [v for v in model.trainable_variables if len(v.shape) < 2]
         )
+        if self.precision == "float16":
+            # Keras does this by itself only for models whose own policy, not
+            # just their layers', says float16: a loaded one's does not.
+            return keras.optimizers.LossScaleOptimizer(optimizer)
         return optimizer
 
 
@@ -106,6 +112,7 @@ def train(
             recipe.optimizer(model, len(batches)),
             keras.losses.SparseCategoricalCrossentropy(from_logits=True),
             metrics=["accuracy"],
+            auto_scale_loss=False,
         )
     history = _restore(model, checkpoint)
     done = len(history.get("loss", ()))

@@ -1,0 +1,146 @@
+"""Nets of keras.applications, and what their protected copies must equal."""
+
+import dataclasses
+
+import keras
+import numpy as np
+
+import keras_passport as kp
+from test_case import NORMALIZATIONS, flat_layers, overwrite_affine
+
+
+@dataclasses.dataclass
+class Case:
+    """A net, its protected copy with a passport bound, and the truth.
+
+    Args:
+        base: The net as keras.applications makes it, with statistics.
+        protected: Its protected copy, bound.
+        truth: The net with its γ and β overwritten.
+        pictures: Pictures whose statistics the normalisations hold.
+    """
+
+    base: keras.Model
+    protected: keras.Model
+    truth: keras.Model
+    pictures: np.ndarray
+
+    def difference(self) -> tuple[float, float]:
+        """Of protected and true outputs, and of two pictures', relative."""
+        expected = run(self.truth, self.pictures)
+        received = run(self.protected, self.pictures)
+        scale = np.abs(expected).max()
+        return (
+            float(np.abs(received - expected).max() / scale),
+            float(np.abs(expected[0] - expected[1]).max() / scale),
+        )
+
+    def rounding(self) -> tuple[float, float]:
+        """What float32 costs the protected net, and what the truth.
+
+        Both against the truth in float64, relative to its largest output.
+        """
+        exact = run(copy_of(self.truth, "float64"), self.pictures)
+        scale = np.abs(exact).max()
+        return tuple(
+            float(np.abs(run(model, self.pictures) - exact).max() / scale)
+            for model in (self.protected, self.truth)
+        )
+
+
+def run(model: keras.Model, pictures: np.ndarray) -> np.ndarray:
+    """Outputs in inference mode, without tracing."""
+    return keras.ops.convert_to_numpy(model(pictures, training=False))
+
+
+def net(name: str, size: int) -> keras.Model:
+    """A net without its classifier, with random weights."""
+    return getattr(keras.applications, name)(
+        weights=None,
+        input_shape=(size, size, 3),
+        include_top=False,
+        pooling="avg",
+    )
+
+
+def make_case(name: str, size: int, count: int = 16, seed: int = 0) -> Case:
+    """Protects a net and makes the truth, by plain convolutions."""
+    base = net(name, size)
+    paths = kp.inspect(base).protected
+    truth = copy_of(base)
+    maps = overwrite_affine(truth, seed=seed, paths=paths)
+    pictures = make_pictures(count, size, seed)
+    settle(truth, pictures)
+    for old, new in zip(flat_layers(truth), flat_layers(base), strict=True):
+        if isinstance(old, keras.layers.BatchNormalization):
+            new.moving_mean.assign(old.moving_mean)
+            new.moving_variance.assign(old.moving_variance)
+    protected = kp.protect(base)
+    kp.bind(protected, kp.Passport.from_feature_maps(protected, maps))
+    return Case(base, protected, truth, pictures)
+
+
+def make_pictures(count: int, size: int, seed: int = 0) -> np.ndarray:
+    """Random pictures with differences of every scale, in [0, 255].
+
+    Of pixels that are noise, deep layers would see little but the mean, and
+    normalising what is left would amplify rounding errors.
+    """
+    rng = np.random.default_rng(seed)
+    pictures = 0.0
+    for cells, weight in ((1, 0.4), (2, 0.2), (4, 0.2), (size, 0.2)):
+        field = rng.uniform(0, 255, (count, cells, cells, 3))
+        index = np.arange(size) * cells // size
+        pictures = pictures + weight * field[:, index][:, :, index]
+    return pictures.astype("float32")
+
+
+def copy_of(base: keras.Model, dtype: str | None = None) -> keras.Model:
+    """A copy of a net whose normalisations all have a γ and a β.
+
+    Args:
+        base: Net of keras.applications.
+        dtype: Dtype of all its layers, if it is to be another one.
+    """
+
+    def clone(layer):
+        config = layer.get_config()
+        if isinstance(layer, NORMALIZATIONS):
+            config.update(scale=True, center=True)
+        if dtype is not None and isinstance(layer, keras.layers.Layer):
+            config["dtype"] = dtype
+        return type(layer).from_config(config)
+
+    copy = keras.models.clone_model(base, clone_function=clone, recursive=True)
+    pairs = zip(flat_layers(base), flat_layers(copy), strict=True)
+    for old, new in pairs:
+        values = {variable.name: variable for variable in old.weights}
+        for variable in new.weights:
+            if variable.name in values:
+                variable.assign(values[variable.name])
+    return copy
+
+
+def settle(model: keras.Model, pictures: np.ndarray) -> None:
+    """Sets all moving statistics to those of the pictures, layer by layer."""
+
+    def settling(layer, call):
+        def wrapped(inputs, *args, **kwargs):
+            axes = list(range(len(inputs.shape) - 1))
+            mean, variance = keras.ops.moments(inputs, axes)
+            layer.moving_mean.assign(mean)
+            layer.moving_variance.assign(variance)
+            return call(inputs, *args, **kwargs)
+
+        return wrapped
+
+    layers = [
+        layer
+        for layer in flat_layers(model)
+        if isinstance(layer, keras.layers.BatchNormalization)
+    ]
+    for layer in layers:
+        layer.call = settling(layer, layer.call)
+    model(pictures, training=False)
+    for layer in layers:
+        del layer.call

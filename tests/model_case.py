@@ -1,0 +1,54 @@
+"""Protected models, and every way to run them."""
+
+import keras
+import numpy as np
+
+import keras_passport as kp
+from test_case import plain_cnn, randomize
+
+
+def images(count=6, seed=0):
+    return np.random.default_rng(seed).random((count, 8, 8, 3), "float32")
+
+
+def labels(count=6):
+    return np.arange(count) % 4
+
+
+def compiled(model, momentum=0.9):
+    model.compile(
+        keras.optimizers.SGD(0.05, momentum=momentum),
+        keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+    )
+    return model
+
+
+def protected(function="V3", base=plain_cnn, bound=True):
+    """A protected model with weights as a training leaves them."""
+    model = kp.protect(randomize(base()), function)
+    passport = kp.Passport.random_pattern(model)
+    if bound:
+        kp.bind(model, passport)
+    return model, passport
+
+
+def predict(model, x):
+    return keras.ops.convert_to_numpy(model(x, training=False))
+
+
+# Every way to run a model.
+CALLS = {
+    "call": lambda model: model(images()),
+    "predict": lambda model: model.predict(images(), verbose=0),
+    "evaluate": lambda model: model.evaluate(images(), labels(), verbose=0),
+    "fit": lambda model: model.fit(images(), labels(), verbose=0),
+    "train_on_batch": lambda model: model.train_on_batch(images(), labels()),
+    "test_on_batch": lambda model: model.test_on_batch(images(), labels()),
+    "predict_on_batch": lambda model: model.predict_on_batch(images()),
+}
+
+
+def outer_model(model, model_class=keras.Model):
+    inputs = keras.Input((8, 8, 3))
+    outputs = keras.layers.Dense(4)(model(inputs * 2))
+    return model_class(inputs, outputs)

@@ -1,0 +1,246 @@
+"""The example trainers as a user runs them: in a process of their own."""
+
+import json
+import os
+import shutil
+import signal
+import stat
+import subprocess
+import sys
+import time
+
+import h5py
+import keras
+import numpy as np
+import pytest
+
+import keras_passport as kp
+from test_case import REPOSITORY
+from test_models import arrays_of_h5, correlates, keras_file, secrets_of
+
+PROGRAM = REPOSITORY / "examples" / "cifar_resnet.py"
+SMALL = ("--dataset=digits", "--width=4", "--epochs=2", "--num_fakes=3")
+
+
+def start(*flags, backend=None, program=PROGRAM):
+    return subprocess.Popen(
+        [sys.executable, str(program), *flags],
+        env={
+            **os.environ,
+            "KERAS_BACKEND": backend or keras.backend.backend(),
+            "PYTHONPATH": str(REPOSITORY),
+        },
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def run(*flags, **options):
+    """Exit status, standard output, standard error."""
+    process = start(*flags, **options)
+    output, errors = process.communicate(timeout=300)
+    return process.returncode, output, errors
+
+
+def succeed(*flags, **options):
+    status, output, errors = run(*flags, **options)
+    assert status == 0, errors[-4000:]
+    return output, errors
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A finished run: its directory, and what it printed."""
+    folder = tmp_path_factory.mktemp("run") / "digits"
+    return folder, "".join(succeed(*SMALL, f"--run_dir={folder}"))
+
+
+class TestRunDirectory:
+    def test_everything_is_there(self, finished):
+        folder, output = finished
+        result = json.loads((folder / "result.json").read_text())
+        assert len(result["fake_accuracies"]) == 3
+        assert 0 <= result["valid_accuracy"] <= 100
+        assert result["inconsistency"] == pytest.approx(
+            result["original_accuracy"] - result["valid_accuracy"]
+        )
+        assert result["protection_strength"] == pytest.approx(
+            result["valid_accuracy"] - np.mean(result["fake_accuracies"])
+        )
+        for name in ("fakes.png", "training.png", "config.json"):
+            assert (folder / name).stat().st_size > 0
+        assert "functionality-preserving" in output
+        assert "well-protected" in output
+
+    def test_secrets_are_the_owners_alone(self, finished):
+        folder, _ = finished
+        assert os.listdir(folder / "public") == ["protected.keras"]
+        assert stat.S_IMODE((folder / "owner").stat().st_mode) == 0o700
+        mode = (folder / "owner" / "passport.h5").stat().st_mode
+        assert stat.S_IMODE(mode) == 0o600
+
+    def test_the_published_model_works_with_the_passport(self, finished):
+        folder, _ = finished
+        model = keras.saving.load_model(folder / "public" / "protected.keras")
+        kp.bind(model, kp.Passport.load(folder / "owner" / "passport.h5"))
+        x = np.zeros((2, *model.input_shape[1:]), "float32")
+        assert np.all(np.isfinite(model.predict(x, verbose=0)))
+
+    def test_no_secret_is_in_what_may_be_published(self, finished, tmp_path):
+        folder, output = finished
+        public = folder / "public" / "protected.keras"
+        model = keras.saving.load_model(public)
+        passport = kp.Passport.load(folder / "owner" / "passport.h5")
+        kp.bind(model, passport)
+        secrets = secrets_of(model)
+        for path, keys in passport.keys(model).items():
+            for role, key in keys.items():
+                secrets[f"{path}/{role} key"] = key
+        original = keras.saving.load_model(folder / "owner" / "original.keras")
+        arrays = {}
+        for name, some in (("protected", model), ("original", original)):
+            place = tmp_path / name
+            place.mkdir()
+            for key, array in keras_file(some, place).items():
+                arrays[f"{name} {key}"] = array
+        texts = output + "".join(
+            (folder / name).read_text()
+            for name in ("config.json", "result.json")
+        )
+        assert passport.seed.hex() not in texts
+        for name, secret in secrets.items():
+            if np.size(secret) < 8:
+                continue  # So few numbers correlate by chance.
+            for where, array in arrays.items():
+                assert not correlates(secret, array), (name, where)
+            for value in np.ravel(secret)[:20]:
+                assert repr(float(value)) not in texts
+
+    def test_a_finished_run_is_read_not_done_again(self, finished):
+        folder, _ = finished
+        before = (folder / "public" / "protected.keras").stat().st_mtime_ns
+        succeed(*SMALL, f"--run_dir={folder}")
+        after = (folder / "public" / "protected.keras").stat().st_mtime_ns
+        assert before == after
+
+    def test_another_configuration_is_refused(self, finished):
+        folder, _ = finished
+        status, _, errors = run(*SMALL, "--function=V1", f"--run_dir={folder}")
+        assert status != 0
+        assert "function" in errors
+        assert "Traceback" not in errors
+
+
+class TestResuming:
+    def test_a_killed_run_goes_on(self, tmp_path):
+        folder = tmp_path / "run"
+        flags = (
+            "--dataset=digits",
+            "--width=4",
+            "--epochs=4",
+            "--num_fakes=2",
+            f"--run_dir={folder}",
+        )
+        process = start(*flags)
+        checkpoints = folder / "owner" / "checkpoints"
+        deadline = time.monotonic() + 120
+        while time.monotonic() < deadline and process.poll() is None:
+            if checkpoints.is_dir() and any(checkpoints.iterdir()):
+                break
+            time.sleep(0.05)
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        [checkpoint] = [
+            path
+            for path in checkpoints.iterdir()
+            if not path.name.startswith(".")
+        ]
+        assert stat.S_IMODE(checkpoint.stat().st_mode) == 0o600
+        with h5py.File(checkpoint) as file:
+            done = len(json.loads(file["history"][()])["loss"])
+        assert done >= 1
+        output, _ = succeed(*flags)
+        assert f"Going on after epoch {done} of 4" in output
+        history = json.loads((folder / "owner" / "history.json").read_text())
+        assert len(history["original"]["loss"]) == 4
+        assert (folder / "result.json").exists()
+
+
+class TestKinds:
+    @pytest.mark.parametrize(
+        "kind, function",
+        [("fixed_image", "V1"), ("random_pattern", "V2")],
+    )
+    def test_kinds_and_functions(self, tmp_path, finished, kind, function):
+        reference = finished[0] / "owner" / "original.keras"
+        succeed(
+            *SMALL,
+            f"--passport={kind}",
+            f"--function={function}",
+            f"--reference={reference}",
+            f"--run_dir={tmp_path / 'run'}",
+        )
+        passport = kp.Passport.load(tmp_path / "run" / "owner" / "passport.h5")
+        assert (passport.kind, passport.function.name) == (kind, function)
+
+    def test_other_backend(self, tmp_path, finished):
+        reference = finished[0] / "owner" / "original.keras"
+        folder = tmp_path / "run"
+        succeed(
+            *SMALL,
+            f"--reference={reference}",
+            f"--run_dir={folder}",
+            backend="jax",
+        )
+        arrays = arrays_of_h5(folder / "owner" / "passport.h5")
+        assert len(arrays) > 0
+
+    @pytest.mark.parametrize("program", ["cifar_vgg", "cifar_alexnet"])
+    def test_other_networks(self, tmp_path, program):
+        folder = tmp_path / "run"
+        flags = [
+            "--dataset=digits",
+            "--width=8",
+            "--epochs=1",
+            "--num_fakes=2",
+            f"--run_dir={folder}",
+        ]
+        succeed(*flags, program=REPOSITORY / "examples" / f"{program}.py")
+        assert (folder / "result.json").exists()
+
+
+class TestMistakes:
+    @pytest.mark.parametrize(
+        "flag, expected",
+        [
+            ("--passport=random", "random_image"),
+            ("--function=V4", "V3"),
+            ("--depth=9", "6n + 2"),
+            ("--epochs=0", "epochs"),
+            ("--reference=missing.keras", "missing.keras"),
+            ("--identity_images=missing.png", "missing.png"),
+            ("--strategy=multi_worker", "multi_worker"),
+            ("--no_such_flag=1", "no_such_flag"),
+        ],
+    )
+    def test_one_clear_message(self, tmp_path, flag, expected):
+        folder = tmp_path / "run"
+        status, output, errors = run(*SMALL, flag, f"--run_dir={folder}")
+        assert status != 0
+        assert expected in output + errors
+        assert "Traceback" not in errors
+        assert not (folder / "owner" / "passport.h5").exists()
+
+    def test_a_truncated_passport(self, tmp_path, finished):
+        source, _ = finished
+        folder = tmp_path / "run"
+        folder.mkdir()
+        shutil.copytree(source, folder, dirs_exist_ok=True)
+        os.remove(folder / "public" / "protected.keras")
+        passport = folder / "owner" / "passport.h5"
+        passport.write_bytes(passport.read_bytes()[:-100])
+        status, _, errors = run(*SMALL, f"--run_dir={folder}")
+        assert status != 0
+        assert "checksum" in errors
+        assert "Traceback" not in errors

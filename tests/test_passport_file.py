@@ -1,0 +1,366 @@
+"""Files of passports: whole, the owner's alone, and refused when damaged."""
+
+import hashlib
+import json
+import os
+import re
+import stat
+
+import h5py
+import numpy as np
+import pytest
+
+import keras_passport as kp
+from keras_passport import files, passport_file
+from keras_passport.geometry import Geometry
+from test_case import plain_cnn, run_in_fresh_process
+
+BLOCK = 512  # bytes before the HDF5 file proper, with the checksum
+
+
+@pytest.fixture(scope="module")
+def passport():
+    model = kp.protect(plain_cnn())
+    return kp.Passport.random_pattern(model, seed=11)
+
+
+@pytest.fixture
+def path(passport, tmp_path):
+    path = tmp_path / "owner.h5"
+    passport.save(path)
+    return path
+
+
+def seal(path):
+    """Writes the checksum anew, as somebody would who knows the format."""
+    content = path.read_bytes()
+    digest = hashlib.sha256(content[BLOCK:]).hexdigest().encode()
+    start = re.search(rb"[0-9a-f]{64}", content[:BLOCK]).start()
+    path.write_bytes(content[:start] + digest + content[start + 64 :])
+
+
+# Writing -------------------------------------------------------------------
+
+
+def test_only_the_owner_can_read_it(passport, tmp_path):
+    old = os.umask(0)
+    try:
+        path = tmp_path / "owner.h5"
+        path.write_text("an older file")
+        path.chmod(0o666)
+        passport.save(path)
+    finally:
+        os.umask(old)
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert os.listdir(tmp_path) == ["owner.h5"]
+
+
+def test_the_file_is_never_readable_by_others_on_the_way(
+    passport, tmp_path, monkeypatch
+):
+    modes = []
+    write = passport_file._write
+
+    def spy(file, name, array):
+        modes.append(stat.S_IMODE(os.stat(file.filename).st_mode))
+        write(file, name, array)
+
+    monkeypatch.setattr(passport_file, "_write", spy)
+    passport.save(str(tmp_path / "owner.h5"))
+    assert set(modes) == {0o600}
+
+
+@pytest.mark.parametrize("where", ("write", "replace"))
+@pytest.mark.parametrize("exists", (True, False))
+def test_a_failure_leaves_what_was_there(
+    where, exists, passport, tmp_path, monkeypatch
+):
+    path = tmp_path / "owner.h5"
+    if exists:
+        path.write_bytes(b"old")
+
+    def fail(*args, **kwargs):
+        raise OSError("disk full")
+
+    if where == "write":
+        monkeypatch.setattr(passport_file, "_write", fail)
+    else:
+        monkeypatch.setattr(files.os, "replace", fail)
+    with pytest.raises(OSError, match="disk full"):
+        passport.save(path)
+    assert os.listdir(tmp_path) == ["owner.h5"] * exists
+    assert not exists or path.read_bytes() == b"old"
+
+
+def test_a_folder_that_does_not_exist(passport, tmp_path):
+    with pytest.raises(FileNotFoundError, match="existing folder"):
+        passport.save(tmp_path / "none" / "owner.h5")
+
+
+def test_the_fingerprint_covers_all_and_stays(passport, path, tmp_path):
+    assert re.fullmatch("[0-9a-f]{64}", passport.fingerprint)
+    loaded = kp.Passport.load(path)
+    assert loaded.fingerprint == passport.fingerprint
+    loaded.save(tmp_path / "again.h5")
+    again = kp.Passport.load(str(tmp_path / "again.h5"))
+    assert again.fingerprint == passport.fingerprint
+    printed = run_in_fresh_process(
+        "import keras_passport as kp\n"
+        f"print(kp.Passport.load({str(path)!r}).fingerprint)"
+    )
+    assert printed.strip() == passport.fingerprint
+    # Any change of content changes it.
+    name = next(iter(passport.layers))
+    entry = passport.layers[name]
+    changed = entry.gamma.copy()
+    changed[0, 0, 0] = np.nextafter(changed[0, 0, 0], 2)
+    other = {
+        "gamma": changed,
+        "beta": entry.beta,
+    }
+    layers = passport.layers | {name: kp.PassportEntry(entry.geometry, **other)}
+    swapped = passport.layers | {
+        name: kp.PassportEntry(entry.geometry, entry.beta, entry.gamma)
+    }
+    scaling = "paper" if passport.key_scaling != "paper" else "unit"
+    variants = [
+        ("random_pattern", layers, passport.seed, passport.key_scaling),
+        ("random_pattern", swapped, passport.seed, passport.key_scaling),
+        ("feature_maps", passport.layers, passport.seed, passport.key_scaling),
+        ("random_pattern", passport.layers, b"s" * 16, passport.key_scaling),
+        ("random_pattern", passport.layers, passport.seed, scaling),
+    ]
+    prints = {passport.fingerprint}
+    for kind, layers, seed, scaling in variants:
+        made = kp.Passport(kind, "V3", layers, seed, scaling)
+        assert made.fingerprint not in prints
+        prints.add(made.fingerprint)
+
+
+def test_solved_keys_have_no_maps(tmp_path):
+    geometry = Geometry(
+        "convolution", 3, (2, 2), strides=(1, 1), dilation=(1, 1)
+    )
+    key = np.random.default_rng(0).normal(size=(2, 2, 3)).astype("float32")
+    entry = kp.PassportEntry(geometry, gamma_key=key, beta_key=key * 2)
+    passport = kp.Passport(
+        "feature_maps", "V3", {"a/b": entry}, b"s" * 16, "paper"
+    )
+    passport.save(tmp_path / "owner.h5")
+    loaded = kp.Passport.load(tmp_path / "owner.h5")
+    assert loaded.layers["a/b"].gamma is None
+    np.testing.assert_array_equal(loaded.keys()["a/b"]["beta"], key * 2)
+    assert loaded.fingerprint == passport.fingerprint
+
+
+# Damage --------------------------------------------------------------------
+
+
+def test_truncated_files(path):
+    content = path.read_bytes()
+    ends = np.linspace(0, len(content) - 1, 60, dtype=int)
+    for end in {*ends.tolist(), 1, 28, 29, 92, 93, BLOCK - 1, BLOCK}:
+        path.write_bytes(content[:end])
+        with pytest.raises(kp.PassportError) as raised:
+            kp.Passport.load(path)
+        assert str(path) in str(raised.value)
+    path.write_bytes(content + b"\0")
+    with pytest.raises(kp.PassportError, match="changed"):
+        kp.Passport.load(path)
+
+
+def test_flipped_bits(path):
+    content = path.read_bytes()
+    rng = np.random.default_rng(0)
+    places = rng.integers(0, len(content) * 8, 200)
+    for place in [*places.tolist(), *range(0, BLOCK * 8, 97)]:
+        damaged = bytearray(content)
+        damaged[place // 8] ^= 1 << place % 8
+        path.write_bytes(damaged)
+        with pytest.raises(kp.PassportError):
+            kp.Passport.load(path)
+    path.write_bytes(content)
+    kp.Passport.load(path)
+
+
+def other_hdf5(path):
+    with h5py.File(path, "w") as file:
+        file["data"] = np.ones(3)
+
+
+def other_hdf5_with_block(path):
+    start = path.read_bytes()[:BLOCK]
+    with h5py.File(path, "w", userblock_size=BLOCK) as file:
+        file["data"] = np.ones(3)
+    path.write_bytes(start + path.read_bytes()[BLOCK:])
+    seal(path)
+
+
+def folder(path):
+    path.unlink()
+    path.mkdir()
+
+
+def unreadable_content(path):
+    path.write_bytes(path.read_bytes()[:BLOCK] + b"not an HDF5 file" * 99)
+    seal(path)
+
+
+@pytest.mark.parametrize(
+    "damage, message",
+    [
+        (lambda path: path.unlink(), "No such file"),
+        (folder, "directory"),
+        (lambda path: path.write_bytes(b""), "another kind"),
+        (lambda path: path.write_text("Dear owner,\n" * 99), "another kind"),
+        (other_hdf5, "another kind"),
+        (other_hdf5_with_block, "valid checksum"),
+        (unreadable_content, "valid checksum"),
+    ],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+def test_files_of_another_kind(damage, message, path):
+    damage(path)
+    with pytest.raises(kp.PassportError, match=message) as raised:
+        kp.Passport.load(path)
+    assert str(path) in str(raised.value)
+
+
+def nan_inside(file):
+    values = file["layers/0/gamma"][()]
+    values[0, 0, 0] = np.nan
+    file["layers/0/gamma"][...] = values
+
+
+def swapped_roles(file):
+    for role in ("gamma", "beta"):
+        file.move(f"layers/0/{role}", f"layers/{role}")
+    file.move("layers/gamma", "layers/0/beta")
+    file.move("layers/beta", "layers/0/gamma")
+
+
+def swapped_layers(file):
+    for old, new in (("0", "x"), ("1", "0"), ("x", "1")):
+        file.move(f"layers/{old}", f"layers/{new}")
+
+
+def lost(file):
+    del file["layers/1/beta"]
+
+
+def other_dtype(file):
+    values = file["layers/0/gamma"][()]
+    del file["layers/0/gamma"]
+    file["layers/0/gamma"] = values.astype("float64")
+
+
+def huge(file):
+    del file["layers/0/gamma"]
+    file.create_dataset(
+        "layers/0/gamma", (2**20, 2**10, 3), "<f4", chunks=(64, 64, 3)
+    )
+
+
+def lost_header(file):
+    del file["header"]
+
+
+def header(change):
+    def damage(file):
+        about = json.loads(file["header"][()].tobytes())
+        change(about)
+        del file["header"]
+        text = json.dumps(about).encode()
+        file["header"] = np.frombuffer(text, "uint8")
+
+    damage.__name__ = "header"
+    return damage
+
+
+def text_header(file):
+    del file["header"]
+    file["header"] = np.frombuffer(b"not json", "uint8")
+
+
+def soft_link(file):
+    del file["layers/0/gamma"]
+    file["layers/0/gamma"] = h5py.ExternalLink("/etc/passwd", "/data")
+
+
+@pytest.mark.parametrize(
+    "damage, message",
+    [
+        (nan_inside, "match its hash"),
+        (swapped_roles, "match its hash"),
+        (swapped_layers, "of shape|match its hash"),
+        (lost, "can't be read"),
+        (other_dtype, "float32"),
+        (huge, r"of shape \(8, 8, 3\)"),
+        (lost_header, "can't be read"),
+        (text_header, "can't be read"),
+        (soft_link, "can't be read"),
+        (header(lambda about: about.update(version=2)), "version 1.*version 2"),
+        (header(lambda about: about.update(kind="x")), "kind"),
+        (header(lambda about: about.update(function="V4")), "V1, V2, V3|read"),
+        (header(lambda about: about.update(function="V1")), "gamma"),
+        (header(lambda about: about.update(key_scaling="x")), "key_scaling"),
+        (header(lambda about: about.update(seed="x")), "can't be read"),
+        (header(lambda about: about.pop("layers")), "can't be read"),
+        (header(lambda about: about.update(layers=[])), "at least one layer"),
+        (header(lambda about: about.update(layers=7)), "can't be read"),
+        (header(lambda about: about.update(layers=["x"])), "can't be read"),
+        (
+            header(lambda about: about["layers"][0].update(geometry="x")),
+            "read|geometry",
+        ),
+        (
+            header(
+                lambda about: about["layers"][0]["geometry"].update(channels=4)
+            ),
+            r"\(height, width, 4\)",
+        ),
+        (
+            header(
+                lambda about: about["layers"][0]["geometry"].update(
+                    strides=[0, 1]
+                )
+            ),
+            "strides",
+        ),
+        (
+            header(
+                lambda about: about["layers"][0]["roles"]["gamma"].update(
+                    shape=[-1]
+                )
+            ),
+            "of shape",
+        ),
+        (
+            header(lambda about: about["layers"].append(about["layers"][0])),
+            "read|layers",
+        ),
+    ],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+def test_wrong_content_under_a_valid_checksum(damage, message, path):
+    with h5py.File(path, "r+") as file:
+        damage(file)
+    seal(path)
+    with pytest.raises(kp.PassportError, match=message):
+        kp.Passport.load(path)
+
+
+def test_nan_under_valid_hashes(path):
+    with h5py.File(path, "r+") as file:
+        nan_inside(file)
+        values = file["layers/0/gamma"][()]
+
+        def change(about):
+            about["layers"][0]["roles"]["gamma"]["sha256"] = hashlib.sha256(
+                json.dumps(values.shape).encode() + values.tobytes()
+            ).hexdigest()
+
+        header(change)(file)
+    seal(path)
+    with pytest.raises(kp.PassportError, match="NaN"):
+        kp.Passport.load(path)
