@@ -189,13 +189,17 @@ def _sequential(functional):
 
 def _new_input(tensor):
     layer = tensor._keras_history.operation
-    return keras.Input(
+    made = keras.layers.InputLayer(
         batch_shape=tensor.shape,
         dtype=tensor.dtype,
-        name=tensor.name,
         sparse=getattr(tensor, "sparse", None) or None,
+        ragged=getattr(tensor, "ragged", None) or None,
         optional=getattr(layer, "optional", False),
-    )
+        name=layer.name,
+    ).output
+    # An unnamed input's differs from its layer's: inputs are fed by this one.
+    made.name = tensor.name
+    return made
 
 
 @contextlib.contextmanager

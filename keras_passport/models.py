@@ -9,6 +9,7 @@ from keras import ops
 from keras_passport import graph
 from keras_passport.errors import PassportError, PassportRequiredError
 from keras_passport.layers import PassportNormalization
+from keras_passport.passports import Passport
 
 
 def protected_layers(model) -> dict[str, PassportNormalization]:
@@ -78,11 +79,22 @@ def bind(model: keras.Model, passport) -> keras.Model:
     >>> model = bind(model, Passport.random_pattern(model))
     """
     layers = _layers_or_error(model)
+    check_passport(passport)
     keys = passport.keys(model)
     for path, layer in layers.items():
         layer.bind_keys(**keys[path])
     forget_compiled(model)
     return model
+
+
+def check_passport(passport) -> None:
+    """Raises `PassportError` unless it is a `Passport`."""
+    if not isinstance(passport, Passport):
+        raise PassportError(
+            "Expected passport to be a keras_passport.Passport, such as "
+            "Passport.load(path) returns. "
+            f"Received: a {type(passport).__name__}"
+        )
 
 
 def unbind(model: keras.Model) -> keras.Model:

@@ -15,14 +15,10 @@ import h5py
 import numpy as np
 
 from keras_passport import files
+from keras_passport.derivation import array_hash
 from keras_passport.errors import PassportError
 from keras_passport.geometry import Geometry
-from keras_passport.passports import (
-    ROLES,
-    Passport,
-    PassportEntry,
-    array_hash,
-)
+from keras_passport.passports import ROLES, Passport, PassportEntry
 
 VERSION = 1
 _MAGIC = b"keras_passport passport file\n"

@@ -3,28 +3,30 @@
 import dataclasses
 import functools
 import hashlib
-import hmac
 import json
 import os
-import secrets
 from collections.abc import Mapping
 
 import numpy as np
 
 from keras_passport import functions
+from keras_passport.derivation import (
+    DEFAULT_KEY_SCALING,
+    PASSPORT,
+    check_key_scaling,
+    choice,
+    count_images,
+    derive,
+    images_hash,
+    scale_key,
+    secret_seed,
+    uniform,
+)
 from keras_passport.errors import PassportError
 from keras_passport.geometry import Geometry, digest
 
 KINDS = ("random_pattern", "fixed_image", "random_image", "feature_maps")
-KEY_SCALINGS = ("paper", "unit", "fan_in")
-# Large keys need but a small part of a kernel to make γ and β, and so leave
-# little of themselves in it (BUILD_NOTES.md, "Key scaling").
-DEFAULT_KEY_SCALING = "fan_in"
 ROLES = ("gamma", "beta")
-
-# Seeds of fakes and of passports draw from different domains, so that a fake
-# made from somebody's guess of a seed is not the passport made from it.
-PASSPORT, FAKE = "passport", "fake"
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
@@ -198,12 +200,12 @@ class Passport:
 
         function = models.function_of(model)
         layers = models.protected_layers(model)
-        seed = _seed(seed)
+        seed = secret_seed(seed)
         shapes = features.input_shapes(model, spatial_size)
         entries = {}
         for path, layer in layers.items():
             maps = {
-                role: _uniform(derive(seed, domain, path, role), shapes[path])
+                role: uniform(derive(seed, domain, path, role), shapes[path])
                 for role in function.roles
             }
             entries[path] = PassportEntry(layer.geometry, **maps)
@@ -246,7 +248,7 @@ class Passport:
 
         function = models.function_of(model)
         images = features.check_images(model, images)
-        count, needed = _count(images), len(function.roles)
+        count, needed = count_images(images), len(function.roles)
         if count != needed:
             raise PassportError(
                 f"Expected {needed} identity image{'s' * (needed > 1)} for a "
@@ -301,15 +303,15 @@ class Passport:
         from keras_passport import features
 
         images = features.check_images(model, images)
-        count = _count(images)
+        count = count_images(images)
         if count < 2:
             raise PassportError(
                 "Expected at least 2 identity images for a random_image "
                 f"passport. Received: {count}"
             )
-        seed = _seed(seed)
+        seed = secret_seed(seed)
         choose = functools.partial(
-            choice, seed, domain, _images_hash(images), count
+            choice, seed, domain, images_hash(images), count
         )
         return cls._of_images(
             "random_image", model, images, reference, seed, key_scaling, choose
@@ -339,7 +341,9 @@ class Passport:
                 roles[role] = maps[path][index]
                 roles[f"{role}_image"] = index
             entries[path] = PassportEntry(layer.geometry, **roles)
-        return cls(kind, function, entries, _seed(seed), key_scaling, images)
+        return cls(
+            kind, function, entries, secret_seed(seed), key_scaling, images
+        )
 
     @classmethod
     def from_feature_maps(
@@ -391,7 +395,9 @@ class Passport:
             for role, value in zip(ROLES, (gamma, beta), strict=True):
                 _check_shape(path, role, layer.inputs_shape[1:], value)
             entries[path] = PassportEntry(layer.geometry, gamma, beta)
-        return cls("feature_maps", function, entries, _seed(seed), key_scaling)
+        return cls(
+            "feature_maps", function, entries, secret_seed(seed), key_scaling
+        )
 
     # Using --------------------------------------------------------------
 
@@ -494,92 +500,6 @@ class Passport:
         from keras_passport import passport_file
 
         return passport_file.load(path)
-
-
-def check_key_scaling(key_scaling: str) -> str:
-    """The key scaling, if it is one."""
-    if key_scaling not in KEY_SCALINGS:
-        raise PassportError(
-            f"Expected key_scaling to be one of {KEY_SCALINGS}. "
-            f"Received: key_scaling={key_scaling!r}"
-        )
-    return key_scaling
-
-
-def scale_key(key: np.ndarray, key_scaling: str) -> np.ndarray:
-    """A key in the size that a scaling asks for; a key of zeros stays.
-
-    Args:
-        key: Float array of shape `(kernel size..., channels)`.
-        key_scaling: `"paper"` leaves it; `"unit"` gives it norm 1;
-            `"fan_in"` √(size / 2), with which He's initialisation gives
-            hidden parameters a standard deviation of 1.
-    """
-    norm = np.linalg.norm(key)
-    if key_scaling == "paper" or norm == 0:
-        return key
-    target = 1.0 if key_scaling == "unit" else np.sqrt(key.size / 2)
-    return (key * (target / norm)).astype("float32")
-
-
-def derive(seed: bytes, *labels: str) -> bytes:
-    """32 bytes that follow from a seed and labels, and tell neither."""
-    message = json.dumps(labels).encode()
-    return hmac.new(seed, message, hashlib.sha256).digest()
-
-
-def choice(
-    seed: bytes, domain: str, images_hash: str, count: int, path: str, role: str
-) -> int:
-    """Which of `count` images a T3 passport takes (Section 2.4 c)."""
-    drawn = derive(seed, domain, images_hash, path, role)
-    return int.from_bytes(drawn, "big") % count
-
-
-def _uniform(seed, shape):
-    generator = np.random.Generator(
-        np.random.Philox(key=int.from_bytes(seed[:16], "big"))
-    )
-    return generator.random(shape, dtype="float32") * 2 - 1
-
-
-def _seed(seed) -> bytes:
-    if seed is None:
-        return secrets.token_bytes(16)
-    if isinstance(seed, (int, np.integer)) and seed >= 0:
-        return hashlib.sha256(str(int(seed)).encode()).digest()[:16]
-    if isinstance(seed, bytes) and len(seed) >= 16:
-        return seed
-    raise PassportError(
-        "Expected seed to be None, 16 or more bytes, or for tests an int of 0 "
-        f"or more. Received: a {type(seed).__name__}"
-    )
-
-
-def _leaves(images):
-    """Arrays of one input, or of several in the order of their names."""
-    if isinstance(images, Mapping):
-        return [array for _, array in sorted(images.items())]
-    return list(images) if isinstance(images, (list, tuple)) else [images]
-
-
-def _count(images) -> int:
-    return len(_leaves(images)[0])
-
-
-def _images_hash(images) -> str:
-    total = hashlib.sha256()
-    for array in _leaves(images):
-        total.update(array_hash(array).encode())
-    return total.hexdigest()
-
-
-def array_hash(array: np.ndarray) -> str:
-    """SHA-256 over an array's shape and float32 values."""
-    array = np.ascontiguousarray(array, "<f4")
-    return hashlib.sha256(
-        json.dumps(array.shape).encode() + array.tobytes()
-    ).hexdigest()
 
 
 def _check_shape(path, role, expected, value) -> None:

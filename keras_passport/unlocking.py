@@ -7,7 +7,7 @@ from keras import ops
 from keras_passport import graph
 from keras_passport.errors import PassportError, PassportRequiredError
 from keras_passport.layers import PassportNormalization
-from keras_passport.models import protected_layers
+from keras_passport.models import check_passport, protected_layers
 
 
 def unlock(model: keras.Model, passport=None, fold: bool = True) -> keras.Model:
@@ -50,7 +50,10 @@ def unlock(model: keras.Model, passport=None, fold: bool = True) -> keras.Model:
             f"Received: {type(model).__name__} '{model.name}'"
         )
     hidden = {}
-    keys = None if passport is None else passport.keys(model)
+    keys = None
+    if passport is not None:
+        check_passport(passport)
+        keys = passport.keys(model)
     for path, layer in layers.items():
         packed = None
         if keys is not None:

@@ -6,21 +6,25 @@ import keras
 import numpy as np
 
 import keras_passport as kp
-from test_case import NORMALIZATIONS, flat_layers, overwrite_affine
+from test_case import (
+    NORMALIZATIONS,
+    flat_layers,
+    kernels_and_normalizations,
+    overwrite_affine,
+    relative_difference,
+)
 
 
 @dataclasses.dataclass
 class Case:
-    """A net, its protected copy with a passport bound, and the truth.
+    """A protected net with a passport bound, and what it must equal.
 
     Args:
-        base: The net as keras.applications makes it, with statistics.
-        protected: Its protected copy, bound.
+        protected: The protected net, bound.
         truth: The net with its γ and β overwritten.
         pictures: Pictures whose statistics the normalisations hold.
     """
 
-    base: keras.Model
     protected: keras.Model
     truth: keras.Model
     pictures: np.ndarray
@@ -64,20 +68,57 @@ def net(name: str, size: int) -> keras.Model:
 
 
 def make_case(name: str, size: int, count: int = 16, seed: int = 0) -> Case:
-    """Protects a net and makes the truth, by plain convolutions."""
+    """Protects a net and makes the truth, by plain convolutions.
+
+    Under a dtype policy of float64 the truth takes its γ and β from the
+    protected net, once they equal the plain convolutions': they are computed
+    in float32, and a deep net would amplify the difference.
+    """
     base = net(name, size)
-    paths = kp.inspect(base).protected
-    truth = copy_of(base)
-    maps = overwrite_affine(truth, seed=seed, paths=paths)
+    protected = kp.protect(base)
+    # It shares nothing with its protected copy.
+    truth = base if _has_affine(base) else copy_of(base)
+    maps = overwrite_affine(truth, seed=seed, paths=protected.report.protected)
+    kp.bind(protected, kp.Passport.from_feature_maps(protected, maps))
+    if keras.config.dtype_policy().name == "float64":
+        _take_hidden_parameters(protected, truth)
     pictures = make_pictures(count, size, seed)
     settle(truth, pictures)
-    for old, new in zip(flat_layers(truth), flat_layers(base), strict=True):
-        if isinstance(old, keras.layers.BatchNormalization):
-            new.moving_mean.assign(old.moving_mean)
-            new.moving_variance.assign(old.moving_variance)
-    protected = kp.protect(base)
-    kp.bind(protected, kp.Passport.from_feature_maps(protected, maps))
-    return Case(base, protected, truth, pictures)
+    _copy_statistics(truth, protected)
+    return Case(protected, truth, pictures)
+
+
+def _has_affine(model) -> bool:
+    return all(
+        layer.scale and layer.center
+        for layer in flat_layers(model)
+        if isinstance(layer, NORMALIZATIONS)
+    )
+
+
+def _take_hidden_parameters(protected, truth):
+    pairs = kernels_and_normalizations(truth)
+    for path, layer in kp.protected_layers(protected).items():
+        normal = pairs[path][1]
+        hidden = layer.hidden_parameters()
+        for own, value in zip((normal.gamma, normal.beta), hidden, strict=True):
+            assert relative_difference(value, own) < 1e-5, path
+            own.assign(value)
+
+
+def _copy_statistics(truth, protected):
+    targets = {}
+    for layer in flat_layers(protected):
+        if isinstance(layer, kp.PassportNormalization):
+            name = layer.replaced["config"]["name"]
+            targets[name] = layer.normalization
+        else:
+            targets[layer.name] = layer
+    for layer in flat_layers(truth):
+        if isinstance(layer, keras.layers.BatchNormalization):
+            target = targets[layer.name]
+            target.moving_mean.assign(layer.moving_mean)
+            target.moving_variance.assign(layer.moving_variance)
 
 
 def make_pictures(count: int, size: int, seed: int = 0) -> np.ndarray:

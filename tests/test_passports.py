@@ -12,7 +12,7 @@ from scipy import stats
 
 import keras_passport as kp
 from keras_passport import features
-from keras_passport.passports import FAKE
+from keras_passport.derivation import FAKE
 from test_case import (
     multi_input_model,
     nested_model,

@@ -9,16 +9,16 @@ import numpy as np
 
 from keras_passport import features, metrics, models
 from keras_passport.attacks.result import AttackResult
-from keras_passport.errors import PassportError
-from keras_passport.geometry import digest
-from keras_passport.passports import (
+from keras_passport.derivation import (
     DEFAULT_KEY_SCALING,
     FAKE,
-    Passport,
     check_key_scaling,
     derive,
     scale_key,
 )
+from keras_passport.errors import PassportError
+from keras_passport.geometry import digest
+from keras_passport.passports import Passport
 
 ATTACK_KINDS = ("random_pattern", "fixed_image", "random_image")
 

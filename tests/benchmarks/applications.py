@@ -5,19 +5,25 @@
 
 For each net: how many normalisations a passport layer replaced; whether the
 bound network's outputs equal the original's with γ and β overwritten by a
-plain convolution of the passport, averaged; how long `protect` takes against
-`keras.models.clone_model`.
+plain convolution of the passport, averaged; what rounding to float32 costs
+either of them, against the overwritten original in float64; how long `protect`
+takes against `keras.models.clone_model`.
 """
 
 import gc
+import pathlib
+import sys
 import time
 
-import alternate
 import keras
-import numpy as np
 from absl import app, flags
 
-import keras_passport as kp
+sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
+
+import alternate  # noqa: E402
+
+import keras_passport as kp  # noqa: E402
+from application_case import make_case, net  # noqa: E402
 
 # Family: its nets, their input size, and in all of them the normalisations
 # that follow a kernel layer directly (for VGG, none: kernel layers instead).
@@ -52,91 +58,14 @@ FAMILIES = {
     ),
 }
 _NETS = flags.DEFINE_list("nets", None, "Which nets; all if not given.")
-_NORMALIZATIONS = (
-    keras.layers.BatchNormalization,
-    keras.layers.LayerNormalization,
-    keras.layers.GroupNormalization,
-)
-
-
-def with_affine(base: keras.Model) -> keras.Model:
-    """A copy of a net whose normalisations all have a γ and a β."""
-
-    def clone(layer):
-        config = layer.get_config()
-        if isinstance(layer, _NORMALIZATIONS):
-            config.update(scale=True, center=True)
-        return type(layer).from_config(config)
-
-    copy = keras.models.clone_model(base, clone_function=clone, recursive=True)
-    for old, new in zip(flat(base), flat(copy), strict=True):
-        values = {variable.name: variable for variable in old.weights}
-        for variable in new.weights:
-            if variable.name in values:
-                variable.assign(values[variable.name])
-    return copy
-
-
-def flat(model: keras.Model) -> list:
-    """All layers that are no models, nested ones' too, in order."""
-    layers = []
-    for layer in model.layers:
-        nested = isinstance(layer, keras.Model)
-        layers.extend(flat(layer) if nested else [layer])
-    return layers
-
-
-def plain_average(layer: keras.layers.Layer, feature_map: np.ndarray):
-    """The layer without bias and activation, applied and averaged."""
-    config = {**layer.get_config(), "use_bias": False, "activation": None}
-    plain = type(layer).from_config(config)
-    plain.build((None, *feature_map.shape))
-    names = {variable.name: variable for variable in layer.weights}
-    for variable in plain.weights:
-        variable.assign(names[variable.name])
-    outputs = np.asarray(plain(feature_map[None]))
-    return outputs.reshape(-1, outputs.shape[-1]).mean(0, dtype="float64")
-
-
-def settle(model: keras.Model, pictures: np.ndarray) -> None:
-    """Sets all moving statistics to those of the pictures, layer by layer."""
-
-    def settling(layer, call):
-        def wrapped(inputs, *args, **kwargs):
-            axes = list(range(len(inputs.shape) - 1))
-            mean, variance = keras.ops.moments(inputs, axes)
-            layer.moving_mean.assign(mean)
-            layer.moving_variance.assign(variance)
-            return call(inputs, *args, **kwargs)
-
-        return wrapped
-
-    layers = [
-        layer
-        for layer in flat(model)
-        if isinstance(layer, keras.layers.BatchNormalization)
-    ]
-    for layer in layers:
-        layer.call = settling(layer, layer.call)
-    model(pictures, training=False)
-    for layer in layers:
-        del layer.call
 
 
 def measure(name: str, size: int) -> dict:
     """All that is measured of one net."""
     keras.utils.set_random_seed(0)
-    base = getattr(keras.applications, name)(
-        weights=None,
-        input_shape=(size, size, 3),
-        include_top=False,
-        pooling="avg",
-    )
-    rng = np.random.default_rng(0)
-    # Enough positions for statistics that don't amplify rounding errors.
-    pictures = rng.uniform(0, 255, (16, size, size, 3)).astype("float32")
+    base = net(name, size)
     insert = name.startswith("VGG")
-    first = kp.protect(base, insert=insert)
+    kp.protect(base, insert=insert)
     began = time.perf_counter()
     keras.models.clone_model(base)
     cloned = time.perf_counter() - began
@@ -151,34 +80,10 @@ def measure(name: str, size: int) -> dict:
     }
     if insert:
         return result
-
-    truth = with_affine(base)
-    normalizations = {layer.name: layer for layer in flat(truth)}
-    maps = {}
-    for path, layer in kp.protected_layers(first).items():
-        stock = normalizations[layer.replaced["config"]["name"]]
-        made = []
-        for variable in (stock.gamma, stock.beta):
-            shape = [n or 4 for n in layer.inputs_shape[1:]]
-            feature_map = rng.normal(size=shape).astype("float32")
-            average = plain_average(layer.layer, feature_map)
-            made.append(feature_map / average.std())
-            variable.assign(average / average.std())
-        maps[path] = tuple(made)
-    settle(truth, pictures)
-    for old, new in zip(flat(truth), flat(base), strict=True):
-        if isinstance(old, keras.layers.BatchNormalization):
-            new.moving_mean.assign(old.moving_mean)
-            new.moving_variance.assign(old.moving_variance)
-    protected = kp.protect(base)
-    kp.bind(protected, kp.Passport.from_feature_maps(protected, maps))
-    expected = truth.predict(pictures, verbose=0)
-    received = protected.predict(pictures, verbose=0)
-    largest = np.abs(expected).max()
-    result["difference"] = float(np.abs(expected - received).max() / largest)
-    result["pictures"] = float(
-        np.abs(expected[0] - expected[1]).max() / largest
-    )
+    del base, protected
+    case = make_case(name, size)
+    result["difference"], result["pictures"] = case.difference()
+    result["rounding_protected"], result["rounding_truth"] = case.rounding()
     return result
 
 
@@ -186,7 +91,7 @@ def main(_):
     results = []
     print(
         f"{'net':20}{'replaced':>9}{'difference':>12}{'pictures':>10}"
-        f"{'protect':>9}{'clone':>8}"
+        f"{'rounding':>10}{'of truth':>10}{'protect':>9}{'clone':>8}"
     )
     for family, (nets, size, directly) in FAMILIES.items():
         chosen = [n for n in nets if not _NETS.value or n in _NETS.value]
@@ -198,6 +103,8 @@ def main(_):
                 f"{name:20}{row['replaced']:9}"
                 f"{row.get('difference', float('nan')):12.1e}"
                 f"{row.get('pictures', float('nan')):10.2f}"
+                f"{row.get('rounding_protected', float('nan')):10.1e}"
+                f"{row.get('rounding_truth', float('nan')):10.1e}"
                 f"{row['protect_s']:8.1f}s{row['clone_s']:7.1f}s",
                 flush=True,
             )

@@ -1,0 +1,110 @@
+"""What follows from a passport's seed and images: draws, choices, sizes."""
+
+import hashlib
+import hmac
+import json
+import secrets
+from collections.abc import Mapping
+
+import numpy as np
+
+from keras_passport.errors import PassportError
+
+KEY_SCALINGS = ("paper", "unit", "fan_in")
+# Large keys need but a small part of a kernel to make γ and β, and so leave
+# little of themselves in it (BUILD_NOTES.md, "Key scaling").
+DEFAULT_KEY_SCALING = "fan_in"
+
+# Seeds of fakes and of passports draw from different domains, so that a fake
+# made from somebody's guess of a seed is not the passport made from it.
+PASSPORT, FAKE = "passport", "fake"
+
+
+def check_key_scaling(key_scaling: str) -> str:
+    """The key scaling, if it is one."""
+    if key_scaling not in KEY_SCALINGS:
+        raise PassportError(
+            f"Expected key_scaling to be one of {KEY_SCALINGS}. "
+            f"Received: key_scaling={key_scaling!r}"
+        )
+    return key_scaling
+
+
+def scale_key(key: np.ndarray, key_scaling: str) -> np.ndarray:
+    """A key in the size that a scaling asks for; a key of zeros stays.
+
+    Args:
+        key: Float array of shape `(kernel size..., channels)`.
+        key_scaling: `"paper"` leaves it; `"unit"` gives it norm 1;
+            `"fan_in"` √(size / 2), with which He's initialisation gives
+            hidden parameters a standard deviation of 1.
+    """
+    norm = np.linalg.norm(key)
+    if key_scaling == "paper" or norm == 0:
+        return key
+    target = 1.0 if key_scaling == "unit" else np.sqrt(key.size / 2)
+    return (key * (target / norm)).astype("float32")
+
+
+def derive(seed: bytes, *labels: str) -> bytes:
+    """32 bytes that follow from a seed and labels, and tell neither."""
+    message = json.dumps(labels).encode()
+    return hmac.new(seed, message, hashlib.sha256).digest()
+
+
+def choice(
+    seed: bytes, domain: str, hashed: str, total: int, path: str, role: str
+) -> int:
+    """Which of `total` images a T3 passport takes (Section 2.4 c)."""
+    drawn = derive(seed, domain, hashed, path, role)
+    return int.from_bytes(drawn, "big") % total
+
+
+def uniform(seed: bytes, shape: tuple[int, ...]) -> np.ndarray:
+    """Independent uniform elements in [-1, 1], float32 (Section 2.4 a)."""
+    generator = np.random.Generator(
+        np.random.Philox(key=int.from_bytes(seed[:16], "big"))
+    )
+    return generator.random(shape, dtype="float32") * 2 - 1
+
+
+def secret_seed(seed: bytes | int | None) -> bytes:
+    """A passport's seed: 128 bits from `secrets` if none is given."""
+    if seed is None:
+        return secrets.token_bytes(16)
+    if isinstance(seed, (int, np.integer)) and seed >= 0:
+        return hashlib.sha256(str(int(seed)).encode()).digest()[:16]
+    if isinstance(seed, bytes) and len(seed) >= 16:
+        return seed
+    raise PassportError(
+        "Expected seed to be None, 16 or more bytes, or for tests an int of 0 "
+        f"or more. Received: a {type(seed).__name__}"
+    )
+
+
+def _leaves(images):
+    """Arrays of one input, or of several in the order of their names."""
+    if isinstance(images, Mapping):
+        return [array for _, array in sorted(images.items())]
+    return list(images) if isinstance(images, (list, tuple)) else [images]
+
+
+def count_images(images) -> int:
+    """How many images there are, of one input or of several."""
+    return len(_leaves(images)[0])
+
+
+def images_hash(images) -> str:
+    """SHA-256 over the images' own hashes, 64 hexadecimal digits."""
+    total = hashlib.sha256()
+    for array in _leaves(images):
+        total.update(array_hash(array).encode())
+    return total.hexdigest()
+
+
+def array_hash(array: np.ndarray) -> str:
+    """SHA-256 over an array's shape and float32 values."""
+    array = np.ascontiguousarray(array, "<f4")
+    return hashlib.sha256(
+        json.dumps(array.shape).encode() + array.tobytes()
+    ).hexdigest()
