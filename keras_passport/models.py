@@ -119,6 +119,7 @@ def calibrate(model: keras.Model) -> keras.Model:
     kernels as little as possible so that every hidden γ is 1 or -1, with the
     sign that it has, and every hidden β is 0. The signs follow from kernels
     and passport together: half of them, without any pattern, are negative.
+    Layers without one trainable kernel (separable, frozen) stay as they are.
 
     Args:
         model: Bound protected model, about to be trained from scratch.

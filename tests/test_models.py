@@ -97,6 +97,50 @@ def test_on_jax_without_tensorflow(tmp_path):
     assert run_in_fresh_process(code, backend="jax").endswith("done\n")
 
 
+def test_files_alone_give_the_same_outputs_elsewhere(tmp_path):
+    """The published model and the passport, in a process of their own."""
+    model, passport = protected()
+    compiled(model)
+    model.fit(images(), np.arange(6) % 4, verbose=0)
+    model.save(tmp_path / "protected.keras")
+    passport.save(tmp_path / "owner.h5")
+    np.savez(
+        tmp_path / "data.npz",
+        images=images(),
+        outputs=model.predict(images(), verbose=0),
+    )
+    run_in_fresh_process(
+        f"""
+import os
+import keras
+import numpy as np
+import keras_passport as kp
+os.chdir({str(tmp_path)!r})
+data = np.load("data.npz")
+model = keras.saving.load_model("protected.keras")
+kp.bind(model, kp.Passport.load("owner.h5"))
+received = model.predict(data["images"], verbose=0)
+assert np.abs(received - data["outputs"]).max() < 1e-6
+"""
+    )
+
+
+@pytest.mark.parametrize(
+    "imports",
+    [
+        "import keras_passport\nimport keras",
+        "from keras_passport import PassportNormalization\nimport keras",
+    ],
+)
+def test_keras_loads_protected_models_after_any_imports(tmp_path, imports):
+    model, _ = protected()
+    model.save(tmp_path / "protected.keras")
+    run_in_fresh_process(
+        f"{imports}\n"
+        f"keras.saving.load_model({str(tmp_path / 'protected.keras')!r})"
+    )
+
+
 def test_a_client_needs_neither_keras_nor_tensorflow(tmp_path):
     model, passport = protected()
     passport.save(tmp_path / "owner.h5")
