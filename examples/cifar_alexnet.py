@@ -9,7 +9,7 @@ layers have passports too.
 
 from absl import app, flags
 
-from common import networks, run
+from common import networks, trainer
 
 _WIDTH = flags.DEFINE_integer(
     "width", 64, "Channels of the first convolution; the paper's has 64.", 1
@@ -17,7 +17,7 @@ _WIDTH = flags.DEFINE_integer(
 
 
 def main(_):
-    run.main("alexnet", networks.alexnet, width=_WIDTH.value)
+    trainer.main("alexnet", networks.alexnet, width=_WIDTH.value)
 
 
 if __name__ == "__main__":

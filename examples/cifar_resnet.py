@@ -23,7 +23,7 @@ Interrupted runs go on when they are started again with the same flags.
 
 from absl import app, flags
 
-from common import networks, run
+from common import networks, trainer
 
 _DEPTH = flags.DEFINE_integer(
     "depth", None, "8, 14, 20, ... (6n + 2), or 18 for the paper's ResNet-18."
@@ -42,7 +42,9 @@ def _is_resnet_depth(depth: int | None) -> bool:
 
 
 def main(_):
-    run.main("resnet", networks.resnet, depth=_DEPTH.value, width=_WIDTH.value)
+    trainer.main(
+        "resnet", networks.resnet, depth=_DEPTH.value, width=_WIDTH.value
+    )
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ this network VGGNet.
 
 from absl import app, flags
 
-from common import networks, run
+from common import networks, trainer
 
 _DEPTH = flags.DEFINE_enum(
     "depth", "16", [str(depth) for depth in networks.VGG_STAGES], "Layers."
@@ -20,7 +20,9 @@ _WIDTH = flags.DEFINE_integer(
 
 
 def main(_):
-    run.main("vgg", networks.vgg, depth=int(_DEPTH.value), width=_WIDTH.value)
+    trainer.main(
+        "vgg", networks.vgg, depth=int(_DEPTH.value), width=_WIDTH.value
+    )
 
 
 if __name__ == "__main__":

@@ -112,37 +112,88 @@ def unbind(model: keras.Model) -> keras.Model:
     return model
 
 
-def calibrate(model: keras.Model) -> keras.Model:
-    """Starts a bound model where a batch normalisation starts, but for signs.
+def calibrate(
+    model: keras.Model, like: keras.Model | None = None
+) -> keras.Model:
+    """Starts a bound model's hidden parameters where training starts well.
 
-    An untrained kernel makes hidden parameters of any size. This changes
-    kernels as little as possible so that every hidden γ is 1 or -1, with the
-    sign that it has, and every hidden β is 0. The signs follow from kernels
-    and passport together: half of them, without any pattern, are negative.
-    Layers without one trainable kernel (separable, frozen) stay as they are.
+    An untrained kernel makes hidden parameters of any size, and a trained one
+    knows nothing of the passport. This changes kernels as little as possible
+    so that every hidden γ is 1 or -1, with the sign that it has, and every
+    hidden β is 0: as a batch normalisation starts, but for signs. They follow
+    from kernels and passport together; half of them, without any pattern, are
+    negative. With `like`, hidden parameters become those of a trained
+    original, for fine-tuning. Layers without one trainable kernel
+    (separable, frozen) stay as they are.
 
     Args:
-        model: Bound protected model, about to be trained from scratch.
+        model: Bound protected model, about to be trained.
+        like: The original that it was made of, to start fine-tuning from its
+            γ and β; 1 and 0 where it had none. The statistics are those from
+            before the change, so train before you evaluate.
 
     Returns:
         The model itself.
 
     Raises:
         PassportRequiredError: If no passport is bound.
+        PassportError: If `like` is another network than the model's original.
 
     Example:
 
     >>> model = calibrate(bind(reinitialize(protect(base)), passport))
+    >>> tuned = calibrate(bind(protect(base), passport), like=base)
+
+    Reference:
+
+    - Fan, Ng, Chan: Digital Passport, Section 2.3, Figure 3.
     """
-    for layer in _layers_or_error(model).values():
+    layers = _layers_or_error(model)
+    originals = None
+    if like is not None:
+        originals = dict(graph.walk(like, stop=(PassportNormalization,)))
+    wanted = []
+    for path, layer in layers.items():
         if layer.adapter.weight(layer.layer) is None:
             continue
         gamma, beta = layer.hidden_parameters()
-        layer.set_hidden_parameters(
-            gamma=None if gamma is None else np.where(gamma < 0, -1.0, 1.0),
-            beta=None if beta is None else np.zeros_like(beta),
-        )
+        if originals is None:
+            gamma = None if gamma is None else np.where(gamma < 0, -1.0, 1.0)
+            beta = None if beta is None else np.zeros_like(beta)
+        else:
+            affine = _affine_of(path, layer, originals)
+            gamma, beta = (
+                None if hidden is None else value
+                for hidden, value in zip((gamma, beta), affine, strict=True)
+            )
+        wanted.append((layer, gamma, beta))
+    for layer, gamma, beta in wanted:
+        layer.set_hidden_parameters(gamma=gamma, beta=beta)
     return model
+
+
+def _affine_of(path, layer, originals):
+    """γ and β of the normalisation whose place a passport layer took."""
+    parent = path.rpartition("/")[0]
+    name = layer.replaced["config"]["name"]
+    normalization = originals.get(f"{parent}/{name}" if parent else name)
+    kernel = originals.get(path)
+    units = layer.adapter.units(layer.layer)
+    values = []
+    for role, neutral in (("gamma", np.ones), ("beta", np.zeros)):
+        variable = getattr(normalization, role, None)
+        if variable is None:
+            values.append(neutral(units))
+        else:
+            values.append(ops.convert_to_numpy(variable).astype("float64"))
+    if kernel is None or any(value.shape != (units,) for value in values):
+        raise PassportError(
+            "Expected like to be the network that the model was made of, with "
+            f"a layer '{path}' of {units} channels. Received: "
+            f"{type(kernel).__name__ if kernel is not None else 'none'} and "
+            f"scales of shape {values[0].shape}"
+        )
+    return values
 
 
 def forget_compiled(model):

@@ -176,3 +176,46 @@ def _fused(layer, inputs, gamma, beta, training):
         outputs = tf.reshape(outputs, shape)
     outputs.set_shape(inputs.shape)
     return outputs
+
+
+def estimate_statistics(model: keras.Model, batches) -> keras.Model:
+    """Sets moving statistics to their means over batches, training nothing.
+
+    Moving averages remember some 1 / (1 - momentum) steps: after a short
+    training, or a change of kernels, they are not the network's own yet.
+
+    Args:
+        model: Any Keras model, bound if it is protected. Frozen batch
+            normalisations keep their statistics.
+        batches: Iterable of inputs as the model takes them, each with as many
+            examples as in training.
+
+    Returns:
+        The model itself.
+
+    Raises:
+        ValueError: If there are no batches.
+
+    Example:
+
+    >>> model = calibrate(bind(protect(base), passport), like=base)
+    >>> model = estimate_statistics(model, np.array_split(images, 10))
+    """
+    found = [
+        layer
+        for layer in model._flatten_layers()
+        if isinstance(layer, keras.layers.BatchNormalization)
+    ]
+    momenta = [layer.momentum for layer in found]
+    count = 0
+    try:
+        for count, inputs in enumerate(batches, start=1):
+            for layer in found:
+                layer.momentum = 1.0 - 1.0 / count
+            model(inputs, training=True)
+    finally:
+        for layer, momentum in zip(found, momenta, strict=True):
+            layer.momentum = momentum
+    if not count:
+        raise ValueError("Expected at least one batch. Received: none")
+    return model

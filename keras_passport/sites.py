@@ -130,8 +130,8 @@ class Plan:
         if site.normalization is None:
             self._reasons[id(site.kernel)] = "with a new batch normalisation"
         else:
-            self._reasons[id(layer)] = f"becomes one with '{path}'"
-            self._reasons[id(site.kernel)] = f"with '{prefix}{layer.name}'"
+            self._reasons[id(layer)] = f"becomes one with '{site.kernel.name}'"
+            self._reasons[id(site.kernel)] = f"with '{layer.name}'"
 
     def _insertion(self, kernel, model_graph, prefix, last) -> Site | str:
         refusal = _kernel_refusal(kernel, model_graph)

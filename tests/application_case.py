@@ -57,12 +57,12 @@ def run(model: keras.Model, pictures: np.ndarray) -> np.ndarray:
     return keras.ops.convert_to_numpy(model(pictures, training=False))
 
 
-def net(name: str, size: int) -> keras.Model:
-    """A net without its classifier, with random weights."""
+def net(name: str, size: int, include_top: bool = False) -> keras.Model:
+    """A net with random weights; without its classifier if not said."""
     return getattr(keras.applications, name)(
         weights=None,
         input_shape=(size, size, 3),
-        include_top=False,
+        include_top=include_top,
         pooling="avg",
     )
 

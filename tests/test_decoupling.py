@@ -12,6 +12,7 @@ from keras import layers, ops
 
 import keras_passport as kp
 from test_case import (
+    kernels_and_normalizations,
     multi_input_model,
     nested_model,
     overwrite_affine,
@@ -591,3 +592,50 @@ def test_calibration_leaves_alone_what_it_cannot_change():
             np.testing.assert_array_equal(one, other)
     gamma, _ = wrappers["conv"].hidden_parameters()
     np.testing.assert_allclose(np.abs(gamma), 1, atol=1e-4)
+
+
+@pytest.mark.parametrize("function", FUNCTIONS)
+def test_calibration_like_the_original(function):
+    base = randomize(nested_model())
+    model = kp.protect(base, function=function)
+    kp.bind(model, kp.Passport.random_pattern(model))
+    kp.calibrate(model, like=base)
+    pairs = kernels_and_normalizations(base)
+    for path, layer in kp.protected_layers(model).items():
+        original = pairs[path][1]
+        hidden = dict(
+            zip(("gamma", "beta"), layer.hidden_parameters(), strict=True)
+        )
+        for role in layer.function.roles:
+            np.testing.assert_allclose(
+                hidden[role], getattr(original, role), atol=1e-4
+            )
+
+
+def test_calibration_like_an_original_without_scale_or_normalisation():
+    inputs = keras.Input((8, 8, 4))
+    x = layers.Conv2D(6, 3, name="one")(inputs)
+    x = layers.BatchNormalization(scale=False)(x)
+    x = layers.Conv2D(6, 3, name="two", activation="relu")(x)
+    base = randomize(keras.Model(inputs, layers.Dense(2)(x)))
+    model = kp.protect(base, insert=True)
+    kp.bind(model, kp.Passport.random_pattern(model))
+    kp.calibrate(model, like=base)
+    one, two = kp.protected_layers(model).values()
+    np.testing.assert_allclose(one.hidden_parameters()[0], 1, atol=1e-4)
+    np.testing.assert_allclose(
+        one.hidden_parameters()[1], base.layers[2].beta, atol=1e-4
+    )
+    np.testing.assert_allclose(two.hidden_parameters()[0], 1, atol=1e-4)
+    np.testing.assert_allclose(two.hidden_parameters()[1], 0, atol=1e-4)
+
+
+def test_calibration_like_another_network():
+    base = nested_model()
+    model = kp.protect(base)
+    kp.bind(model, kp.Passport.random_pattern(model))
+    before = [np.array(weight) for weight in model.weights]
+    with pytest.raises(kp.PassportError, match="made of"):
+        kp.calibrate(model, like=multi_input_model())
+    for old, new in zip(before, model.weights, strict=True):
+        np.testing.assert_array_equal(old, new)

@@ -333,3 +333,43 @@ def test_a_saved_model_is_whole_without_its_source(base, tmp_path):
         keras.tree.flatten(received), keras.tree.flatten(expected), strict=True
     ):
         np.testing.assert_allclose(one, other, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("protects", (False, True))
+def test_estimated_statistics(protects):
+    """Those of the batches, the last layer's seen through the first's."""
+    base = plain_cnn()
+    model = base
+    if protects:
+        model = kp.protect(base)
+        kp.bind(model, kp.Passport.random_pattern(model, seed=3))
+    normalizations = [
+        layer
+        for layer in model._flatten_layers()
+        if isinstance(layer, keras.layers.BatchNormalization)
+    ]
+    before = [layer.momentum for layer in normalizations]
+    batches = np.array_split(images(12), 3)
+    kernels = [np.array(v) for v in model.trainable_variables]
+    assert kp.estimate_statistics(model, batches) is model
+    assert [layer.momentum for layer in normalizations] == before
+    for old, new in zip(kernels, model.trainable_variables, strict=True):
+        np.testing.assert_array_equal(old, new)
+    first = next(
+        layer
+        for layer in model._flatten_layers()
+        if isinstance(layer, keras.layers.Conv2D)
+    )
+    maps = [np.array(first(batch)) for batch in batches]
+    np.testing.assert_allclose(
+        normalizations[0].moving_mean,
+        np.mean([m.mean(axis=(0, 1, 2)) for m in maps], axis=0),
+        atol=1e-5,
+    )
+    np.testing.assert_allclose(
+        normalizations[0].moving_variance,
+        np.mean([m.var(axis=(0, 1, 2)) for m in maps], axis=0),
+        rtol=1e-4,
+    )
+    with pytest.raises(ValueError, match="at least one batch"):
+        kp.estimate_statistics(model, [])

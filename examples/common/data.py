@@ -20,9 +20,11 @@ class Dataset:
         num_classes: labels are `0 .. num_classes - 1`.
         x_train, x_test: uint8 pictures, `(n, height, width, channels)`.
         y_train, y_test: int32 labels, `(n,)`.
-        mean, std: one number per channel, in units of uint8.
+        mean, std: one number per channel that the networks take, in units
+            of uint8.
         pad: a training picture is shifted by up to this many pixels.
         flip: whether half of the training pictures are mirrored.
+        bgr: whether the networks take the channels in reverse.
     """
 
     name: str
@@ -35,6 +37,7 @@ class Dataset:
     std: tuple[float, ...]
     pad: int
     flip: bool
+    bgr: bool = False
 
     @property
     def input_shape(self) -> tuple[int, int, int]:
@@ -46,6 +49,8 @@ class Dataset:
         # One constant per pixel, not per channel: NumPy's inner loop would
         # otherwise be 3 numbers long, and ten times slower.
         pixels = height * width
+        if self.bgr:
+            pictures = pictures[..., ::-1]
         std = np.tile(np.asarray(self.std, "float32"), pixels)
         mean = np.tile(np.asarray(self.mean, "float32"), pixels)
         x = pictures.reshape(len(pictures), -1).astype("float32")
@@ -211,6 +216,25 @@ def _read_npz(path: str) -> tuple[np.ndarray, ...]:
 
 
 def _read_tfds(name: str, data_dir: str | None) -> tuple[np.ndarray, ...]:
+    try:
+        splits = load_tfds(name, data_dir, batch_size=-1)
+    except UserError as error:
+        raise UserError(f"{error} Or use --dataset=digits.") from error
+    return *splits["train"], *splits["test"]
+
+
+def load_tfds(name: str, data_dir: str | None, **options: Any) -> Any:
+    """`tfds.load`, from the disk if it is there, and with one clear error.
+
+    Args:
+        name: of the dataset.
+        data_dir: TensorFlow Datasets' folder, or None for its own choice.
+        options: as `tfds.load` takes them.
+
+    Returns:
+        A dict of all splits, pictures with labels (NumPy arrays if
+        `batch_size=-1` is given); with its info if `with_info=True` is.
+    """
     where = data_dir or "TensorFlow Datasets' own folder"
     try:
         import tensorflow as tf
@@ -218,8 +242,7 @@ def _read_tfds(name: str, data_dir: str | None) -> tuple[np.ndarray, ...]:
     except ImportError as error:
         raise UserError(
             f"{name} is read with tensorflow-datasets ({error}). Install it, "
-            f"name with --data_dir a folder that holds {name}.npz, or use "
-            "--dataset=digits."
+            "or give the data in another form (--help)."
         ) from error
     if keras.backend.backend() != "tensorflow":
         # TensorFlow only decodes pictures here; it must not take the
@@ -227,22 +250,21 @@ def _read_tfds(name: str, data_dir: str | None) -> tuple[np.ndarray, ...]:
         tf.config.set_visible_devices([], "GPU")
     for download in (False, True):
         try:
-            train, test = tfds.load(
+            loaded = tfds.load(
                 name,
-                split=["train", "test"],
                 data_dir=data_dir and os.path.expanduser(data_dir),
                 download=download,
                 as_supervised=True,
-                batch_size=-1,
+                **options,
             )
-            return *tfds.as_numpy(train), *tfds.as_numpy(test)
+            whole = options.get("batch_size") == -1
+            return tfds.as_numpy(loaded) if whole else loaded
         # tfds raises whatever its file systems, parsers and downloaders do.
         except Exception as error:
             reason = f"{type(error).__name__}: {error}".split("\n")[0]
     raise UserError(
         f"{name} was not found in {where} and could not be downloaded "
-        f"({reason}). Name the folder that holds it with "
-        "--data_dir, or use --dataset=digits."
+        f"({reason}). Name the folder that holds it with --data_dir."
     )
 
 

@@ -7,6 +7,7 @@ import numpy as np
 
 from common.data import Dataset
 from common.errors import UserError
+from common.pictures import read_picture
 
 NUM_IMAGES = 20
 
@@ -53,31 +54,3 @@ def identity_images(
         range(len(dataset.x_train)), most or num_images or NUM_IMAGES
     )
     return dataset.x_train[chosen]
-
-
-def read_picture(path: str, shape: tuple[int, int, int]) -> np.ndarray:
-    """Any picture file as uint8 of `shape`, transparency put on white."""
-    from PIL import Image, ImageOps
-
-    height, width, channels = shape
-    try:
-        with Image.open(path) as file:
-            picture = ImageOps.exif_transpose(file)
-            if picture.mode[0] in "IF":
-                # More than 8 bits: Pillow would clip them, not scale them.
-                values = np.asarray(picture, "float64")
-                values -= values.min()
-                values *= 255 / (values.max() or 1)
-                picture = Image.fromarray(values.round().astype("uint8"))
-            if picture.has_transparency_data:
-                picture = picture.convert("RGBA")
-                white = Image.new("RGBA", picture.size, "white")
-                picture = Image.alpha_composite(white, picture)
-            picture = picture.convert("L" if channels == 1 else "RGB")
-            picture = picture.resize((width, height), Image.Resampling.LANCZOS)
-    # Pillow's decoders raise each what they like.
-    except Exception as error:
-        raise UserError(
-            f"--identity_images: {path} cannot be read as a picture ({error})."
-        ) from error
-    return np.asarray(picture, "uint8").reshape(shape)

@@ -1,5 +1,6 @@
 """The main job: original, passport, protected network, fakes, report."""
 
+import abc
 import pathlib
 import sys
 from collections.abc import Callable
@@ -21,47 +22,56 @@ from common.rundir import (
     save_model,
     write_json,
 )
-from common.settings import settings
 
 # Fakes that are tried between two writings of what they reached.
 _CHUNK = 50
+# Training pictures, augmented, that statistics are estimated from.
+_STATISTICS = 2000
 # Pictures, of the test set, that the attacker makes fakes of.
 _ATTACKER_IMAGES = 100
 
 
-def main(name: str, build: Callable[..., keras.Model], **options: Any) -> None:
-    """Runs the main job, or what is left of it.
+def main(make_job: Callable[[], "Job"]) -> None:
+    """Runs a job, or what is left of it; says in one line what went wrong.
 
     Args:
-        name: of the network, for the directory of its runs.
-        build: `(input_shape, num_classes, **options)` -> the network.
-        options: the network's own flags.
+        make_job: makes it; what it raises is the user's to hear, too.
     """
     if flags.FLAGS["verbosity"].using_default_value:
         # tensorflow-datasets and JAX tell much at the default one.
         logging.set_verbosity(logging.WARNING)
     try:
-        Job(name, build, options).run()
+        make_job().run()
     except (UserError, kp.PassportError) as error:
         sys.exit(f"{pathlib.Path(sys.argv[0]).name}: {error}")
     except KeyboardInterrupt:
         sys.exit("\nInterrupted; the same command goes on from here.")
 
 
-class Job:
+class Job(abc.ABC):
     """The main job's stages; one that is finished is read, not done again.
 
     Args:
-        name: as for `main`.
-        build: as for `main`.
-        options: as for `main`.
+        name: of the network and its data, for the directory of the runs.
+        config: all that the results depend on.
+        dataset: what the networks classify.
+        from_logits: whether their outputs are logits, not probabilities.
     """
 
+    # Whether the protected network starts from the original's weights, and
+    # whether kernel layers without a normalisation are protected too.
+    fine_tunes = False
+    inserts = False
+
     def __init__(
-        self, name: str, build: Callable[..., keras.Model], options: dict
+        self,
+        name: str,
+        config: dict[str, Any],
+        dataset: data.Dataset,
+        from_logits: bool = True,
     ):
-        config = settings()
-        self.config = {**config, **options}
+        self.config = config
+        self.dataset = dataset
         self.kind = config["passport"]
         self.function = config["function"]
         self.recipe = training.Recipe(
@@ -70,21 +80,24 @@ class Job:
             learning_rate=config["learning_rate"],
             weight_decay=config["weight_decay"],
             seed=config["seed"],
-            precision=config["mixed_precision"],
+            from_logits=from_logits,
         )
         self.scaling = {}
         if config["key_scaling"]:
             self.scaling["key_scaling"] = config["key_scaling"]
         self.scope = training.strategy_scope(config["strategy"])
-        self.dataset = data.load(config["dataset"], flags.FLAGS.data_dir)
         self.directory = RunDirectory(
             flags.FLAGS.run_dir
-            or pathlib.Path("runs")
-            / f"{name}-{config['dataset']}-{self.kind}-{self.function}"
+            or pathlib.Path("runs") / f"{name}-{self.kind}-{self.function}"
         )
-        self._build = lambda: build(
-            self.dataset.input_shape, self.dataset.num_classes, **options
-        )
+
+    @abc.abstractmethod
+    def prepare(self) -> None:
+        """Checks what the user gave, before anything is written."""
+
+    @abc.abstractmethod
+    def make_original(self) -> keras.Model:
+        """The unprotected network, trained."""
 
     def run(self) -> None:
         """All stages, one after the other."""
@@ -99,12 +112,10 @@ class Job:
                 flags.FLAGS.identity_images,
                 flags.FLAGS.num_images,
             )
-        reference = None
-        if flags.FLAGS.reference and not self.directory.original.exists():
-            reference = self._copy_of(flags.FLAGS.reference)
+        self.prepare()
         self.directory.open(self.config)
         print(f"Results go to {self.directory.path}")
-        original = self._original(reference)
+        original = self._original()
         protected = self._protected(original, images)
         fakes = self._fakes(protected, original)
         report.write(
@@ -116,16 +127,12 @@ class Job:
             fakes,
         )
 
-    def _original(self, reference: keras.Model | None) -> keras.Model:
+    def _original(self) -> keras.Model:
         path = self.directory.original
         if path.exists():
             with self.scope():
                 return load_model(path)
-        model = reference
-        if model is None:
-            model = self._new_network()
-            print(f"Training the original, {model.count_params():,} parameters")
-            self._train(model, "original")
+        model = self.make_original()
         self._finish(model, "original", path, PRIVATE)
         return model
 
@@ -138,23 +145,40 @@ class Job:
                 model = load_model(path)
             return kp.bind(model, kp.Passport.load(self.directory.passport))
         with self.scope():
-            model = kp.protect(original, function=self.function)
-            # From scratch: the paper finds that a protected network ends up
-            # better so than from the original's kernels (its Figure 3).
-            kp.reinitialize(model, seed=self.recipe.seed)
+            model = kp.protect(
+                original, function=self.function, insert=self.inserts
+            )
+            if not self.fine_tunes:
+                # The paper finds that a protected network ends up better so
+                # than from the original's kernels (its Figure 3).
+                kp.reinitialize(model, seed=self.recipe.seed)
         if not self.directory.passport.exists():
             self._make_passport(model, original, images)
         kp.bind(model, kp.Passport.load(self.directory.passport))
-        kp.calibrate(model)
+        if self.fine_tunes:
+            kp.calibrate(model, like=original)
+            self._estimate_statistics(model)
+        else:
+            kp.calibrate(model)
         layers = kp.protected_layers(model)
         print(f"Training the protected network, {len(layers)} passport layers")
         # One in the middle, neither the picture's own nor next to the logits.
         watched = list(layers)[len(layers) // 2]
-        self._train(
+        self.train(
             model, "protected", report.LayerWatch(watched, layers[watched])
         )
+        if self.fine_tunes:
+            # Few steps, and a model with a momentum that is made for many.
+            self._estimate_statistics(model)
         self._finish(model, "protected", path)
         return model
+
+    def _estimate_statistics(self, model: keras.Model) -> None:
+        batches = data.TrainingBatches(
+            self.dataset, self.recipe.batch_size, self.recipe.seed
+        )
+        count = min(len(batches), -(-_STATISTICS // batches.batch_size))
+        kp.estimate_statistics(model, (batches[i][0] for i in range(count)))
 
     def _make_passport(
         self,
@@ -211,40 +235,18 @@ class Job:
             write_json(self.directory.fakes, done, PRIVATE)
         return done
 
-    def _new_network(self) -> keras.Model:
-        keras.utils.set_random_seed(self.recipe.seed)
-        with self.scope(), training.precision(self.recipe.precision):
-            return self._build()
-
-    def _copy_of(self, reference: str) -> keras.Model:
-        """The network that the flags build, with weights from a file.
-
-        So its names, and the types that it computes in, are the flags', too.
-        """
-        found, model = load_model(reference), self._new_network()
-        if _weight_shapes(found) != _weight_shapes(model):
-            raise UserError(
-                f"--reference={reference} is another network than these flags "
-                f"build ({model.name}, {model.count_params():,} parameters). "
-                f"Received: {found.name}, {found.count_params():,} parameters"
-            )
-        model.set_weights(found.get_weights())
-        return model
-
-    def _checkpoint(self, stage: str) -> pathlib.Path:
-        return self.directory.checkpoints / f"{stage}.h5"
-
-    def _train(
+    def train(
         self,
         model: keras.Model,
         stage: str,
         watch: "report.LayerWatch | None" = None,
     ) -> None:
+        """Trains a stage's model, or goes on; keeps its history."""
         history = training.train(
             model,
             self.dataset,
             self.recipe,
-            self._checkpoint(stage),
+            self.directory.checkpoint(stage),
             watch=watch,
             scope=self.scope,
         )
@@ -263,8 +265,4 @@ class Job:
     ) -> None:
         """Writes a stage's model; then its checkpoint has served."""
         save_model(model, path, mode)
-        self._checkpoint(stage).unlink(missing_ok=True)
-
-
-def _weight_shapes(model: keras.Model) -> list[tuple]:
-    return [tuple(weight.shape) for weight in model.weights]
+        self.directory.checkpoint(stage).unlink(missing_ok=True)

@@ -45,6 +45,10 @@ class RunDirectory:
         self.fakes = self.checkpoints / "fakes.json"
         self.protected = self.public / "protected.keras"
 
+    def checkpoint(self, stage: str) -> pathlib.Path:
+        """What an interrupted training of a stage goes on from."""
+        return self.checkpoints / f"{stage}.h5"
+
     def open(self, config: dict[str, Any]) -> None:
         """Creates the directory, or checks that it holds this very run.
 

@@ -1,12 +1,11 @@
-"""The flags that all programs share, and their values for a dataset."""
+"""The flags that all programs share, and their values."""
 
 import os
 import sys
+from collections.abc import Mapping
 from typing import Any
 
 from absl import flags
-
-from common import data
 
 flags.DEFINE_enum(
     "passport",
@@ -28,18 +27,6 @@ flags.DEFINE_enum(
     "sqrt(size / 2), with which He's initialisation makes scales of about 1. "
     "The package's own choice if not given.",
 )
-flags.DEFINE_enum(
-    "dataset",
-    "cifar10",
-    sorted(data.SOURCES),
-    "What to classify. The digits come with scikit-learn.",
-)
-flags.DEFINE_string(
-    "data_dir",
-    None,
-    "TensorFlow Datasets' folder, or one that holds cifar10.npz or "
-    "cifar100.npz (arrays x_train, y_train, x_test, y_test).",
-)
 flags.DEFINE_list(
     "identity_images",
     None,
@@ -51,11 +38,6 @@ flags.DEFINE_integer(
     None,
     "How many pictures to draw for a random_image passport; 20 if not given.",
     lower_bound=2,
-)
-flags.DEFINE_string(
-    "reference",
-    None,
-    "A .keras file: an original of this very network that is trained already.",
 )
 flags.DEFINE_integer("epochs", None, "Of either training.", lower_bound=1)
 flags.DEFINE_integer("batch_size", None, "Pictures a step.", lower_bound=1)
@@ -78,12 +60,6 @@ flags.DEFINE_enum(
     ["none", "mirrored", "multi_worker"],
     "How the training is spread over devices (TensorFlow).",
 )
-flags.DEFINE_enum(
-    "mixed_precision",
-    "none",
-    ["none", "float16", "bfloat16"],
-    "Type that the networks compute in.",
-)
 flags.DEFINE_integer(
     "seed",
     0,
@@ -98,24 +74,31 @@ flags.DEFINE_string(
 )
 
 
-def settings() -> dict[str, Any]:
-    """What a run's results depend on: flags, with the dataset's defaults.
+def settings(module: str, defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """What a run's results depend on: these flags and a program's own.
 
     Where things lie is left out (`--run_dir`, `--data_dir`), and of files
-    that the user names only the names are kept.
+    and folders that the user names only the names are kept.
+
+    Args:
+        module: the name of the module that defines the program's flags.
+        defaults: values of the flags that the user leaves open.
     """
     values = {
         flag.name: flag.value
-        for flag in flags.FLAGS.get_flags_for_module(sys.modules[__name__])
+        for name in (__name__, module)
+        for flag in flags.FLAGS.get_flags_for_module(sys.modules[name])
         if flag.name not in ("run_dir", "data_dir")
     }
-    for name, value in data.SOURCES[values["dataset"]].defaults.items():
+    for name, value in defaults.items():
         if values[name] is None:
             values[name] = value
-    if values["reference"]:
-        values["reference"] = os.path.basename(values["reference"])
-    if values["identity_images"]:
-        values["identity_images"] = [
-            os.path.basename(path) for path in values["identity_images"]
-        ]
+    for name in _PATHS & values.keys():
+        if isinstance(values[name], list):
+            values[name] = [os.path.basename(path) for path in values[name]]
+        elif values[name]:
+            values[name] = os.path.basename(os.path.normpath(values[name]))
     return values
+
+
+_PATHS = {"identity_images", "images", "model", "reference"}

@@ -33,7 +33,8 @@ class Recipe:
         weight_decay: in the usual convention, where it is added to the
             gradient (5e-4 for CIFAR).
         seed: of the order of the data, and of its augmentation.
-        precision: "none", "float16" or "bfloat16", of the network.
+        from_logits: whether the network's outputs are logits, and not
+            probabilities.
     """
 
     epochs: int
@@ -41,7 +42,7 @@ class Recipe:
     learning_rate: float
     weight_decay: float
     seed: int
-    precision: str = "none"
+    from_logits: bool = True
 
     def optimizer(
         self, model: keras.Model, steps_per_epoch: int
@@ -66,11 +67,18 @@ class Recipe:
         optimizer.exclude_from_weight_decay(
             [v for v in model.trainable_variables if len(v.shape) < 2]
         )
-        if self.precision == "float16":
+        if _computes_in_float16(model):
             # Keras does this by itself only for models whose own policy, not
             # just their layers', says float16: a loaded one's does not.
             return keras.optimizers.LossScaleOptimizer(optimizer)
         return optimizer
+
+
+def _computes_in_float16(model: keras.Model) -> bool:
+    return any(
+        layer.compute_dtype == "float16"
+        for layer in model._flatten_layers(include_self=False)
+    )
 
 
 class Watch(Protocol):
@@ -110,7 +118,7 @@ def train(
     with scope():
         model.compile(
             recipe.optimizer(model, len(batches)),
-            keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+            keras.losses.SparseCategoricalCrossentropy(recipe.from_logits),
             metrics=["accuracy"],
             auto_scale_loss=False,
         )

@@ -26,7 +26,8 @@ import keras_passport as kp  # noqa: E402
 from application_case import make_case, net  # noqa: E402
 
 # Family: its nets, their input size, and in all of them the normalisations
-# that follow a kernel layer directly (for VGG, none: kernel layers instead).
+# that follow a kernel layer directly (for VGG, with its classifier and with
+# insert=True, all kernel layers but the last).
 FAMILIES = {
     "ResNet": (["ResNet50", "ResNet101", "ResNet152"], 64, 312),
     "ResNetV2": (["ResNet50V2", "ResNet101V2", "ResNet152V2"], 64, 198),
@@ -47,7 +48,7 @@ FAMILIES = {
     "InceptionResNetV2": (["InceptionResNetV2"], 75, 204),
     "Xception": (["Xception"], 71, 40),
     "NASNet": (["NASNetMobile", "NASNetLarge"], 64, 448),
-    "VGG": (["VGG16", "VGG19"], 64, 35),
+    "VGG": (["VGG16", "VGG19"], 64, 33),
     "ConvNeXt": (
         [
             f"ConvNeXt{size}"
@@ -63,8 +64,8 @@ _NETS = flags.DEFINE_list("nets", None, "Which nets; all if not given.")
 def measure(name: str, size: int) -> dict:
     """All that is measured of one net."""
     keras.utils.set_random_seed(0)
-    base = net(name, size)
     insert = name.startswith("VGG")
+    base = net(name, size, include_top=insert)
     kp.protect(base, insert=insert)
     began = time.perf_counter()
     keras.models.clone_model(base)

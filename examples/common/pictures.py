@@ -1,0 +1,208 @@
+"""Pictures from files: single ones, folders of classes, tfds datasets."""
+
+import os
+import pathlib
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import keras
+import numpy as np
+
+from common import data
+from common.errors import UserError
+
+SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
+_TEST_NAMES = ("test", "val", "validation")
+
+Arrays = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
+
+
+def read_picture(
+    path: str | os.PathLike, shape: tuple[int, int, int]
+) -> np.ndarray:
+    """Any picture file as uint8 of `shape`, transparency put on white."""
+    from PIL import Image, ImageOps
+
+    try:
+        with Image.open(path) as file:
+            picture = ImageOps.exif_transpose(file)
+            if picture.mode[0] in "IF":
+                # More than 8 bits: Pillow would clip them, not scale them.
+                values = np.asarray(picture, "float64")
+                values -= values.min()
+                values *= 255 / (values.max() or 1)
+                picture = Image.fromarray(values.round().astype("uint8"))
+            if picture.has_transparency_data:
+                picture = picture.convert("RGBA")
+                white = Image.new("RGBA", picture.size, "white")
+                picture = Image.alpha_composite(white, picture)
+            return _fitted(picture, shape)
+    # Pillow's decoders raise each what they like.
+    except Exception as error:
+        raise UserError(
+            f"{path} cannot be read as a picture ({error})."
+        ) from error
+
+
+def read_folder(
+    folder: str | os.PathLike,
+    shape: tuple[int, int, int],
+    names: Sequence[str] | None = None,
+    test_fraction: float = 0.2,
+    seed: int = 0,
+    progress: bool = False,
+) -> tuple[Arrays, list[str]]:
+    """A folder whose sub-folders are named after the classes.
+
+    Or one that holds two such folders, `train` and `test` (or `val`, or
+    `validation`).
+
+    Args:
+        folder: where the pictures are.
+        shape: `(height, width, channels)` that they are brought to.
+        names: the classes in the order of the network's outputs; sorted by
+            name if not given, as Keras's own loader sorts them.
+        test_fraction: part of every class that is kept for testing, where
+            there is no folder of test pictures.
+        seed: of this choice.
+        progress: whether to show a bar.
+
+    Returns:
+        `(x_train, y_train, x_test, y_test)`, uint8 and int32, and the names
+        of the classes.
+    """
+    folder = pathlib.Path(folder)
+    inside = _subfolders(folder)
+    tests = [folder / name for name in _TEST_NAMES if folder / name in inside]
+    if folder / "train" in inside and tests:
+        names = _class_names(folder / "train", names)
+        train = _labelled_files(folder / "train", names)
+        test = _labelled_files(tests[0], names)
+    else:
+        names = _class_names(folder, names)
+        train, test = _split(
+            *_labelled_files(folder, names), test_fraction, seed
+        )
+    total = len(train[0]) + len(test[0])
+    bar = keras.utils.Progbar(total, unit_name="picture") if progress else None
+    arrays = []
+    for files, labels in (train, test):
+        arrays += [_read_all(files, shape, bar), np.asarray(labels, "int32")]
+    return tuple(arrays), names
+
+
+def read_tfds(
+    name: str,
+    data_dir: str | None,
+    shape: tuple[int, int, int],
+    test_fraction: float = 0.2,
+    seed: int = 0,
+) -> tuple[Arrays, list[str]]:
+    """A dataset of TensorFlow Datasets; arguments as for `read_folder`."""
+    from PIL import Image
+
+    splits, info = data.load_tfds(name, data_dir, with_info=True)
+    if info.supervised_keys is None or "train" not in splits:
+        raise UserError(
+            f"{name} has no pictures with labels in a split named train."
+        )
+    arrays = []
+    for split in ("train", *(n for n in _TEST_NAMES if n in splits)):
+        pictures, labels = [], []
+        for picture, label in splits[split].as_numpy_iterator():
+            if picture.shape[-1] == 1:
+                picture = picture[..., 0]
+            pictures.append(_fitted(Image.fromarray(picture), shape))
+            labels.append(label)
+        arrays.append((np.stack(pictures), np.asarray(labels, "int32")))
+        if len(arrays) == 2:
+            break
+    if len(arrays) == 1:
+        arrays = _split(*arrays[0], test_fraction, seed)
+    (x_train, y_train), (x_test, y_test) = arrays
+    if np.any(y_test < 0):
+        raise UserError(f"{name} has no labels in the split that tests.")
+    names = list(info.features[info.supervised_keys[1]].names)
+    return (x_train, y_train, x_test, y_test), names
+
+
+def _fitted(picture, shape: tuple[int, int, int]) -> np.ndarray:
+    height, width, channels = shape
+    picture = picture.convert("L" if channels == 1 else "RGB")
+    if picture.size != (width, height):
+        from PIL import Image
+
+        picture = picture.resize((width, height), Image.Resampling.LANCZOS)
+    return np.asarray(picture, "uint8").reshape(shape)
+
+
+def _subfolders(folder: pathlib.Path) -> list[pathlib.Path]:
+    return sorted(
+        item
+        for item in folder.iterdir()
+        if item.is_dir() and not item.name.startswith(".")
+    )
+
+
+def _class_names(
+    folder: pathlib.Path, names: Sequence[str] | None
+) -> list[str]:
+    found = [item.name for item in _subfolders(folder)]
+    if names and sorted(names) != found:
+        raise UserError(
+            f"--class_names should name every sub-folder of {folder} once "
+            f"({', '.join(found[:10])}). Received: {', '.join(names)}"
+        )
+    if len(found) < 2:
+        raise UserError(
+            f"{folder} should hold a sub-folder of pictures for each class, "
+            f"named after it. Found: {', '.join(found) or 'no sub-folder'}"
+        )
+    return list(names or found)
+
+
+def _labelled_files(
+    folder: pathlib.Path, names: list[str]
+) -> tuple[list[pathlib.Path], list[int]]:
+    """All pictures, and their classes' numbers."""
+    files, labels = [], []
+    for label, name in enumerate(names):
+        some = sorted(
+            path
+            for path in (folder / name).rglob("[!.]*")
+            if path.suffix.lower() in SUFFIXES
+        )
+        if not some:
+            raise UserError(
+                f"{folder / name} should hold pictures "
+                f"({', '.join(SUFFIXES)}). Found: none"
+            )
+        files += some
+        labels += [label] * len(some)
+    return files, labels
+
+
+def _split(x, y, test_fraction: float, seed: int) -> tuple[tuple, tuple]:
+    from sklearn.model_selection import train_test_split
+
+    try:
+        x_train, x_test, y_train, y_test = train_test_split(
+            x, y, test_size=test_fraction, stratify=y, random_state=seed
+        )
+    except ValueError as error:
+        raise UserError(
+            f"The pictures can't be split, --test_fraction={test_fraction} of "
+            f"every class for testing: {error}"
+        ) from error
+    return (x_train, y_train), (x_test, y_test)
+
+
+def _read_all(files: list[pathlib.Path], shape, bar) -> np.ndarray:
+    pictures = np.empty((len(files), *shape), "uint8")
+    with ThreadPoolExecutor() as pool:  # Pillow decodes without the GIL.
+        read = pool.map(lambda path: read_picture(path, shape), files)
+        for index, picture in enumerate(read):
+            pictures[index] = picture
+            if bar:
+                bar.add(1)
+    return pictures
