@@ -135,7 +135,7 @@ def shared_layers(model) -> set[int]:
     return {identity for identity, count in holders.items() if count > 1}
 
 
-def rebuild(model, replace, call=None, model_class=keras.Model):
+def rebuild(model, replace, call=None, model_class=keras.Model, extra=None):
     """Builds a functional model anew, with other layers in some places.
 
     Args:
@@ -169,10 +169,28 @@ def rebuild(model, replace, call=None, model_class=keras.Model):
     outputs = functional._run_through_graph(
         inputs, operation_fn=operation_fn, call_fn=call_fn
     )
+    if extra is not None:
+        inputs = with_extra(inputs, extra.name, extra)
+        return model_class(inputs, outputs, name=model.name)
     rebuilt = model_class(inputs, outputs, name=model.name)
     if isinstance(model, keras.Sequential) and model_class is keras.Model:
         return _sequential(rebuilt)
     return rebuilt
+
+
+def with_extra(inputs, name, extra):
+    """A model's inputs and one more, in the structure that it is fed in.
+
+    Args:
+        inputs: One input, a list or a dict.
+        name: Of the one more, where they are a dict.
+        extra: The one more.
+    """
+    if isinstance(inputs, dict):
+        return {**inputs, name: extra}
+    if isinstance(inputs, (list, tuple)):
+        return [*inputs, extra]
+    return [inputs, extra]
 
 
 def _sequential(functional):

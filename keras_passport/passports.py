@@ -5,6 +5,7 @@ import functools
 import hashlib
 import json
 import os
+import pathlib
 from collections.abc import Mapping
 
 import numpy as np
@@ -25,6 +26,9 @@ from keras_passport.derivation import (
 from keras_passport.errors import PassportError
 from keras_passport.geometry import Geometry, digest
 
+# How a passport is packed for a model (`serving.passport_spec`).
+SPEC_VERSION = 1
+SPEC_FILE = "passport_spec.json"
 KINDS = ("random_pattern", "fixed_image", "random_image", "feature_maps")
 ROLES = ("gamma", "beta")
 
@@ -437,6 +441,71 @@ class Passport:
             axis=1,
         )
 
+    def pack(self, spec: Mapping | str | os.PathLike) -> np.ndarray:
+        """The vector that a deployed model takes as its passport.
+
+        Needs NumPy and h5py alone.
+
+        Args:
+            spec: What `passport_spec(model)` returned, a JSON file of it, or
+                the SavedModel's folder, which holds one.
+
+        Returns:
+            float32 array `(1, K)`.
+
+        Raises:
+            PassportError: If the passport was made for another architecture
+                or passport function, or this is no spec.
+
+        Example:
+
+        >>> packed = Passport.load("owner.h5").pack("served")
+        """
+        spec = _read_spec(spec)
+        try:
+            if spec["version"] != SPEC_VERSION:
+                raise PassportError(
+                    f"Expected a spec of version {SPEC_VERSION}. "
+                    f"Received: version {spec['version']}"
+                )
+            if spec["function"] != self.function.name:
+                raise PassportError(
+                    f"Expected a passport for function {spec['function']}, "
+                    f"the spec's. Received: one for {self.function.name}"
+                )
+            expected = {
+                layer["path"]: Geometry.from_dict(layer["geometry"])
+                for layer in spec["layers"]
+            }
+            order = [
+                (layer["path"], layer["offset"]) for layer in spec["layers"]
+            ]
+            size = int(spec["size"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise PassportError(
+                "Expected a spec as passport_spec returns it. Received: one "
+                f"that can't be read ({type(error).__name__}: {error})"
+            ) from error
+        self._check_geometries(expected)
+        keys = self.keys()
+        packed = np.zeros((1, size), "float32")
+        start = 0
+        for path, offset in order:
+            row = np.concatenate([key.ravel() for key in keys[path].values()])
+            if offset != start or start + row.size > size:
+                raise PassportError(
+                    f"Expected layer '{path}' at offset {start} of {size}. "
+                    f"Received: offset {offset}"
+                )
+            packed[0, start : start + row.size] = row
+            start += row.size
+        if start != size or not np.all(np.isfinite(packed)):
+            raise PassportError(
+                f"Expected {size} finite numbers. Received: {start}, finite: "
+                f"{bool(np.all(np.isfinite(packed)))}"
+            )
+        return packed
+
     def check(self, model) -> None:
         """Raises `PassportError` unless the passport fits the model."""
         from keras_passport import models
@@ -448,9 +517,14 @@ class Passport:
                 f"model's. Received: one for {self.function.name}"
             )
         layers = models.protected_layers(model)
-        _check_paths(set(layers), set(self.layers))
-        for path, layer in layers.items():
-            expected, received = layer.geometry, self.layers[path].geometry
+        self._check_geometries(
+            {path: layer.geometry for path, layer in layers.items()}
+        )
+
+    def _check_geometries(self, geometries: Mapping[str, Geometry]) -> None:
+        _check_paths(set(geometries), set(self.layers))
+        for path, expected in geometries.items():
+            received = self.layers[path].geometry
             if expected != received:
                 raise PassportError(
                     f"Expected a passport for layer '{path}' with geometry "
@@ -514,6 +588,21 @@ def _check_shape(path, role, expected, value) -> None:
             f"Expected {role} of layer '{path}' to have the shape of the "
             f"layer's input, {expected}. Received: shape={value.shape}"
         )
+
+
+def _read_spec(spec) -> Mapping:
+    if isinstance(spec, Mapping):
+        return spec
+    path = pathlib.Path(spec)
+    if path.is_dir():
+        path = path / "assets" / SPEC_FILE
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise PassportError(
+            f"Expected the JSON of a passport spec at '{path}'. Received: "
+            f"{type(error).__name__}: {error}"
+        ) from error
 
 
 def _check_paths(expected: set, received: set) -> None:

@@ -9,7 +9,7 @@ import importlib.abc
 import importlib.util
 import sys
 
-_MODULE = "keras_passport.models"
+_MODULE = "keras_passport.serving"
 
 
 class _AfterKeras(importlib.abc.MetaPathFinder):
