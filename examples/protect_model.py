@@ -186,7 +186,12 @@ def _read(shape, seed) -> tuple[pictures.Arrays, list[str]]:
         )
     if os.sep in _IMAGES.value:
         raise UserError(f"--images={_IMAGES.value} is not a folder.")
-    return pictures.read_tfds(_IMAGES.value, _DATA_DIR.value, shape, **options)
+    try:
+        return pictures.read_tfds(
+            _IMAGES.value, _DATA_DIR.value, shape, **options
+        )
+    except UserError as error:
+        raise UserError(f"--images is not a folder, and {error}") from error
 
 
 def _preprocessed(

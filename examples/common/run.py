@@ -37,7 +37,7 @@ def main(make_job: Callable[[], "Job"]) -> None:
     Args:
         make_job: makes it; what it raises is the user's to hear, too.
     """
-    if flags.FLAGS["verbosity"].using_default_value:
+    if not flags.FLAGS["verbosity"].present:
         # tensorflow-datasets and JAX tell much at the default one.
         logging.set_verbosity(logging.WARNING)
     try:

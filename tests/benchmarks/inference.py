@@ -3,9 +3,9 @@
     python tests/benchmarks/inference.py --net=resnet18 --batch=64
     python tests/benchmarks/inference.py --net=ResNet50 --size=224 --batch=1
 
-Compiled calls of the original, of the bound model, and of the unlocked and
-folded one, alternately. Before that, the unlocked outputs are compared with
-the bound ones'.
+Compiled calls of the original, of the bound model, of the one that takes the
+passport as an input, and of the unlocked and folded one, alternately. Their
+outputs are compared with the bound one's.
 """
 
 import pathlib
@@ -50,33 +50,37 @@ def main(_):
     keras.utils.set_random_seed(0)
     base = build(_NET.value, _SIZE.value)
     model = kp.protect(base)
-    kp.bind(model, kp.Passport.random_pattern(model, seed=0))
+    passport = kp.Passport.random_pattern(model, seed=0)
+    kp.bind(model, passport)
     kp.calibrate(model)
     x = np.random.default_rng(1).normal(
         size=(_BATCH.value, _SIZE.value, _SIZE.value, 3)
     )
     x = tf.constant(x, "float32")
     kp.estimate_statistics(model, [x])
-    models = {
-        "original": base,
-        "bound": model,
-        "unlocked, folded": kp.unlock(model),
+    served = kp.require_passport(model)
+    packed = tf.constant(passport.pack(kp.passport_spec(served)))
+    calls = {
+        "original": lambda: base(x, training=False),
+        "bound": lambda: model(x, training=False),
+        "passport input": lambda: served([x, packed], training=False),
     }
+    plain = kp.unlock(model)
+    calls["unlocked, folded"] = lambda: plain(x, training=False)
     steps, outputs = {}, {}
-    for name, some in models.items():
-        function = tf.function(
-            lambda inputs, some=some: some(inputs, training=False)
-        )
-        outputs[name] = function(x).numpy()
-        steps[name] = lambda function=function: function(x).numpy()
-    bound, unlocked = outputs["bound"], outputs["unlocked, folded"]
-    difference = np.abs(bound - unlocked).max() / np.abs(bound).max()
-    title = (
-        f"Inference, {base.name}, {_SIZE.value} pixels, batch {_BATCH.value}"
-    )
+    for name, call in calls.items():
+        function = tf.function(call)
+        outputs[name] = function().numpy()
+        steps[name] = lambda function=function: function().numpy()
+    shape = f"{_SIZE.value} pixels, batch {_BATCH.value}"
+    title = f"Inference, {base.name}, {shape}"
     results = alternate.show(title, alternate.medians(steps))
-    print(f"unlocked against bound outputs, relative: {difference:.1e}")
-    alternate.write({title: results, "unlocked_difference": float(difference)})
+    scale = np.abs(outputs["bound"]).max()
+    for name in ("passport input", "unlocked, folded"):
+        difference = np.abs(outputs[name] - outputs["bound"]).max() / scale
+        results[name]["difference"] = float(difference)
+        print(f"{name} against bound outputs, relative: {difference:.1e}")
+    alternate.write({title: results})
 
 
 if __name__ == "__main__":
