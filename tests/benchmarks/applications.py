@@ -5,9 +5,9 @@
 
 For each net: how many normalisations a passport layer replaced; whether the
 bound network's outputs equal the original's with γ and β overwritten by a
-plain convolution of the passport, averaged; what rounding to float32 costs
-either of them, against the overwritten original in float64; how long `protect`
-takes against `keras.models.clone_model`.
+plain convolution of the passport, averaged; where they don't to 1e-5, what
+rounding to float32 costs either of them, against the overwritten original in
+float64; how long `protect` takes against `keras.models.clone_model`.
 """
 
 import gc
@@ -84,7 +84,10 @@ def measure(name: str, size: int) -> dict:
     del base, protected
     case = make_case(name, size)
     result["difference"], result["pictures"] = case.difference()
-    result["rounding_protected"], result["rounding_truth"] = case.rounding()
+    # ConvNeXt's convolutions take minutes in float64; it needs no excuse.
+    if result["difference"] >= 1e-5:
+        rounding = case.rounding()
+        result["rounding_protected"], result["rounding_truth"] = rounding
     return result
 
 

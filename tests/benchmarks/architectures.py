@@ -56,7 +56,7 @@ def densenet(shape):
             x = keras.layers.Concatenate()([x, new])
         if block == 0:
             x = _convolved(_normalized(x), x.shape[-1] // 2, 1)
-            x = keras.layers.AveragePooling2D()(x)
+            x = keras.layers.AveragePooling2D(2)(x)
     return _classified(inputs, x, "densenet")
 
 

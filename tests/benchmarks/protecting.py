@@ -6,7 +6,7 @@ Time: medians of both, in turn, in one process. Memory: what either adds to
 the peak of a process of its own, in copies of the net's weights.
 """
 
-import resource
+import pathlib
 import subprocess
 import sys
 
@@ -22,16 +22,20 @@ _ONLY = flags.DEFINE_enum(
 )
 
 
-def peak() -> int:
-    """The largest resident size that this process had, in bytes."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+def memory(name: str) -> int:
+    """A size from Linux's account of this process, in bytes."""
+    for line in pathlib.Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(name):
+            return int(line.split()[1]) * 1024
+    raise ValueError(name)
 
 
 def copies(step, base) -> float:
-    """Memory that a step adds, in copies of the weights."""
-    before = peak()
+    """Memory that a step takes at its peak, in copies of the weights."""
+    pathlib.Path("/proc/self/clear_refs").write_text("5")  # Forgets the peak.
+    before = memory("VmRSS")
     made = step(base)
-    added = peak() - before
+    added = memory("VmHWM") - before
     del made
     return added / sum(4 * weight.numpy().size for weight in base.weights)
 
