@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 import hashlib
-import json
 import os
 from collections.abc import Mapping
 
@@ -477,12 +476,9 @@ class Passport:
         The secret seed is part of the content, so nothing can be learned of
         the passport by trying: it may be published as a commitment.
         """
-        return hashlib.sha256(self._header()).hexdigest()
-
-    def _header(self) -> bytes:
         from keras_passport import passport_file
 
-        return json.dumps(passport_file.header(self), sort_keys=True).encode()
+        return hashlib.sha256(passport_file.header(self)).hexdigest()
 
     def __repr__(self):
         return (
@@ -502,7 +498,7 @@ class Passport:
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> "Passport":
-        """Reads a file that `save` wrote. Needs NumPy and h5py alone.
+        """Reads a file that `save` wrote. Needs NumPy alone.
 
         Args:
             path: The file.
