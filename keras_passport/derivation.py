@@ -38,10 +38,19 @@ def scale_key(key: np.ndarray, key_scaling: str) -> np.ndarray:
         key_scaling: `"paper"` leaves it; `"unit"` gives it norm 1;
             `"fan_in"` √(size / 2), with which He's initialisation gives
             hidden parameters a standard deviation of 1.
+
+    Raises:
+        PassportError: If the key is too large for a norm in float32.
     """
-    norm = np.linalg.norm(key)
+    with np.errstate(over="ignore"):
+        norm = np.linalg.norm(key)
     if key_scaling == "paper" or norm == 0:
         return key
+    if not np.isfinite(norm):
+        raise PassportError(
+            "Expected a key of finite norm in float32. "
+            f"Received: elements of up to {np.max(np.abs(key)):.3g}"
+        )
     target = 1.0 if key_scaling == "unit" else np.sqrt(key.size / 2)
     return (key * (target / norm)).astype("float32")
 

@@ -4,7 +4,7 @@ The passport function is linear in the passport and averages over output
 positions, so it depends on the passport only through the mean patch that the
 kernel sees. That mean patch is the *key* κ(p). Every kernel position (i, j)
 meets each input position as often along one axis as it does whatever happens
-along the others, so the digest is one small matrix product per spatial axis.
+along the others, so the digest takes one spatial axis after the other.
 """
 
 import dataclasses
@@ -55,18 +55,18 @@ class Geometry:
 
     def __post_init__(self):
         rank = len(self.kernel_size)
-        sizes = (*self.kernel_size, *self.strides, *self.dilation)
+        extra = self.output_padding
         if (
             self.kind not in _KINDS
             or self.padding not in _PADDINGS
             or self.data_format not in ("channels_last", "channels_first")
             or (self.kind == "pointwise") != (rank == 0)
             or rank > 3
-            or len(self.strides) != rank
-            or len(self.dilation) != rank
-            or not all(isinstance(n, int) and 1 <= n <= 2**20 for n in sizes)
-            or not isinstance(self.channels, int)
-            or not 1 <= self.channels <= 2**24
+            or not _are_sizes(self.kernel_size, rank)
+            or not _are_sizes(self.strides, rank)
+            or not _are_sizes(self.dilation, rank)
+            or not _are_sizes((self.channels,), 1, largest=2**24)
+            or not (extra is None or _are_sizes(extra, rank, smallest=0))
         ):
             raise PassportError(
                 "Expected a kind, kernel size, strides, dilation, padding and "
@@ -162,18 +162,23 @@ def digest(feature_map: np.ndarray, geometry: Geometry) -> np.ndarray:
         return key.reshape(-1, geometry.channels).mean(0).astype("float32")
     if geometry.data_format == "channels_first":
         key = np.moveaxis(key, 0, -1)
-    for axis in range(len(geometry.kernel_size)):
-        matrix = _selection(key.shape[axis], geometry, axis)
-        key = np.moveaxis(np.tensordot(matrix, key, (1, axis)), 0, axis)
+    # Last the axes along which the key is larger than the map, so that
+    # nothing on the way is larger than both.
+    kernel = geometry.kernel_size
+    for axis in sorted(
+        range(len(kernel)), key=lambda axis: kernel[axis] / key.shape[axis]
+    ):
+        key = _digest_axis(key, geometry, axis)
     return key.astype("float32")
 
 
-def _selection(size: int, geometry: Geometry, axis: int) -> np.ndarray:
-    """How often, on average, kernel element i meets input element x.
+def _digest_axis(values, geometry: Geometry, axis: int) -> np.ndarray:
+    """Digests one spatial axis: what kernel element i meets, on average.
 
-    Shape (kernel size, input size); the entry is the number of output
-    positions at which i meets x, divided by the number of output positions.
+    The sum of the input elements x that i meets, each as often as there are
+    output positions at which it does, divided by the number of those.
     """
+    size = values.shape[axis]
     kernel = geometry.kernel_size[axis]
     stride = geometry.strides[axis]
     dilation = geometry.dilation[axis]
@@ -194,16 +199,28 @@ def _selection(size: int, geometry: Geometry, axis: int) -> np.ndarray:
             f"axis {axis}, the extent of its layer's kernel. "
             f"Received: {size}"
         )
+    values = np.moveaxis(values, axis, 0)
+    sums = np.zeros((kernel, *values.shape[1:]))
     # `near` steps by the stride, `far` is where it lands; a convolution reads
     # its input at `far`, a transposed one writes its output there.
-    near_index = np.arange(near)
-    matrix = np.zeros((kernel, size))
     for i in range(kernel):
-        landed = near_index * stride + i * dilation - pad
-        inside = (landed >= 0) & (landed < far)
-        hit = near_index if geometry.kind == "transpose" else landed
-        np.add.at(matrix[i], hit[inside], 1.0)
-    return matrix / outputs
+        shift = i * dilation - pad
+        first = max(-(shift // stride), 0)
+        end = min(-((shift - far) // stride), near)
+        if first < end and geometry.kind == "transpose":
+            sums[i] = values[first:end].sum(0)
+        elif first < end:
+            last = (end - 1) * stride + shift
+            sums[i] = values[first * stride + shift : last + 1 : stride].sum(0)
+    return np.moveaxis(sums / outputs, 0, axis)
+
+
+def _are_sizes(values, rank, smallest=1, largest=2**20) -> bool:
+    return (
+        isinstance(values, tuple)
+        and len(values) == rank
+        and all(type(n) is int and smallest <= n <= largest for n in values)
+    )
 
 
 def _convolved_size(size, extent, stride, padding) -> tuple[int, int]:

@@ -1,9 +1,11 @@
 """The passport file: HDF5 whose every byte is covered by a hash.
 
 The file opens with a 512-byte user block that holds a SHA-256 of all that
-follows. It is checked before the HDF5 library sees the file, so a damaged one
-is refused before anything in it is interpreted. Inside, a JSON header names
-and hashes every array, so what is read has the shapes that were written.
+follows, so a damaged one is refused before anything in it is interpreted. A
+hostile one can have the right checksum: the HDF5 library, which hostile files
+crash, never sees it, and all that `PlainHDF5` reads is checked. Inside, a JSON
+header names and hashes every array, so what is read has the shapes that were
+written.
 """
 
 import hashlib
@@ -11,7 +13,6 @@ import json
 import os
 import pathlib
 
-import h5py
 import numpy as np
 
 from keras_passport import files
@@ -19,14 +20,21 @@ from keras_passport.derivation import array_hash
 from keras_passport.errors import PassportError
 from keras_passport.geometry import Geometry
 from keras_passport.passports import ROLES, Passport, PassportEntry
+from keras_passport.plain_hdf5 import PlainHDF5
 
 VERSION = 1
 _MAGIC = b"keras_passport passport file\n"
 _BLOCK = 512
-_LARGEST_HEADER = 2**24
+# Bytes; JSON grows up to 40 times when it is read. A layer takes about 550.
+_LARGEST_HEADER = 2**20
+# A hostile geometry would make gigabytes, or hours of work, of a small map.
+# How many elements the keys may have, and how many additions they may take:
+# a number, or in large files a multiple of the elements in the file.
+_LARGEST_KEYS = (2**19, 16)
+_MOST_WORK = (2**28, 4096)
 
 
-def header(passport: Passport) -> dict:
+def header(passport: Passport) -> bytes:
     """All of a passport but its arrays, which it names by their hashes."""
     layers = []
     for path, entry in passport.layers.items():
@@ -40,7 +48,7 @@ def header(passport: Passport) -> dict:
         layers.append(
             {"path": path, "geometry": entry.geometry.to_dict(), "roles": roles}
         )
-    return {
+    about = {
         "version": VERSION,
         "kind": passport.kind,
         "function": passport.function.name,
@@ -52,24 +60,32 @@ def header(passport: Passport) -> dict:
             for name, array in _named(passport.images).items()
         },
     }
+    return json.dumps(about, sort_keys=True).encode()
 
 
 def save(passport: Passport, path: str | os.PathLike) -> None:
     """Writes a passport; see `Passport.save`."""
-    text = json.dumps(header(passport), sort_keys=True).encode()
+    import h5py  # which `load` does without
+
     with files.replacing(path, mode=0o600) as temporary:
-        with h5py.File(temporary, "w", userblock_size=_BLOCK) as file:
-            file.create_dataset("header", data=np.frombuffer(text, "uint8"))
+        # The form of HDF5 that `PlainHDF5` reads.
+        with h5py.File(
+            temporary, "w", libver="earliest", userblock_size=_BLOCK
+        ) as file:
+            text = np.frombuffer(header(passport), "uint8")
+            file.create_dataset("header", data=text)
             for index, entry in enumerate(passport.layers.values()):
                 for role in passport.function.roles:
                     _write(file, f"layers/{index}/{role}", entry.array(role))
             for name, array in _named(passport.images).items():
-                _write(file, f"images/{name}", array)
+                _write(file, _image(name), array)
         with open(temporary, "r+b") as file:
             file.seek(_BLOCK)
             digest = hashlib.file_digest(file, "sha256").hexdigest()
             file.seek(0)
             file.write(_MAGIC + digest.encode())
+        # What can't be read back must not replace an older file.
+        load(temporary)
 
 
 def load(path: str | os.PathLike) -> Passport:
@@ -77,15 +93,16 @@ def load(path: str | os.PathLike) -> Passport:
     path = pathlib.Path(path)
     _check_file(path)
     try:
-        with h5py.File(path, "r") as file:
-            return _read(file)
+        with open(path, "rb") as file:
+            return _read(PlainHDF5(file, _BLOCK))
     except PassportError as error:
         raise PassportError(f"{error} (in '{path}')") from None
     except (
+        ArithmeticError,
         AttributeError,
-        KeyError,
+        LookupError,
         OSError,
-        RuntimeError,
+        RecursionError,
         TypeError,
         ValueError,
     ) as error:
@@ -118,14 +135,15 @@ def _check_file(path: pathlib.Path) -> None:
         )
 
 
-def _read(file: h5py.File) -> Passport:
-    stored = file["header"]
+def _read(file: PlainHDF5) -> Passport:
+    stored = file.datasets["header"]
     if stored.dtype != np.uint8 or not 0 < stored.size <= _LARGEST_HEADER:
         raise PassportError(
-            "Expected a header of text. "
-            f"Received: {stored.dtype}, {stored.size} elements"
+            f"Expected a header of at most {_LARGEST_HEADER} bytes of text. "
+            f"Received: {stored.size} elements of {stored.dtype}"
         )
-    about = json.loads(stored[()].tobytes())
+    text = file.read("header").tobytes()
+    about = json.loads(text)
     if about["version"] != VERSION:
         raise PassportError(
             f"Expected a passport file of version {VERSION}. Received: "
@@ -142,14 +160,19 @@ def _read(file: h5py.File) -> Passport:
             name = role if description["holds"] == "map" else f"{role}_key"
             roles[name] = _load(file, f"layers/{index}/{role}", description)
             roles[f"{role}_image"] = description["image"]
+        if not isinstance(layer["path"], str):
+            raise PassportError(
+                "Expected the path of a layer to be a string. "
+                f"Received: {layer['path']!r}"
+            )
         layers[layer["path"]] = PassportEntry(
             Geometry.from_dict(layer["geometry"]), **roles
         )
     images = {
-        name: _load(file, f"images/{name}", description)
+        name: _load(file, _image(name), description)
         for name, description in about["images"].items()
     }
-    return Passport(
+    passport = Passport(
         about["kind"],
         about["function"],
         layers,
@@ -157,6 +180,39 @@ def _read(file: h5py.File) -> Passport:
         about["key_scaling"],
         images.get("", images or None),
     )
+    _check_keys(passport)
+    # Nothing was passed over, nothing was given twice or as another type.
+    if file.datasets:
+        raise PassportError(
+            "Expected no arrays but those that the header names. "
+            f"Received: {len(file.datasets)} more"
+        )
+    if header(passport) != text:
+        raise PassportError(
+            "Expected a header that describes the passport and nothing else. "
+            "Received: another one"
+        )
+    return passport
+
+
+def _check_keys(passport):
+    stored = elements = additions = 0
+    for entry in passport.layers.values():
+        key_size, kernel = entry.geometry.key_size, entry.geometry.kernel_size
+        for role in passport.function.roles:
+            size = entry.array(role).size
+            stored += size
+            elements += key_size
+            additions += max(size, key_size) * sum(kernel)
+    for received, (least, factor), of_what in (
+        (elements, _LARGEST_KEYS, "elements"),
+        (additions, _MOST_WORK, "additions"),
+    ):
+        if received > max(least, factor * stored):
+            raise PassportError(
+                f"Expected keys of at most {max(least, factor * stored)} "
+                f"{of_what} for {stored} numbers. Received: {received}"
+            )
 
 
 def _named(images) -> dict:
@@ -174,32 +230,30 @@ def _describe(array) -> dict:
     return {"shape": list(array.shape), "sha256": array_hash(array)}
 
 
+def _image(name) -> str:
+    """Where an image lies: a single input's has no name."""
+    return f"images/{name}".rstrip("/")
+
+
 def _write(file, name, array):
-    file.create_dataset(
-        name.rstrip("/"),
-        data=np.asarray(array, "<f4"),
-        compression="gzip",
-        shuffle=True,
-    )
+    file.create_dataset(name, data=np.asarray(array, "<f4"))
 
 
 def _load(file, name, description) -> np.ndarray:
-    stored = file[name.rstrip("/")]
+    stored = file.datasets[name]
     expected = tuple(description["shape"])
-    if stored.dtype != np.dtype("<f4") or stored.shape != expected:
+    if stored.dtype != np.float32 or stored.shape != expected:
         raise PassportError(
             f"Expected '{name}' to be float32 of shape {expected}. "
             f"Received: {stored.dtype} of shape {stored.shape}"
         )
-    # Gzip packs at most about a thousand to one: more is not in the file.
-    if stored.size * 4 > 1100 * (stored.id.get_storage_size() + 64):
-        raise PassportError(
-            f"Expected '{name}' to be stored in full. Received: "
-            f"{stored.id.get_storage_size()} bytes for shape {expected}"
-        )
-    array = stored[()]
+    array = file.read(name)
     if array_hash(array) != description["sha256"]:
         raise PassportError(
             f"Expected '{name}' to match its hash. Received: other content"
+        )
+    if not np.all(np.isfinite(array)):
+        raise PassportError(
+            f"Expected finite values in '{name}'. Received: NaN or infinity"
         )
     return array

@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 import hashlib
-import json
 import os
 import pathlib
 from collections.abc import Mapping
@@ -79,6 +78,12 @@ class PassportEntry:
                     f"Expected a key for {role} of shape "
                     f"{self.geometry.key_shape}. Received: shape={key.shape}"
                 )
+            image = getattr(self, f"{role}_image")
+            if image is not None and (type(image) is not int or image < 0):
+                raise PassportError(
+                    f"Expected {role}_image to be None or the index of an "
+                    f"identity image. Received: {role}_image={image!r}"
+                )
 
     def __repr__(self):
         roles = [role for role in ROLES if self.has(role)]
@@ -153,10 +158,17 @@ class Passport:
         self.kind = kind
         self.function = functions.get(function)
         self.layers = dict(layers)
-        self.seed = bytes(seed)
+        self.seed = secret_seed(bytes(seed))
         self.key_scaling = check_key_scaling(key_scaling)
         self.images = images
+        count = None if images is None else count_images(images)
         for path, entry in self.layers.items():
+            for index in (entry.gamma_image, entry.beta_image):
+                if None not in (count, index) and index >= count:
+                    raise PassportError(
+                        f"Expected layer '{path}' to name one of {count} "
+                        f"identity images. Received: index {index}"
+                    )
             given = tuple(role for role in ROLES if entry.has(role))
             if given != self.function.roles:
                 raise PassportError(
@@ -538,12 +550,9 @@ class Passport:
         The secret seed is part of the content, so nothing can be learned of
         the passport by trying: it may be published as a commitment.
         """
-        return hashlib.sha256(self._header()).hexdigest()
-
-    def _header(self) -> bytes:
         from keras_passport import passport_file
 
-        return json.dumps(passport_file.header(self), sort_keys=True).encode()
+        return hashlib.sha256(passport_file.header(self)).hexdigest()
 
     def __repr__(self):
         return (
@@ -563,7 +572,7 @@ class Passport:
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> "Passport":
-        """Reads a file that `save` wrote. Needs NumPy and h5py alone.
+        """Reads a file that `save` wrote. Needs NumPy alone.
 
         Args:
             path: The file.

@@ -365,6 +365,9 @@ class TestDigest:
             {"kernel_size": [3.0, 3.0]},
             {"strides": [1, -1]},
             {"dilation": []},
+            {"dilation": [True, 1]},
+            {"output_padding": [1]},
+            {"output_padding": [1, -1]},
             {"padding": "full"},
             {"data_format": "channels_middle"},
             {"color": "red"},
@@ -380,6 +383,18 @@ class TestDigest:
         ).to_dict()
         with pytest.raises(PassportError, match="Expected.*Received"):
             geometry.Geometry.from_dict({**config, **change})
+
+    def test_a_long_axis_and_a_long_kernel(self):
+        # 500 MB, if every kernel element had a number for every input one.
+        passport = np.ones((20_000, 1), "float32")
+        key = geometry.digest(
+            passport,
+            geometry.Geometry(
+                "convolution", 1, (3_001,), (1,), (1,), padding="same"
+            ),
+        )
+        met = 20_000 - np.abs(np.arange(3_001) - 1_500)
+        np.testing.assert_allclose(key[:, 0], met / 20_000, rtol=1e-6)
 
     def test_a_client_without_keras_digests(self):
         printed = run_in_fresh_process(

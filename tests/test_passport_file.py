@@ -214,8 +214,8 @@ def unreadable_content(path):
         (lambda path: path.write_bytes(b""), "another kind"),
         (lambda path: path.write_text("Dear owner,\n" * 99), "another kind"),
         (other_hdf5, "another kind"),
-        (other_hdf5_with_block, "valid checksum"),
-        (unreadable_content, "valid checksum"),
+        (other_hdf5_with_block, "another type"),
+        (unreadable_content, "plain HDF5"),
     ],
     ids=lambda value: getattr(value, "__name__", ""),
 )
@@ -282,7 +282,7 @@ def text_header(file):
     file["header"] = np.frombuffer(b"not json", "uint8")
 
 
-def soft_link(file):
+def external_link(file):
     del file["layers/0/gamma"]
     file["layers/0/gamma"] = h5py.ExternalLink("/etc/passwd", "/data")
 
@@ -295,10 +295,10 @@ def soft_link(file):
         (swapped_layers, "of shape|match its hash"),
         (lost, "can't be read"),
         (other_dtype, "float32"),
-        (huge, r"of shape \(8, 8, 3\)"),
+        (huge, "plain HDF5"),
         (lost_header, "can't be read"),
         (text_header, "can't be read"),
-        (soft_link, "can't be read"),
+        (external_link, "plain HDF5"),
         (header(lambda about: about.update(version=2)), "version 1.*version 2"),
         (header(lambda about: about.update(kind="x")), "kind"),
         (header(lambda about: about.update(function="V4")), "V1, V2, V3|read"),
@@ -364,3 +364,86 @@ def test_nan_under_valid_hashes(path):
     seal(path)
     with pytest.raises(kp.PassportError, match="NaN"):
         kp.Passport.load(path)
+
+
+def more_arrays(file):
+    file["layers/0/more"] = np.ones(3, "float32")
+
+
+def doubled_key(file):
+    text = file["header"][()].tobytes()
+    del file["header"]
+    text = text.replace(b'{"', b'{"kind": "fixed_image", "', 1)
+    file["header"] = np.frombuffer(text, "uint8")
+
+
+def image_index(value):
+    def change(about):
+        about["layers"][0]["roles"]["gamma"]["image"] = value
+
+    return header(change)
+
+
+@pytest.mark.parametrize(
+    "damage, message",
+    [
+        (more_arrays, "Received: 1 more"),
+        (doubled_key, "nothing else"),
+        (header(lambda about: about.update(more=1)), "nothing else"),
+        (header(lambda about: about.update(version=1.0)), "nothing else"),
+        (header(lambda about: about.update(seed="00" * 15)), "16 or more"),
+        (image_index(-1), "index of an identity image"),
+        (image_index(True), "index of an identity image"),
+        (header(lambda about: about["layers"][0].update(path=7)), "path"),
+    ],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+def test_what_only_a_hostile_writer_puts_in(damage, message, path):
+    with h5py.File(path, "r+") as file:
+        damage(file)
+    seal(path)
+    with pytest.raises(kp.PassportError, match=message):
+        kp.Passport.load(path)
+
+
+@pytest.mark.parametrize(
+    "kernel_size, message",
+    [((2**20, 2**20), "elements"), ((2**18, 1), "additions")],
+)
+def test_keys_out_of_proportion_to_the_file(kernel_size, message, tmp_path):
+    geometry = Geometry(
+        "convolution", 1, kernel_size, (1, 1), (1, 1), padding="same"
+    )
+    entry = kp.PassportEntry(geometry, np.ones((4000, 1, 1), "float32"))
+    passport = kp.Passport("feature_maps", "V1", {"a": entry}, b"s" * 16)
+    path = tmp_path / "owner.h5"
+    path.write_text("an older file")
+    # What `load` refuses does not take an older file's place.
+    with pytest.raises(kp.PassportError, match=message):
+        passport.save(path)
+    assert path.read_text() == "an older file"
+
+
+def test_loading_needs_numpy_alone(path):
+    printed = run_in_fresh_process(
+        "import sys, keras_passport as kp\n"
+        f"kp.Passport.load({str(path)!r}).packed()\n"
+        "print({'h5py', 'keras', 'tensorflow'} & set(sys.modules))"
+    )
+    assert printed.strip() == "set()"
+
+
+def test_many_layers(tmp_path):
+    # More than one node of a group's tree.
+    geometry = Geometry("pointwise", 2)
+    layers = {
+        f"layer {index}": kp.PassportEntry(
+            geometry, gamma_key=np.full(2, index, "float32")
+        )
+        for index in range(600)
+    }
+    passport = kp.Passport("feature_maps", "V1", layers, b"s" * 16)
+    passport.save(tmp_path / "owner.h5")
+    loaded = kp.Passport.load(tmp_path / "owner.h5")
+    assert list(loaded.layers) == list(passport.layers)
+    np.testing.assert_array_equal(loaded.packed(), passport.packed())

@@ -13,6 +13,7 @@ from scipy import stats
 import keras_passport as kp
 from keras_passport import features
 from keras_passport.derivation import FAKE
+from keras_passport.geometry import Geometry
 from test_case import (
     multi_input_model,
     nested_model,
@@ -482,3 +483,31 @@ def test_representations_show_no_values(model, bases):
             assert repr(passport.seed) not in text
         assert kind in repr(passport) and "2 layers" in repr(passport)
         assert "gamma" in repr(entry)
+
+
+def test_keys_too_large_to_scale():
+    geometry = Geometry("pointwise", channels=2)
+    key = np.full(2, 3e38, "float32")
+    for scaling in ("unit", "fan_in"):
+        entry = kp.PassportEntry(geometry, gamma_key=key)
+        passport = kp.Passport(
+            "feature_maps", "V1", {"a": entry}, b"s" * 16, scaling
+        )
+        with pytest.raises(kp.PassportError, match="finite norm"):
+            passport.keys()
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"seed": b"short"}, "16 or more bytes"),
+        ({"images": np.ones((1, 4))}, "one of 1 identity images"),
+    ],
+)
+def test_what_no_passport_has(options, message):
+    geometry = Geometry("pointwise", channels=2)
+    entry = kp.PassportEntry(geometry, gamma_key=np.ones(2), gamma_image=1)
+    options = {"seed": b"s" * 16, "images": np.ones((2, 4))} | options
+    kp.Passport("fixed_image", "V1", {"a": entry}, b"s" * 16, images=None)
+    with pytest.raises(kp.PassportError, match=message):
+        kp.Passport("fixed_image", "V1", {"a": entry}, **options)
