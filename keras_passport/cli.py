@@ -54,8 +54,6 @@ def main(args: argparse.Namespace) -> int:
     Returns:
         The exit status.
     """
-    if flags.FLAGS["verbosity"].using_default_value:
-        logging.set_verbosity(logging.WARNING)
     try:
         status = args.run(args) or DONE
         sys.stdout.flush()
@@ -129,6 +127,9 @@ def parse(argv: list[str]) -> argparse.Namespace:
         hint = f" (did you mean {near[0]}?)" if near else ""
         command.error(f"{' '.join(unknown)}{hint}")
     flags.FLAGS.mark_as_parsed()
+    if flags.FLAGS["verbosity"].using_default_value:
+        # `app.run` would choose INFO, at which Keras and TensorFlow tell much.
+        flags.FLAGS.verbosity = logging.WARNING
     return args
 
 

@@ -10,8 +10,10 @@ import contextlib
 import json
 import os
 import pathlib
+import re
 import sys
-import tempfile
+import textwrap
+import zipfile
 
 import numpy as np
 from absl import logging
@@ -50,10 +52,12 @@ def protect(args) -> None:
     if not report.protected:
         raise ValueError(
             "Expected a model with a layer to protect; the table says why it "
-            f"has none{'' if args.insert else ', --insert may help'}. "
+            f"has none{'' if args.insert else ' (--insert may help)'}. "
             f"Received: '{args.model}'"
         )
-    _save(kp.protect(model, args.function, insert=args.insert), out)
+    with _quiet():
+        protected = kp.protect(model, args.function, insert=args.insert)
+    _save(protected, out)
     print(f"Wrote {out}. Next: make a passport ({PROGRAM} new), and train it.")
 
 
@@ -68,17 +72,17 @@ def new(args) -> None:
     """
     out = _new_file(args.out, args.overwrite, None, args.model, args.reference)
     of_images = args.kind != "random_pattern"
-    for name in ("images", "reference"):
-        if bool(getattr(args, name)) != of_images:
+    for name in ("images", "reference", "preprocessing"):
+        given = getattr(args, name)
+        if given and not of_images:
             raise ValueError(
-                f"Expected {'' if of_images else 'no '}--{name} for "
-                f"--kind={args.kind}. Received: {getattr(args, name)}"
+                f"Expected no --{name} for --kind={args.kind}. "
+                f"Received: --{name}={given}"
             )
-    if args.preprocessing and not of_images:
-        raise ValueError(
-            "Expected no --preprocessing for --kind=random_pattern. "
-            f"Received: {args.preprocessing}"
-        )
+        if of_images and not given and name != "preprocessing":
+            raise ValueError(
+                f"Expected --{name} for --kind={args.kind}. Received: none"
+            )
     model = _model(args.model)
     if of_images:
         images = pictures.read_images(
@@ -186,7 +190,7 @@ def export(args) -> None:
         options["input_dtype"] = args.input_dtype
         options["class_names"] = _class_names(args.class_names, model)
     getattr(kp, f"export_{args.format}")(model, out, **options)
-    print(f"Wrote {out}. It takes what `{PROGRAM} pack` writes as `passport`.")
+    print(f"Wrote {out}. Its input `passport` is what `{PROGRAM} pack` writes.")
 
 
 def unlock(args) -> None:
@@ -200,7 +204,7 @@ def unlock(args) -> None:
     passport = kp.Passport.load(args.passport)
     model = _model(args.model)
     _save(kp.unlock(model, passport, fold=args.fold), out, _PRIVATE)
-    print(f"Wrote {out}, which is not protected.")
+    print(f"Wrote {out}, a secret: it runs without a passport.")
 
 
 def evaluate(args) -> None:
@@ -238,8 +242,13 @@ def evaluate(args) -> None:
             f"Expected y of shape ({len(x)},) or ({len(x)}, {gives[-1]}). "
             f"Received: y of shape {y.shape}"
         )
-    scores = model.predict(x, batch_size=args.batch_size, verbose=0)
-    right = int(np.sum(np.argmax(scores, axis=-1) == y.reshape(-1)))
+    y = y.reshape(-1)
+    right = 0
+    # With `predict`, Keras imports TensorFlow on other backends, too.
+    for start in range(0, len(x), args.batch_size):
+        part = slice(start, start + args.batch_size)
+        scores = model.predict_on_batch(x[part])
+        right += int(np.sum(np.argmax(scores, axis=-1) == y[part]))
     print(f"accuracy {right / len(x):.4f} ({right:,} of {len(x):,})")
 
 
@@ -265,41 +274,50 @@ def _model(path):
         raise ValueError(
             f"Expected a model file at '{path}'. Received: no such file"
         )
+    if path.endswith(".keras") and not zipfile.is_zipfile(path):
+        # Keras would say that it is not there.
+        raise ValueError(
+            f"Expected '{path}' to be a model that Keras saved. "
+            f"Received: a file {pictures.ANOTHER}"
+        )
     with _quiet():
         import keras
     try:
-        return keras.saving.load_model(path, compile=False)
+        with _quiet():
+            return keras.saving.load_model(path, compile=False)
     # A file that is not what it should be fails in zipfile, h5py, json or
-    # Keras, each in its own way.
+    # Keras, each in its own way, and at length.
     except Exception as error:
+        said = textwrap.shorten(str(error), 200, placeholder=" ...")
+        own = re.search("Could not locate (class|function) '.*?'", str(error))
+        if own:
+            said = f"{own[0]}, whose code is not part of the file"
         raise ValueError(
             f"Expected '{path}' to be a model that Keras can load. "
-            f"Received: {_first_line(error) or type(error).__name__}"
+            f"Received: {said or type(error).__name__}"
         ) from error
 
 
 @contextlib.contextmanager
 def _quiet():
-    """Holds stderr back while Keras is imported, unless that fails.
+    """Drops what goes to stderr while TensorFlow may be imported.
 
-    TensorFlow greets from C++, whatever TF_CPP_MIN_LOG_LEVEL says.
+    It greets from C++, whatever TF_CPP_MIN_LOG_LEVEL says, and is imported
+    by Keras on every backend. Errors are raised, so none is lost.
     """
-    if "keras" in sys.modules or logging.get_verbosity() >= logging.DEBUG:
+    if "tensorflow" in sys.modules or logging.get_verbosity() >= logging.DEBUG:
         yield
         return
     sys.stderr.flush()
     stderr = os.dup(2)
-    with tempfile.TemporaryFile() as told:
-        os.dup2(told.fileno(), 2)
-        try:
-            yield
-        except Exception:
-            told.seek(0)
-            os.write(stderr, told.read())
-            raise
-        finally:
-            os.dup2(stderr, 2)
-            os.close(stderr)
+    with open(os.devnull, "wb") as nowhere:
+        os.dup2(nowhere.fileno(), 2)
+    try:
+        yield
+    finally:
+        sys.stderr.flush()
+        os.dup2(stderr, 2)
+        os.close(stderr)
 
 
 def _save(model, path, mode=None):
@@ -385,11 +403,13 @@ def _examples(path) -> tuple[np.ndarray, np.ndarray]:
             x, y = arrays["x"], arrays["y"]
     except FileNotFoundError:
         raise
-    # NumPy's own errors, and those of zipfile.
+    # NumPy's own errors, and those of zipfile; or a lone array's.
     except Exception as error:
+        missing = isinstance(error, KeyError)
         raise ValueError(
             f"Expected arrays x and y in '{path}', saved by numpy.savez. "
-            f"Received: {_first_line(error)}"
+            "Received: a file "
+            f"{'without one of them' if missing else pictures.ANOTHER}"
         ) from error
     if x.ndim == 0 or len(x) == 0:
         raise ValueError(
@@ -402,7 +422,3 @@ def _fits(expected, shape) -> bool:
     return len(expected) == len(shape) and all(
         n in (None, m) for n, m in zip(expected, shape, strict=True)
     )
-
-
-def _first_line(error) -> str:
-    return str(error).strip().partition("\n")[0]

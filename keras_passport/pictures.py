@@ -15,6 +15,8 @@ _PREPROCESSING = {
     "caffe": ((103.939, 116.779, 123.68), (1.0,), True),
 }
 MODES = tuple(_PREPROCESSING)
+# What a file is that NumPy can't read: it says more of pickles than of that.
+ANOTHER = "of another kind, or a damaged one"
 
 
 def read_images(
@@ -98,11 +100,12 @@ def _picture_shape(shape, image_size) -> tuple[int, int, int, bool]:
 def _read_array(path) -> np.ndarray:
     try:
         array = np.load(path, allow_pickle=False)
-    # NumPy's own errors, and those of zipfile.
+    except FileNotFoundError:
+        raise
     except Exception as error:
         raise ValueError(
             f"Expected images in '{path}', saved by numpy.save. "
-            f"Received: {error}"
+            f"Received: a file {ANOTHER}"
         ) from error
     if not isinstance(array, np.ndarray) or array.ndim < 2:
         raise ValueError(
@@ -132,6 +135,8 @@ def _read_picture(path, height, width, channels) -> np.ndarray:
                 picture = Image.alpha_composite(white, picture)
             picture = picture.convert("L" if channels == 1 else "RGB")
             picture = picture.resize((width, height), Image.Resampling.LANCZOS)
+    except FileNotFoundError:
+        raise
     # Pillow's decoders raise each what they like.
     except Exception as error:
         raise ValueError(

@@ -75,6 +75,11 @@ def outputs(model, x=None):
     return keras.ops.convert_to_numpy(model(x, training=False))
 
 
+class Own(keras.layers.Layer):
+    def call(self, inputs):
+        return inputs
+
+
 def dense_only():
     return keras.Sequential(
         [keras.Input((8, 8, 3)), keras.layers.Flatten(), keras.layers.Dense(4)]
@@ -223,7 +228,7 @@ def test_no_model(name, made, capsys, monkeypatch):
     before = os.listdir()
     for file, said in (
         ("missing.keras", "no such file"),
-        ("truncated_protected.keras", "model that Keras can load"),
+        ("truncated_protected.keras", "a damaged one"),
         ("owner.h5", "model that Keras can load"),
         (".", "model that Keras can load"),
     ):
@@ -249,6 +254,12 @@ def test_a_model_that_is_not_protected(name, made, capsys, monkeypatch):
         pytest.skip("A SavedModel is of TensorFlow.")
     words = filled(READS_MODEL[name], "original.keras")
     assert "a protected model" in mistake(capsys, *words)
+
+
+def test_a_model_with_code_of_its_own(tmp_path, capsys):
+    path = tmp_path / "own.keras"
+    keras.Sequential([keras.Input((4,)), Own()]).save(path)
+    assert "class 'Own', whose code" in mistake(capsys, "inspect", path)
 
 
 OUTPUTS = {
@@ -512,10 +523,10 @@ def test_new_of_pictures_for_other_inputs(tmp_path):
 @pytest.mark.parametrize(
     "files, options, said",
     [
-        ("missing.png", [], "to be a picture"),
+        ("missing.png", [], "No such file"),
         ("text", [], "to be a picture"),
         ("deep.png", [], "8 bits"),
-        ("missing.npy", [], "numpy.save"),
+        ("missing.npy", [], "No such file"),
         ("text.npy", [], "numpy.save"),
         ("object.npy", [], "numpy.save"),
         ("a.npy,b.npy", [], "of one shape"),
@@ -744,7 +755,7 @@ def test_wrong_data(made, data, tmp_path, capsys):
     (tmp_path / "cut.npz").write_bytes(content[: len(content) // 2])
     assert "numpy.savez" in said(tmp_path / "cut.npz")
     x, y = images(), np.zeros(20, int)
-    assert "y is not" in said_of(x=x)
+    assert "without one of them" in said_of(x=x)
     assert "input shape" in said_of(x=x[:, 1:], y=y)
     assert "y of shape" in said_of(x=x, y=y[1:])
     assert "x of shape" in said_of(x=x[:0], y=y[:0])
@@ -805,7 +816,7 @@ def start(*words):
 
 
 def test_as_a_user_runs_it(made):
-    done = start("inspect", made["original.keras"])
+    done = start("inspect", made["protected.keras"])
     assert (done.returncode, done.stderr) == (0, "")
     assert "2 of 3 kernel layers protected" in done.stdout
 
