@@ -1,0 +1,145 @@
+"""Identity images from files, for the command `keras-passport new`."""
+
+import pathlib
+from collections.abc import Sequence
+
+import numpy as np
+
+# As keras.applications names them: means and deviations per channel, in units
+# of uint8, and whether channels are reversed.
+_PREPROCESSING = {
+    "none": ((0.0,), (1.0,), False),
+    "unit": ((0.0,), (255.0,), False),
+    "tf": ((127.5,), (127.5,), False),
+    "torch": ((123.675, 116.28, 103.53), (58.395, 57.12, 57.375), False),
+    "caffe": ((103.939, 116.779, 123.68), (1.0,), True),
+}
+MODES = tuple(_PREPROCESSING)
+# What a file is that NumPy can't read: it says more of pickles than of that.
+ANOTHER = "of another kind, or a damaged one"
+
+
+def read_images(
+    paths: Sequence[str],
+    input_shape: tuple,
+    preprocessing: str | None = None,
+    image_size: int | None = None,
+) -> np.ndarray:
+    """Picture files, or arrays from `.npy` files, as a model takes them.
+
+    Args:
+        paths: Files, all pictures or all `.npy`. Arrays `(n, ...)` are in the
+            model's input domain already and are returned as they are.
+        input_shape: The model's, batch axis first, in either data_format.
+        preprocessing: One of `MODES`, for pictures; `None` is `"none"`.
+        image_size: Pixels a side where the model leaves them open.
+
+    Returns:
+        Array `(n, ...)`; of pictures float32, 0..255 before preprocessing.
+
+    Raises:
+        ValueError: If a file can't be read, or pictures don't fit.
+    """
+    suffixes = {pathlib.Path(path).suffix.lower() for path in paths}
+    if suffixes == {".npy"}:
+        if preprocessing is not None:
+            raise ValueError(
+                "Expected --preprocessing for pictures alone: arrays are in "
+                "the model's input domain already. "
+                f"Received: --preprocessing={preprocessing}"
+            )
+        arrays = [_read_array(path) for path in paths]
+        if len({array.shape[1:] for array in arrays}) != 1:
+            raise ValueError(
+                "Expected arrays of images of one shape. Received: "
+                f"{', '.join(str(array.shape) for array in arrays)}"
+            )
+        return np.concatenate(arrays)
+    if ".npy" in suffixes:
+        raise ValueError(
+            "Expected either pictures or .npy files. Received: both"
+        )
+    height, width, channels, first = _picture_shape(input_shape, image_size)
+    mean, deviation, reversed_ = _PREPROCESSING[preprocessing or "none"]
+    if len(mean) > channels:
+        raise ValueError(
+            "Expected a model of pictures in colour for "
+            f"--preprocessing={preprocessing}. Received: {channels} channel"
+        )
+    images = np.stack(
+        [_read_picture(path, height, width, channels) for path in paths]
+    )
+    if reversed_:
+        images = images[..., ::-1]
+    images = (images - np.asarray(mean, "float32")) / np.asarray(
+        deviation, "float32"
+    )
+    return np.moveaxis(images, -1, 1) if first else images
+
+
+def _picture_shape(shape, image_size) -> tuple[int, int, int, bool]:
+    """Height, width and channels of pictures; whether channels come first."""
+    first = False
+    if isinstance(shape, tuple) and len(shape) == 4:
+        sizes, first = shape[1:], shape[3] not in (1, 3)
+        *sizes, channels = (*sizes[1:], sizes[0]) if first else sizes
+        if channels in (1, 3):
+            if None in sizes and image_size is None:
+                raise ValueError(
+                    "Expected --image_size, since the model leaves its input "
+                    f"size open. Received: {shape}"
+                )
+            height, width = (size or image_size for size in sizes)
+            return height, width, channels, first
+    raise ValueError(
+        "Expected a model with one input of pictures of 1 or 3 channels, or "
+        f"images in .npy files. Received: a model with inputs {shape}"
+    )
+
+
+def _read_array(path) -> np.ndarray:
+    try:
+        array = np.load(path, allow_pickle=False)
+    except FileNotFoundError:
+        raise
+    except Exception as error:
+        raise ValueError(
+            f"Expected images in '{path}', saved by numpy.save. "
+            f"Received: a file {ANOTHER}"
+        ) from error
+    if not isinstance(array, np.ndarray) or array.ndim < 2:
+        raise ValueError(
+            f"Expected images in '{path}' of shape (n, ...). Received: "
+            f"{getattr(array, 'shape', type(array).__name__)}"
+        )
+    return array
+
+
+def _read_picture(path, height, width, channels) -> np.ndarray:
+    """A picture file as float32 in 0..255, transparency put on white."""
+    try:
+        from PIL import Image, ImageOps
+    except ImportError as error:
+        raise ValueError(
+            "Expected Pillow, which reads pictures (pip install pillow), or "
+            f"images in .npy files. Received: {error}"
+        ) from error
+    try:
+        with Image.open(path) as file:
+            picture = ImageOps.exif_transpose(file)
+            if picture.mode[0] in "IF":
+                raise ValueError("more than 8 bits per channel")
+            if picture.has_transparency_data:
+                picture = picture.convert("RGBA")
+                white = Image.new("RGBA", picture.size, "white")
+                picture = Image.alpha_composite(white, picture)
+            picture = picture.convert("L" if channels == 1 else "RGB")
+            picture = picture.resize((width, height), Image.Resampling.LANCZOS)
+    except FileNotFoundError:
+        raise
+    # Pillow's decoders raise each what they like.
+    except Exception as error:
+        raise ValueError(
+            f"Expected '{path}' to be a picture. Received: {error}"
+        ) from error
+    return np.asarray(picture, "float32").reshape(height, width, channels)
