@@ -24,6 +24,7 @@ from common import data, pictures, run, training
 from common.errors import UserError
 from common.rundir import load_model
 from common.settings import settings
+from keras_passport.pictures import PREPROCESSING
 
 _MODEL = flags.DEFINE_string(
     "model", None, "The trained model: a .keras or .h5 file.", required=True
@@ -53,19 +54,10 @@ _TEST_FRACTION = flags.DEFINE_float(
 _IMAGE_SIZE = flags.DEFINE_integer(
     "image_size", None, "Pixels a side, where the model leaves it open.", 1
 )
-# As keras.applications names them: means and deviations per channel, in units
-# of uint8, and whether channels are reversed.
-_PREPROCESSING = {
-    "none": ((0.0,), (1.0,), False),
-    "unit": ((0.0,), (255.0,), False),
-    "tf": ((127.5,), (127.5,), False),
-    "torch": ((123.675, 116.28, 103.53), (58.395, 57.12, 57.375), False),
-    "caffe": ((103.939, 116.779, 123.68), (1.0,), True),
-}
 flags.DEFINE_enum(
     "preprocessing",
     "auto",
-    ["auto", *_PREPROCESSING],
+    ["auto", *PREPROCESSING],
     "What the model expects: 0..255, 0..1, -1..1, or as the ImageNet nets of "
     "torch and caffe. auto tries all of them on training pictures.",
 )
@@ -201,7 +193,7 @@ def _preprocessed(
     x_train, y_train, x_test, y_test = arrays
     channels = x_train.shape[-1]
     found = {}
-    for name, (mean, std, bgr) in _PREPROCESSING.items():
+    for name, (mean, std, bgr) in PREPROCESSING.items():
         if mode not in ("auto", name) or len(mean) > channels:
             continue
         dataset = data.Dataset(

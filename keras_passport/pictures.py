@@ -1,4 +1,4 @@
-"""Identity images from files, for the command `keras-passport new`."""
+"""Pictures from files, in the input domain of a model."""
 
 import pathlib
 from collections.abc import Sequence
@@ -7,14 +7,14 @@ import numpy as np
 
 # As keras.applications names them: means and deviations per channel, in units
 # of uint8, and whether channels are reversed.
-_PREPROCESSING = {
+PREPROCESSING = {
     "none": ((0.0,), (1.0,), False),
     "unit": ((0.0,), (255.0,), False),
     "tf": ((127.5,), (127.5,), False),
     "torch": ((123.675, 116.28, 103.53), (58.395, 57.12, 57.375), False),
     "caffe": ((103.939, 116.779, 123.68), (1.0,), True),
 }
-MODES = tuple(_PREPROCESSING)
+MODES = tuple(PREPROCESSING)
 # What a file is that NumPy can't read: it says more of pickles than of that.
 ANOTHER = "of another kind, or a damaged one"
 
@@ -60,15 +60,15 @@ def read_images(
             "Expected either pictures or .npy files. Received: both"
         )
     height, width, channels, first = _picture_shape(input_shape, image_size)
-    mean, deviation, reversed_ = _PREPROCESSING[preprocessing or "none"]
+    mean, deviation, reversed_ = PREPROCESSING[preprocessing or "none"]
     if len(mean) > channels:
         raise ValueError(
             "Expected a model of pictures in colour for "
             f"--preprocessing={preprocessing}. Received: {channels} channel"
         )
-    images = np.stack(
-        [_read_picture(path, height, width, channels) for path in paths]
-    )
+    shape = (height, width, channels)
+    images = np.stack([read_picture(path, shape) for path in paths])
+    images = images.astype("float32")
     if reversed_:
         images = images[..., ::-1]
     images = (images - np.asarray(mean, "float32")) / np.asarray(
@@ -115,8 +115,21 @@ def _read_array(path) -> np.ndarray:
     return array
 
 
-def _read_picture(path, height, width, channels) -> np.ndarray:
-    """A picture file as float32 in 0..255, transparency put on white."""
+def read_picture(path, shape: tuple[int, int, int]) -> np.ndarray:
+    """A picture file of any kind, transparency put on white.
+
+    Args:
+        path: The file.
+        shape: `(height, width, channels)` that it is brought to, with 1
+            channel or 3.
+
+    Returns:
+        uint8 array of this shape.
+
+    Raises:
+        FileNotFoundError: If it is missing.
+        ValueError: If it can't be read as a picture.
+    """
     try:
         from PIL import Image, ImageOps
     except ImportError as error:
@@ -124,17 +137,25 @@ def _read_picture(path, height, width, channels) -> np.ndarray:
             "Expected Pillow, which reads pictures (pip install pillow), or "
             f"images in .npy files. Received: {error}"
         ) from error
+    height, width, channels = shape
     try:
         with Image.open(path) as file:
             picture = ImageOps.exif_transpose(file)
             if picture.mode[0] in "IF":
-                raise ValueError("more than 8 bits per channel")
+                # More than 8 bits: Pillow would clip them, not scale them.
+                values = np.asarray(picture, "float64")
+                values -= values.min()
+                values *= 255 / (values.max() or 1)
+                picture = Image.fromarray(values.round().astype("uint8"))
             if picture.has_transparency_data:
                 picture = picture.convert("RGBA")
                 white = Image.new("RGBA", picture.size, "white")
                 picture = Image.alpha_composite(white, picture)
             picture = picture.convert("L" if channels == 1 else "RGB")
-            picture = picture.resize((width, height), Image.Resampling.LANCZOS)
+            if picture.size != (width, height):
+                picture = picture.resize(
+                    (width, height), Image.Resampling.LANCZOS
+                )
     except FileNotFoundError:
         raise
     # Pillow's decoders raise each what they like.
@@ -142,4 +163,4 @@ def _read_picture(path, height, width, channels) -> np.ndarray:
         raise ValueError(
             f"Expected '{path}' to be a picture. Received: {error}"
         ) from error
-    return np.asarray(picture, "float32").reshape(height, width, channels)
+    return np.asarray(picture, "uint8").reshape(shape)

@@ -10,6 +10,7 @@ import numpy as np
 
 from common import data
 from common.errors import UserError
+from keras_passport import pictures as kp_pictures
 
 SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 _TEST_NAMES = ("test", "val", "validation")
@@ -21,24 +22,9 @@ def read_picture(
     path: str | os.PathLike, shape: tuple[int, int, int]
 ) -> np.ndarray:
     """Any picture file as uint8 of `shape`, transparency put on white."""
-    from PIL import Image, ImageOps
-
     try:
-        with Image.open(path) as file:
-            picture = ImageOps.exif_transpose(file)
-            if picture.mode[0] in "IF":
-                # More than 8 bits: Pillow would clip them, not scale them.
-                values = np.asarray(picture, "float64")
-                values -= values.min()
-                values *= 255 / (values.max() or 1)
-                picture = Image.fromarray(values.round().astype("uint8"))
-            if picture.has_transparency_data:
-                picture = picture.convert("RGBA")
-                white = Image.new("RGBA", picture.size, "white")
-                picture = Image.alpha_composite(white, picture)
-            return _fitted(picture, shape)
-    # Pillow's decoders raise each what they like.
-    except Exception as error:
+        return kp_pictures.read_picture(path, shape)
+    except (OSError, ValueError) as error:
         raise UserError(
             f"{path} cannot be read as a picture ({error})."
         ) from error
