@@ -7,6 +7,7 @@ import io
 import itertools
 import pathlib
 import re
+import warnings
 import zipfile
 from collections.abc import Iterator
 
@@ -111,7 +112,7 @@ def _parts(path, place, data, source, depth=0):
             stored = tuple(reader(source, data)) if reader else ()
     # A damaged file may fail in any way, and is searched all the same.
     except Exception as error:
-        unread, raw = f"{type(error).__name__}, searched as bytes", True
+        unread, raw = f"not readable ({type(error).__name__})", True
     yield Part(path, place, data, stored, unread, raw)
     if depth == _DEEPEST:
         return
@@ -146,9 +147,9 @@ def _reader(name, head, data):
         return _tflite
     if re.search(r"\.data-\d+-of-\d+$", name):
         return _checkpoint_data
-    return {".index": _checkpoint, ".pb": _saved_model, ".onnx": _onnx}.get(
-        suffix
-    )
+    if pathlib.PurePath(name).name == "saved_model.pb":
+        return _saved_model
+    return {".index": _checkpoint, ".onnx": _onnx}.get(suffix)
 
 
 def _hdf5(source, data):
@@ -212,18 +213,23 @@ def _saved_model(source, data):
 
 
 def _tflite(source, data):
-    import tensorflow as tf
+    try:
+        from ai_edge_litert.interpreter import Interpreter
+    except ImportError:
+        import tensorflow as tf
 
-    interpreter = tf.lite.Interpreter(model_content=bytes(data))
-    interpreter.allocate_tensors()
+        Interpreter = tf.lite.Interpreter
+    with warnings.catch_warnings():
+        # TensorFlow's asks to be replaced by the other.
+        warnings.simplefilter("ignore")
+        interpreter = Interpreter(model_content=bytes(data))
     found = []
     for about in interpreter.get_tensor_details():
         try:
-            found.append(
-                (about["name"], interpreter.get_tensor(about["index"]))
-            )
-        except ValueError:  # It has no value before a run.
+            value = interpreter.get_tensor(about["index"])
+        except ValueError:  # It is no constant.
             continue
+        found.append((about["name"], value))
     return found
 
 

@@ -50,17 +50,25 @@ class Leak:
 
 @dataclasses.dataclass(frozen=True)
 class Trace:
-    """What a trained kernel shows of a key; not a leak, but worth knowing.
+    """A likeness that a kernel explains; not a leak, but worth knowing.
 
     Args:
         layer: The layer's path.
         role: `"gamma"` or `"beta"`.
-        cosine: Of the key and the kernel's first left singular vector.
-        chance: What at most one in a hundred unrelated keys reaches.
+        place: `"kernel"` for what a trained kernel shows of its key. Else
+            the array that is like the hidden parameter: by more than for
+            independent numbers, but other keys of this kernel would be, too.
+            Moving means are like the γ of image keys: both are what the
+            kernel makes of a mean patch.
+        cosine: Of the key and the kernel's first left singular vector, or of
+            the hidden parameter and the array; centred.
+        chance: For a kernel, what at most one in a hundred unrelated keys
+            reaches; else the bound as for a leak.
     """
 
     layer: str
     role: str
+    place: str
     cosine: float
     chance: float
 
@@ -74,7 +82,8 @@ class LeakReport:
 
     Args:
         leaks: What was found.
-        traces: Per protected layer and role, what its kernel shows of its key.
+        traces: Per protected layer and role, what its kernel shows of its
+            key, and arrays that are like hidden parameters by the kernel.
         examined: Numbers of files, arrays, kernels among them, bytes
             (unpacked) and comparisons.
         untold: Secrets with too few independent elements, or different
@@ -116,12 +125,12 @@ class LeakReport:
             ]
             blocks.append(_table(head, rows, width))
         if self.traces:
-            found = {(t.layer, t.role): t for t in self.traces}
+            found = {(t.place, t.layer, t.role): t for t in self.traces}
             rows = [
-                (layer, *(_cosine(found.get((layer, r))) for r in ROLES))
-                for layer in dict.fromkeys(t.layer for t in self.traces)
+                (*names, *(_cosine(found.get((*names, r))) for r in ROLES))
+                for names in dict.fromkeys(name[:2] for name in found)
             ]
-            head = ("kernel", "trace of γ's key (chance)", "of β's key")
+            head = ("trace in", "of layer", "gamma (chance)", "beta (chance)")
             blocks.append(_table(head, rows, width))
         lines = [f"too small to tell: {name}" for name in self.untold]
         lines += [f"note: {note}" for note in self.notes]
@@ -177,18 +186,21 @@ def find_leaks(
        design, and what they show of keys is measured, not judged. A kernel is
        an array with the values of a protected layer's (in any order, up to
        float16's rounding), or one of such a shape in a layer's own place in a
-       Keras file.
+       Keras file. So are arrays that are like γ or β as much as those of other
+       keys would be.
 
     The bound: the squared centred correlation of a fixed vector with n
     independent normal numbers is Beta(1/2, (n - 2) / 2) distributed, and
     exceeds t with a chance of at most (1 - t)^((n - 2) / 2). A key's elements
     are not independent, as neighbours in its window see nearly the same
-    positions of the map. With variances v_1 ≥ v_2 ≥ ... of its independent
-    parts, of which the centring takes one, the chance is at most
-    Π_(i ≥ 3) (1 + v_i / v_1 · t / (1 - t))^(-1/2), the same for equal ones.
-    The variances are those of the key's own principal components over the
-    window, each for every channel. The bound of a comparison is the t at which
-    this chance is 1e-6 over the number of all comparisons that were made
+    positions of the map; nor are hidden parameters, as they all come from one
+    public kernel. Of a vector with independent parts of variances v_1 ≥ v_2 ≥
+    ..., the chance is at most Π_(i ≥ 2) (1 + v_i / v_1 · t / (1 - t))^(-1/2),
+    which is the same where they are equal (n - 1 of them, as centring takes
+    one). A key's parts are its own principal components over the window, for
+    every channel; those of a hidden parameter what the kernel makes of them.
+    The bound of a comparison is the t at which this chance is 1e-6 over the
+    number of all comparisons that were made
     (Bonferroni's, half of it for windows and half for singular vectors). A
     correlation must also hold without the eighth of the elements that make
     most of it: one outlier that meets another is no leak.
@@ -234,7 +246,7 @@ def find_leaks(
         for part in contents.parts_of(file):
             name = f"{file}: {part.place}" if part.place else str(file)
             if part.unread:
-                notes.append(f"{name}: {part.unread}")
+                notes.append(f"{name}: {part.unread}, searched as bytes")
             elif part.raw and part.data.size > contents.LARGEST_UNKNOWN:
                 notes.append(f"{name}: unknown format, searched as bytes alone")
             scan.search(part)
@@ -282,28 +294,34 @@ def _layers(models):
 def _secrets(passport, models) -> list[searches.Secret]:
     found = []
 
-    def add(what, *of, channels=0):
-        found.append(searches.Secret(what, *of, channels))
+    def add(what, *of, parts=None):
+        found.append(searches.Secret(what, *of, parts))
 
     keys = passport.keys()
     for path, entry in passport.layers.items():
         for role, scaled in keys[path].items():
             key, channels = entry.key(role), entry.geometry.channels
-            add("key", path, role, scaled, channels=channels)
+            add("key", path, role, scaled, parts=searches.key_parts(scaled)[0])
             if not np.array_equal(key, scaled):
                 add("key before scaling", path, role, key)
             if scaled.size > channels:
                 mean = scaled.reshape(-1, channels).mean(0)
-                add("key's mean", path, role, mean, channels=channels)
+                equal = np.ones(channels - 1)
+                add("key's mean", path, role, mean, parts=equal)
             if getattr(entry, role) is not None:
                 add("feature map", path, role, getattr(entry, role))
     for path, layer in _layers(models):
         packed = [key.reshape(1, -1) for key in keys[path].values()]
         hidden = layer.hidden_parameters(np.concatenate(packed, 1))
         for role, value in zip(ROLES, hidden, strict=True):
-            if value is not None:
-                what = "hidden parameter"
-                add(what, path, role, value, channels=value.size)
+            if value is None:
+                continue
+            # Others follow from the same kernel, so they are alike.
+            parts = searches.key_parts(keys[path][role])[1]
+            others = np.asarray(layer.adapter.response(layer.layer, parts))
+            others = others - others.mean(1, keepdims=True)
+            parts = np.linalg.svd(others, compute_uv=False) ** 2
+            add("hidden parameter", path, role, value, parts=parts)
     return found
 
 
@@ -395,7 +413,8 @@ class _Scan:
         keys = [key for key in self.keys if layer in (None, key.layer)]
         cosines = searches.cosines(array, keys)
         for key, cosine in cosines:
-            trace = Trace(key.layer, key.role, cosine, key.bound(0.01))
+            bound = key.bound(0.01)
+            trace = Trace(key.layer, key.role, "kernel", cosine, bound)
             best = self.traces.setdefault((key.layer, key.role), trace)
             if best.cosine < cosine:
                 self.traces[key.layer, key.role] = trace
@@ -405,13 +424,24 @@ class _Scan:
     def report(self, notes) -> LeakReport:
         """All that was found, by the bounds for all comparisons made."""
         correlations = self.correlations
-        for (path, place, _, kind), one in self.correlated.items():
+        traces = [
+            self.traces[key.layer, key.role]
+            for key in self.keys
+            if (key.layer, key.role) in self.traces
+        ]
+        for (path, place, secret, kind), one in self.correlated.items():
             chance = correlations.chance(kind)
-            bound = one.secret.bound(chance)
-            if one.secret.tells(chance) and one.measure > bound:
-                about = one.secret.layer, one.secret.role
+            bound = secret.bound(chance)
+            about = secret.layer, secret.role
+            if secret.tells(chance) and one.measure > bound:
                 leak = Leak(path, place, one.what, one.measure, bound, *about)
                 self.leaks[path, place, one.what, *about] = leak
+            elif (
+                secret.what == "hidden parameter"
+                and secret.different
+                and one.measure > secret.simple_bound(chance)
+            ):
+                traces.append(Trace(*about, place, one.measure, bound))
         chance = correlations.chance("windows")
         untold = [
             f"{secret.what} of {secret.layer} {secret.role}"
@@ -421,11 +451,7 @@ class _Scan:
         self.examined["comparisons"] = sum(correlations.compared.values())
         return LeakReport(
             tuple(self.leaks.values()),
-            tuple(
-                self.traces[key.layer, key.role]
-                for key in self.keys
-                if (key.layer, key.role) in self.traces
-            ),
+            tuple(traces),
             self.examined,
             tuple(untold),
             tuple(notes),

@@ -29,25 +29,21 @@ class Secret:
         layer: Path of their layer.
         role: `"gamma"` or `"beta"`.
         values: float32 array of them.
-        channels: How many of them are independent of each other for sure:
-            columns of `values`. 0 for what is looked for as bytes alone.
+        parts: Variances of the independent parts of which another secret of
+            this kind would be made, centred, greatest first; `None` for what
+            is looked for as bytes alone.
     """
 
     what: str
     layer: str
     role: str
     values: np.ndarray
-    channels: int = 0
+    parts: np.ndarray | None = None
 
     @functools.cached_property
     def variances(self) -> np.ndarray:
-        """Of independent parts, over the greatest, without two of these.
-
-        One is the part that a comparison looks at; centring takes another.
-        """
-        values = self.values.astype("float64").reshape(-1, self.channels)
-        parts = np.linalg.svd(values - values.mean(), compute_uv=False) ** 2
-        return np.repeat(parts / (parts[0] or 1.0), self.channels)[2:]
+        """Of all parts but the one that a comparison looks at."""
+        return self.parts[1:] / (self.parts[0] or 1.0)
 
     @functools.cached_property
     def different(self) -> bool:
@@ -70,14 +66,43 @@ class Secret:
         )
         return 1 / math.sqrt(1 + math.exp(-logarithm))
 
+    def simple_bound(self, chance: float) -> float:
+        """The same if all elements were independent of each other."""
+        degrees = max(1e-9, self.values.size - 2)
+        return math.sqrt(1 - chance ** (2 / degrees))
+
     @functools.cached_property
     def least(self) -> float:
-        """The bound of a comparison that is the only one."""
-        return self.bound(FALSE_ALARM / 2)
+        """What must be reached for anything to be said of a correlation."""
+        return self.simple_bound(FALSE_ALARM / 2)
 
     def tells(self, chance: float) -> bool:
         """Whether a rounded copy is above the bound for this chance."""
         return self.different and 1 - self.bound(chance) ** 2 >= _ROUNDING
+
+
+def key_parts(key: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """What keys like this one are made of.
+
+    Neighbours in a key's window see nearly the same positions of the map, so
+    its elements are not independent; its channels are. Its principal
+    components over the window tell how alike the neighbours are.
+
+    Args:
+        key: float array of shape `(kernel size..., channels)`.
+
+    Returns:
+        Variances of the independent parts, greatest first and centred, and the
+        parts: one key for each component and channel, `(parts, *key.shape)`.
+    """
+    channels = key.shape[-1]
+    values = key.astype("float64").reshape(-1, channels)
+    components, sizes, _ = np.linalg.svd(
+        values - values.mean(), full_matrices=False
+    )
+    parts = np.einsum("ke,e,cd->eckd", components, sizes, np.eye(channels))
+    variances = np.repeat(sizes**2, channels)
+    return variances[1:], parts.reshape(-1, *key.shape)
 
 
 def orders(array: np.ndarray):
@@ -154,11 +179,11 @@ class Runs:
                     add(label, elements, step if is_map else 1)
                 if is_map:
                     break
-        for what, text in {
-            "seed": seed,
-            "seed in hexadecimal": seed.hex().encode(),
-            "seed in hexadecimal, capitals": seed.hex().upper().encode(),
-        }.items():
+        for what, text in (
+            ("seed", seed),
+            ("seed in hexadecimal", seed.hex().encode()),
+            ("seed in hexadecimal", seed.hex().upper().encode()),
+        ):
             add((what, "", ""), np.frombuffer(text, "uint8"))
         self.data = np.concatenate(pieces)
         starts, owners = np.concatenate(starts), np.concatenate(owners)
@@ -266,7 +291,9 @@ class Correlations:
     """
 
     def __init__(self, secrets):
-        self.secrets = [secret for secret in secrets if secret.channels]
+        self.secrets = [
+            secret for secret in secrets if secret.parts is not None
+        ]
         self.compared = {"windows": 0, "vectors": 0}
         told = [s for s in self.secrets if s.tells(FALSE_ALARM / 2)]
         self._keys = [secret for secret in told if secret.what == "key"]
@@ -300,12 +327,13 @@ class Correlations:
         self.compared["windows"] += (flat.size - size + 1) * len(forms)
         for start in range(0, flat.size - size + 1, _PIECE):
             piece = flat[start : start + _PIECE + size - 1]
-            piece = piece - piece.mean()
+            # Not the mean: a large number would take it far from all others.
+            piece = piece - np.median(piece)
             sums = _window_sums(piece, size)
             squares = _window_sums(piece**2, size)
             energy = squares - sums**2 / size
             # What is left of a constant by rounding is no signal.
-            flat_windows = energy <= 1e-11 * squares
+            flat_windows = energy <= 1e-13 * squares
             energy[flat_windows] = np.inf
             if np.all(flat_windows):
                 continue
@@ -412,7 +440,8 @@ def _numeric(array):
         return None
     if array.size < 4 or array.ndim > 6:
         return None
-    array = array.astype("float64")
+    with np.errstate(invalid="ignore"):  # Any bytes may be taken for numbers.
+        array = array.astype("float64")
     return np.where(np.abs(array) < 1e9, array, 0.0)
 
 
