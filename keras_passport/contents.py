@@ -109,7 +109,11 @@ def _parts(path, place, data, source, depth=0):
         else:
             reader = _reader(place or path.name, head, data)
             raw = reader is None and b"\0" in bytes(data[:4096])
-            stored = tuple(reader(source, data)) if reader else ()
+            if reader:
+                stored = tuple(
+                    (name, np.asarray(array))
+                    for name, array in reader(source, data)
+                )
     # A damaged file may fail in any way, and is searched all the same.
     except Exception as error:
         unread, raw = f"not readable ({type(error).__name__})", True
@@ -160,7 +164,7 @@ def _hdf5(source, data):
             if isinstance(item, h5py.Dataset):
                 found.append((name, item[()]))
             for key, value in item.attrs.items():
-                found.append((f"{name}@{key}", np.asarray(value)))
+                found.append((f"{name}@{key}", value))
 
         visit("", file)
         file.visititems(visit)

@@ -205,10 +205,12 @@ def find_leaks(
     correlation must also hold without the eighth of the elements that make
     most of it: one outlier that meets another is no leak.
 
-    Limits: a depthwise or grouped kernel's slots are searched in windows
-    alone; in files of an unknown format above 16 MiB only bytes are looked
-    for. In passports of more than 4 million map elements every n-th run is
-    looked for.
+    Limits: a quantised kernel counts as any array. A depthwise or grouped
+    kernel's slots are searched in windows alone. In files of an unknown format
+    above 16 MiB only bytes are looked for. Of passports of more than 4 million
+    map elements every n-th run is looked for. With decoupled gradients and
+    `fan_in` keys, leading singular vectors of slots show no keys: a clean
+    report does not make an optimizer's state fit to be published.
 
     Args:
         passport: The owner's `Passport`.
@@ -311,6 +313,8 @@ def _secrets(passport, models) -> list[searches.Secret]:
             if getattr(entry, role) is not None:
                 add("feature map", path, role, getattr(entry, role))
     for path, layer in _layers(models):
+        import keras
+
         packed = [key.reshape(1, -1) for key in keys[path].values()]
         hidden = layer.hidden_parameters(np.concatenate(packed, 1))
         for role, value in zip(ROLES, hidden, strict=True):
@@ -318,7 +322,8 @@ def _secrets(passport, models) -> list[searches.Secret]:
                 continue
             # Others follow from the same kernel, so they are alike.
             parts = searches.key_parts(keys[path][role])[1]
-            others = np.asarray(layer.adapter.response(layer.layer, parts))
+            others = layer.adapter.response(layer.layer, parts)
+            others = keras.ops.convert_to_numpy(others)
             others = others - others.mean(1, keepdims=True)
             parts = np.linalg.svd(others, compute_uv=False) ** 2
             add("hidden parameter", path, role, value, parts=parts)
@@ -374,7 +379,9 @@ class _Scan:
         for secret, count in self.printed.search(numbers):
             what = f"{secret.what}, printed"
             self._add(part, part.place, what, count, secret.layer, secret.role)
-        self._array(part, "numbers in text", numbers.values)
+        self._array(
+            part, f"{part.place} numbers in text".lstrip(), numbers.values
+        )
         for name, array in part.arrays(self.kernel_bytes):
             self.examined["arrays"] += 1
             place = f"{part.place}/{name}".lstrip("/")
@@ -405,7 +412,7 @@ class _Scan:
 
     def _is_kernel(self, name, array):
         """Sets an array aside that is a kernel, and measures its traces."""
-        if array.ndim < 2 or array.dtype.kind not in "fV":
+        if array.ndim < 2 or "float" not in array.dtype.name:
             return False
         layer = self.kernels.get(_sorted(array))
         if layer is None and not _OWN_PLACE.search(name):

@@ -18,6 +18,8 @@ _IN_A_ROW, _DIGITS = 4, 5
 _ROUNDING = 1e-6
 # Elements of an array, and secrets, that are compared at a time.
 _PIECE, _TOGETHER = 2**15, 64
+# Keys by which it is judged what other hidden parameters would be like.
+_PARTS = 1024
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -93,16 +95,23 @@ def key_parts(key: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
     Returns:
         Variances of the independent parts, greatest first and centred, and the
-        parts: one key for each component and channel, `(parts, *key.shape)`.
+        parts, `(parts, *key.shape)`: one key for each component and channel,
+        or of a large key that many random sums of them.
     """
     channels = key.shape[-1]
     values = key.astype("float64").reshape(-1, channels)
     components, sizes, _ = np.linalg.svd(
         values - values.mean(), full_matrices=False
     )
-    parts = np.einsum("ke,e,cd->eckd", components, sizes, np.eye(channels))
+    count = sizes.size * channels
+    if count <= _PARTS:
+        weights = np.eye(count)
+    else:
+        weights = np.random.default_rng(0).normal(size=(_PARTS, count))
+    weights = weights.reshape(-1, sizes.size, channels)
+    parts = np.einsum("ke,e,nec->nkc", components, sizes, weights)
     variances = np.repeat(sizes**2, channels)
-    return variances[1:], parts.reshape(-1, *key.shape)
+    return variances[1:], parts.reshape(-1, *key.shape).astype("float32")
 
 
 def orders(array: np.ndarray):

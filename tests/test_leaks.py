@@ -198,6 +198,38 @@ def test_a_key_is_found(planted, owned, tmp_path):
     assert max(map(len, str(report).splitlines())) <= 80
 
 
+KINDS = {
+    "conv1d": ((12, 8), lambda: keras.layers.Conv1D(16, 3)),
+    "grouped": ((8, 8, 8), lambda: keras.layers.Conv2D(16, 3, groups=2)),
+    "depthwise": ((8, 8, 12), lambda: keras.layers.DepthwiseConv2D(3)),
+    "separable": ((8, 8, 8), lambda: keras.layers.SeparableConv2D(16, 3)),
+    "transpose": ((8, 8, 8), lambda: keras.layers.Conv2DTranspose(8, 3)),
+    "dense": ((40,), lambda: keras.layers.Dense(16)),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_of_layer(kind, noise, tmp_path):
+    shape, layer = KINDS[kind]
+    model = keras.Sequential(
+        [keras.Input(shape), layer(), keras.layers.BatchNormalization()]
+    )
+    model = kp.protect(model)
+    passport = kp.Passport.random_pattern(model, seed=1)
+    kp.bind(model, passport)
+    model.save(tmp_path / "model.keras")
+    with h5py.File(tmp_path / "strings.h5", "w") as file:
+        file["text"], file["empty"] = "text", h5py.Empty("f4")
+    report = kp.find_leaks(passport, tmp_path)
+    assert report.clean, report
+    assert report.notes == ()
+    ((_, keys),) = passport.keys().items()
+    np.savez(tmp_path / "a.npz", 0.37 * keys["beta"] + 1)
+    assert {role for _, role in found(kp.find_leaks(passport, tmp_path))} == {
+        "beta"
+    }
+
+
 @pytest.mark.parametrize("role", (0, 1))
 def test_hidden_parameters_are_found(role, owned, tmp_path):
     model, passport = owned
