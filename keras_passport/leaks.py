@@ -325,7 +325,9 @@ def _secrets(passport, models) -> list[searches.Secret]:
             others = layer.adapter.response(layer.layer, parts)
             others = keras.ops.convert_to_numpy(others)
             others = others - others.mean(1, keepdims=True)
-            parts = np.linalg.svd(others, compute_uv=False) ** 2
+            wide = others.shape[0] < others.shape[1]
+            gram = others @ others.T if wide else others.T @ others
+            parts = np.maximum(0, np.linalg.eigvalsh(gram)[::-1])
             add("hidden parameter", path, role, value, parts=parts)
     return found
 
@@ -355,20 +357,21 @@ class _Scan:
         self.printed = searches.Printed(secrets)
         self.correlations = searches.Correlations(secrets)
         self.keys = [s for s in secrets if s.what == "key"]
-        kernels = [
+        self.kernels = [
             (path, weight)
             for path, layer in _layers(models)
             for weight in layer.layer.get_weights()
             if weight.ndim > 1
         ]
-        self.kernels = {_sorted(kernel): path for path, kernel in kernels}
-        self.kernel_bytes = [
-            order.tobytes()
-            for _, kernel in kernels
-            for order in searches.orders(kernel)
-        ]
+        self.layers = {_sorted(kernel): path for path, kernel in self.kernels}
         self.examined = {"files": 0, "arrays": 0, "kernels": 0, "bytes": 0}
         self.leaks, self.correlated, self.traces = {}, {}, {}
+
+    def _kernel_bytes(self):
+        """Yields the bytes of all kernels, in every order of their axes."""
+        for _, kernel in self.kernels:
+            for order in searches.orders(kernel):
+                yield order.tobytes()
 
     def search(self, part):
         """Searches a part of a file for all secrets."""
@@ -382,7 +385,7 @@ class _Scan:
         self._array(
             part, f"{part.place} numbers in text".lstrip(), numbers.values
         )
-        for name, array in part.arrays(self.kernel_bytes):
+        for name, array in part.arrays(self._kernel_bytes()):
             self.examined["arrays"] += 1
             place = f"{part.place}/{name}".lstrip("/")
             self._bytes(part, place, _bytes_of(array))
@@ -414,7 +417,7 @@ class _Scan:
         """Sets an array aside that is a kernel, and measures its traces."""
         if array.ndim < 2 or "float" not in array.dtype.name:
             return False
-        layer = self.kernels.get(_sorted(array))
+        layer = self.layers.get(_sorted(array))
         if layer is None and not _OWN_PLACE.search(name):
             return False
         keys = [key for key in self.keys if layer in (None, key.layer)]

@@ -6,7 +6,7 @@ import itertools
 import math
 
 import numpy as np
-from scipy import fft, linalg, optimize
+from scipy import fft, optimize, sparse
 
 # The chance that a scan of files without any secret reports a correlation.
 FALSE_ALARM = 1e-6
@@ -424,9 +424,14 @@ def _leading(matrix, count):
     """The first left singular vectors of a matrix, as rows."""
     wide = matrix.shape[0] < matrix.shape[1]
     gram = matrix @ matrix.T if wide else matrix.T @ matrix
-    last = len(gram) - 1
-    first = max(0, last + 1 - count)
-    vectors = linalg.eigh(gram, subset_by_index=(first, last))[1][:, ::-1]
+    if not np.any(gram):
+        return np.zeros((0, len(matrix)))
+    if len(gram) <= 50:
+        vectors = np.linalg.eigh(gram)[1][:, ::-1][:, :count]
+    else:
+        start = np.random.default_rng(0).normal(size=len(gram))
+        values, vectors = sparse.linalg.eigsh(gram, count, v0=start)
+        vectors = vectors[:, np.argsort(-values)]
     vectors = vectors if wide else matrix @ vectors
     lengths = np.linalg.norm(vectors, axis=0)
     return (vectors[:, lengths > 0] / lengths[lengths > 0]).T

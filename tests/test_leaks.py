@@ -410,3 +410,14 @@ def test_products_and_sums_of_windows(size, noise):
     np.testing.assert_allclose(
         searches._products(values, units), units @ windows.T, atol=1e-9
     )
+
+
+@pytest.mark.parametrize("shape", ((60, 90), (90, 60), (7, 3), (2, 1), (1, 9)))
+@pytest.mark.parametrize("count", (1, 2))
+def test_leading_singular_vectors(shape, count, noise):
+    matrix = noise.normal(size=shape)
+    expected = np.linalg.svd(matrix, full_matrices=False)[0][:, :count].T
+    vectors = searches._leading(matrix, count)
+    cosines = np.abs(np.sum(vectors * expected, axis=1))
+    np.testing.assert_allclose(cosines, 1, rtol=1e-6)
+    assert len(searches._leading(0 * matrix, count)) == 0
