@@ -24,6 +24,8 @@ _WHERE = {
     "KernelAdapter": "kernels",
     "register_kernel_layer": "kernels",
     "PassportNormalization": "layers",
+    "LeakReport": "leaks",
+    "find_leaks": "leaks",
     "ProtectedModel": "models",
     "bind": "models",
     "calibrate": "models",
