@@ -275,11 +275,7 @@ def export_saved_model(
 
     >>> export_saved_model(model, "served", class_names=["cat", "dog"])
     """
-    if keras.backend.backend() != "tensorflow":
-        raise RuntimeError(
-            "Expected KERAS_BACKEND=tensorflow for a SavedModel. "
-            f"Received: {keras.backend.backend()}"
-        )
+    _check_backend("a SavedModel")
     import tensorflow as tf
 
     served = _requiring(model)
@@ -305,9 +301,9 @@ def export_saved_model(
     def serve(**given):
         passport = given.pop(INPUT)
         if passport_as_bytes:
-            passport = tf.ensure_shape(
-                tf.io.decode_raw(passport, "float32"), (None, spec["size"])
-            )
+            passport = tf.io.decode_raw(passport, "float32")
+        # A loaded signature takes any shape, and would fail further inside.
+        passport = tf.ensure_shape(passport, (None, spec["size"]), INPUT)
         inputs = keras.tree.pack_sequence_as(
             structure,
             [
@@ -350,7 +346,8 @@ def export_onnx(
 ) -> None:
     """Writes an ONNX file with the passport as an input.
 
-    Needs the extra `onnx`.
+    Needs the extra `onnx`. Inputs have the names that the model's have, and
+    the passport one row, or one per example.
 
     Args:
         model: Protected model, or one of `require_passport`.
@@ -360,21 +357,60 @@ def export_onnx(
     Raises:
         PassportError: If the model is not protected.
         FileExistsError: If there is something at `path` already.
+        ImportError: If what the extra installs is not there.
+        RuntimeError: On another backend than TensorFlow.
+
+    Example:
+
+    >>> export_onnx(model, "served.onnx")
     """
-    _export(model, path, "onnx", overwrite)
+    served = _requiring(model)
+    try:
+        import tf2onnx  # noqa: F401
+    except ImportError as error:
+        raise ImportError(
+            "Expected the packages onnx and tf2onnx: "
+            'pip install "keras-passport[onnx]". '
+            f"Received: {error}"
+        ) from error
+    _export(served, path, "onnx", overwrite)
 
 
 def export_litert(
     model: keras.Model, path: str | os.PathLike, overwrite: bool = False
 ) -> None:
-    """Writes a LiteRT (`.tflite`) file with the passport as an input.
+    """Writes a LiteRT file with the passport as an input.
 
-    Needs the extra `litert`; arguments and errors as for `export_onnx`.
+    TensorFlow itself converts; what the extra `litert` installs runs it.
+
+    Args:
+        model: Protected model, or one of `require_passport`.
+        path: File to write, of the suffix `.tflite`.
+        overwrite: Whether to replace what is at `path`.
+
+    Raises:
+        PassportError: If the model is not protected.
+        FileExistsError: If there is something at `path` already.
+        ValueError: If the suffix is another one.
+        RuntimeError: On another backend than TensorFlow.
+
+    Example:
+
+    >>> export_litert(model, "served.tflite")
     """
     _export(model, path, "litert", overwrite)
 
 
+def _check_backend(what):
+    if keras.backend.backend() != "tensorflow":
+        raise RuntimeError(
+            f"Expected KERAS_BACKEND=tensorflow for {what}. "
+            f"Received: {keras.backend.backend()}"
+        )
+
+
 def _export(model, path, kind, overwrite):
+    _check_backend("a file of another format")
     served = _requiring(model)
     path = pathlib.Path(path)
     if path.exists() and not overwrite:
