@@ -15,6 +15,9 @@ def replacing(
 ) -> Iterator[pathlib.Path]:
     """Yields a temporary path that takes the place of `path` at the end.
 
+    A process that is killed leaves a file of a hidden name beside it. Nobody
+    can tell it from one that another process is writing, so it stays.
+
     Args:
         path: File to write. Its folder must exist.
         mode: Permission bits from the first byte on, such as `0o600`.
@@ -29,6 +32,7 @@ def replacing(
             os.close(
                 os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, mode)
             )
+            temporary.chmod(mode)
         yield temporary
         with open(temporary, "rb") as file:
             os.fsync(file.fileno())
@@ -89,9 +93,10 @@ def _places(path) -> tuple[pathlib.Path, pathlib.Path]:
             f"Expected an existing folder to write '{path.name}' to. "
             f"Received: {path.parent}"
         )
-    # The suffix stays at the end: Keras and matplotlib go by it.
+    # The suffixes stay at the end: Keras and matplotlib go by them.
+    stem, dot, suffixes = path.name.partition(".")
     return path, path.with_name(
-        f".{path.stem}-{secrets.token_hex(4)}{path.suffix}"
+        f".{stem}-{secrets.token_hex(4)}{dot}{suffixes}"
     )
 
 

@@ -1,12 +1,16 @@
 """Models that hold passport layers: binding a passport, and asking for one."""
 
 import contextlib
+import os
+import pathlib
+import stat
 
 import keras
 import numpy as np
 from keras import ops
+from keras.src.utils import io_utils
 
-from keras_passport import graph
+from keras_passport import files, graph
 from keras_passport.errors import PassportError, PassportRequiredError
 from keras_passport.layers import PassportNormalization
 from keras_passport.passports import Passport
@@ -357,15 +361,55 @@ def _asks_first(name):
     return method
 
 
+def _file_on_disk(filepath, suffixes) -> pathlib.Path | None:
+    """Where a file is to be written in one step; `None`: that is Keras's."""
+    if not isinstance(filepath, (str, os.PathLike)):
+        return None
+    # What a link leads to is replaced, as Keras overwrites it.
+    place = pathlib.Path(os.path.realpath(filepath))
+    if (
+        not str(filepath).endswith(suffixes)
+        or "://" in str(filepath)
+        or not place.parent.is_dir()
+        or (place.exists() and not place.is_file())
+    ):
+        return None
+    return place
+
+
+def _written_whole(save, suffixes, filepath, overwrite):
+    """Lets Keras write a file beside its place, then puts it there.
+
+    Args:
+        save: Function of the path to write and whether to overwrite it.
+        suffixes: Of the files that Keras would write here.
+        filepath: As given to Keras.
+        overwrite: Likewise.
+    """
+    place = _file_on_disk(filepath, suffixes)
+    if place is None:
+        return save(filepath, overwrite)
+    mode = None
+    if place.exists():
+        asks = io_utils.ask_to_proceed_with_overwrite
+        if not overwrite and not asks(filepath):
+            return None
+        mode = stat.S_IMODE(place.stat().st_mode)
+    with files.replacing(place, mode) as temporary:
+        return save(temporary, True)
+
+
 @keras.saving.register_keras_serializable(package="keras_passport")
 class ProtectedModel(keras.Model):
     """A functional Keras model with passport layers, as `protect` returns it.
 
-    It is an ordinary Keras model in all but three points. Without a bound
+    It is an ordinary Keras model in all but four points. Without a bound
     passport `fit`, `evaluate`, `predict` and the `*_on_batch` methods raise
     `PassportRequiredError` before anything is traced. Files that it is saved
-    to hold no optimizer state, since that gives keys away. `export` is
-    refused: it would write the bound keys into the graph.
+    to hold no optimizer state, since that gives keys away. `save` and
+    `save_weights` replace a file in one step: whatever happens meanwhile, the
+    old one or the new one is there, whole. `export` is refused: it would write
+    the bound keys into the graph.
     """
 
     fit = _asks_first("fit")
@@ -396,9 +440,34 @@ class ProtectedModel(keras.Model):
         if self.optimizer is not None and self.built:
             self.optimizer.build(self.trainable_variables)
 
+    def save(self, filepath, overwrite=True, zipped=None, **kwargs):
+        def save(path, overwrite):
+            super(ProtectedModel, self).save(
+                path, overwrite=overwrite, zipped=zipped, **kwargs
+            )
+
+        suffixes = (".keras", ".h5", ".hdf5")
+        if zipped is not None and not zipped:
+            suffixes = ()
+        _written_whole(save, suffixes, filepath, overwrite)
+
+    save.__doc__ = keras.Model.save.__doc__
+
+    def save_weights(self, filepath, overwrite=True, max_shard_size=None):
+        def save(path, overwrite):
+            super(ProtectedModel, self).save_weights(
+                path, overwrite=overwrite, max_shard_size=max_shard_size
+            )
+
+        suffixes = (".weights.h5",) if max_shard_size is None else ()
+        _written_whole(save, suffixes, filepath, overwrite)
+
+    save_weights.__doc__ = keras.Model.save_weights.__doc__
+
     def export(self, *args, **kwargs):
         raise PassportError(
             "Expected an export without secrets: `export` on a protected "
-            "model would write the bound keys into the file. Save the model "
-            "with `model.save(...)` and keep the passport file apart."
+            "model would write the bound keys into the file. Use "
+            "keras_passport.export_saved_model, whose SavedModel takes the "
+            "passport as an input, or `model.save(...)`."
         )

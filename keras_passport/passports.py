@@ -490,32 +490,30 @@ class Passport:
                 layer["path"]: Geometry.from_dict(layer["geometry"])
                 for layer in spec["layers"]
             }
-            order = [
-                (layer["path"], layer["offset"]) for layer in spec["layers"]
-            ]
-            size = int(spec["size"])
-        except (KeyError, TypeError, ValueError) as error:
+            offsets = [layer["offset"] for layer in spec["layers"]]
+            paths = [layer["path"] for layer in spec["layers"]]
+            size = spec["size"]
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise PassportError(
                 "Expected a spec as passport_spec returns it. Received: one "
                 f"that can't be read ({type(error).__name__}: {error})"
             ) from error
         self._check_geometries(expected)
         keys = self.keys()
-        packed = np.zeros((1, size), "float32")
-        start = 0
-        for path, offset in order:
-            row = np.concatenate([key.ravel() for key in keys[path].values()])
-            if offset != start or start + row.size > size:
-                raise PassportError(
-                    f"Expected layer '{path}' at offset {start} of {size}. "
-                    f"Received: offset {offset}"
-                )
-            packed[0, start : start + row.size] = row
-            start += row.size
-        if start != size or not np.all(np.isfinite(packed)):
+        rows = [
+            np.concatenate([key.ravel() for key in keys[path].values()])
+            for path in paths
+        ]
+        ends = [0, *np.cumsum([row.size for row in rows]).tolist()]
+        if [*offsets, size] != ends:
             raise PassportError(
-                f"Expected {size} finite numbers. Received: {start}, finite: "
-                f"{bool(np.all(np.isfinite(packed)))}"
+                "Expected a spec whose offsets and size add up to "
+                f"{ends[-1]}. Received: size {size}, {len(offsets)} offsets"
+            )
+        packed = np.concatenate(rows)[None].astype("float32")
+        if not np.all(np.isfinite(packed)):
+            raise PassportError(
+                "Expected keys of finite numbers. Received: NaN or infinity"
             )
         return packed
 
@@ -604,10 +602,10 @@ def _read_spec(spec) -> Mapping:
     if isinstance(spec, Mapping):
         return spec
     path = pathlib.Path(spec)
-    if path.is_dir():
-        path = path / "assets" / SPEC_FILE
     try:
-        return json.loads(path.read_text())
+        if path.is_dir():
+            path = path / "assets" / SPEC_FILE
+        return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise PassportError(
             f"Expected the JSON of a passport spec at '{path}'. Received: "

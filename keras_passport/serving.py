@@ -75,11 +75,7 @@ def require_passport(model: keras.Model) -> PassportInputModel:
             "Expected a Functional or Sequential model. "
             f"Received: {type(model).__name__} '{model.name}'"
         )
-    if isinstance(model, PassportInputModel) or INPUT in _input_names(model):
-        raise PassportError(
-            f"Expected a model without an input named '{INPUT}'. Received: "
-            f"'{model.name}' with inputs {_input_names(model)}"
-        )
+    _check_name_is_free(model)
     bounds = {}
     for layer, about in zip(
         protected_layers(model).values(), spec["layers"], strict=True
@@ -103,6 +99,28 @@ def require_passport(model: keras.Model) -> PassportInputModel:
     return served
 
 
+def _holds_passports(operation) -> bool:
+    return graph.is_model(operation) and bool(protected_layers(operation))
+
+
+def _check_name_is_free(model):
+    """The name of the new input must be new, in nested models as well."""
+    inputs = graph.functional_of(model)._inputs_struct
+    names = {
+        *_input_names(model),
+        *(inputs if isinstance(inputs, dict) else ()),
+    }
+    for layer in graph.children(model):
+        names.add(layer.name)
+        if _holds_passports(layer):
+            _check_name_is_free(layer)
+    if INPUT in names:
+        raise PassportError(
+            f"Expected a model without an input or layer named '{INPUT}'. "
+            f"Received: '{model.name}' with inputs {_input_names(model)}"
+        )
+
+
 def _rebuild(model, bounds, size, made, model_class):
     """Rebuilds one graph with the passport as an input, and those in it."""
     passport = keras.Input((size,), name=INPUT, dtype="float32")
@@ -113,14 +131,12 @@ def _rebuild(model, bounds, size, made, model_class):
     ]
     # One operation takes the whole passport apart: at every bound.
     cuts = sorted({cut for some in inside for cut in some} - {0, size})
-    parts = dict(
-        zip([0, *cuts], ops.split(passport, cuts, axis=1), strict=True)
-        if cuts
-        else [(0, passport)]
-    )
-
-    def holds_passports(operation):
-        return graph.is_model(operation) and bool(protected_layers(operation))
+    parts = {0: passport}
+    if cuts:
+        split = ops.split(passport, cuts, axis=1)
+        # The name that Keras gives it may be one of the model's own.
+        split[0]._keras_history.operation.name = f"{INPUT}_parts"
+        parts = dict(zip([0, *cuts], split, strict=True))
 
     def replace(operation):
         if id(operation) not in made:
@@ -128,7 +144,7 @@ def _rebuild(model, bounds, size, made, model_class):
         return made[id(operation)]
 
     def make(operation):
-        if holds_passports(operation):
+        if _holds_passports(operation):
             return _rebuild(operation, bounds, size, made, keras.Model)
         if graph.is_model(operation):
             return graph.rebuild(operation, replace)
@@ -137,7 +153,7 @@ def _rebuild(model, bounds, size, made, model_class):
     def call(operation, new, args, kwargs):
         if id(operation) in bounds:
             kwargs = {**kwargs, INPUT: parts[bounds[id(operation)][0]]}
-        elif holds_passports(operation):
+        elif _holds_passports(operation):
             args = (graph.with_extra(args[0], INPUT, passport), *args[1:])
         return new(*args, **kwargs)
 
@@ -188,13 +204,14 @@ def passport_spec(model: keras.Model) -> dict:
 def with_passport(inputs, packed):
     """Inputs for `fit`, `evaluate` and `predict` of a `PassportInputModel`.
 
-    Keras checks that all inputs have equally many rows, so the one row is
+    Keras checks that all inputs have equally many rows, so one row is
     repeated, without being copied.
 
     Args:
         inputs: Array, or list or dict of arrays, as the model without the
             passport takes them.
-        packed: float32 array `(1, K)`, of `Passport.pack`.
+        packed: float32 array `(1, K)`, of `Passport.pack`, or with one row
+            per example.
 
     Returns:
         The inputs in the structure that the model takes.
@@ -205,9 +222,9 @@ def with_passport(inputs, packed):
     """
     rows = len(keras.tree.flatten(inputs)[0])
     packed = np.asarray(packed, "float32")
-    if packed.ndim != 2 or packed.shape[0] != 1:
+    if packed.ndim != 2 or packed.shape[0] not in (1, rows):
         raise PassportError(
-            "Expected a packed passport of shape (1, K). "
+            f"Expected a packed passport of shape (1 or {rows}, K). "
             f"Received: shape={packed.shape}"
         )
     return graph.with_extra(
@@ -222,6 +239,7 @@ def export_saved_model(
     preprocessing: collections.abc.Callable | None = None,
     input_dtype: str | None = None,
     class_names: collections.abc.Sequence[str] | None = None,
+    passport_as_bytes: bool = False,
     overwrite: bool = False,
 ) -> None:
     """Writes a SavedModel whose signature requires a passport.
@@ -240,22 +258,24 @@ def export_saved_model(
             or to that of a preprocessing model's inputs.
         class_names: Labels, in the order of the outputs; they travel as the
             asset `labels.txt`.
+        passport_as_bytes: Whether the signature takes each row of the
+            passport as a string of its little-endian float32 bytes,
+            `row.astype("<f4").tobytes()`, which JSON can carry in Base64:
+            the input `passport` is then a vector of strings.
         overwrite: Whether to replace what is at `path`.
 
     Raises:
         PassportError: If the model is not protected.
         FileExistsError: If there is something at `path` already.
+        ValueError: If there are not as many class names as outputs, or inputs
+            of `preprocessing` as of the model.
         RuntimeError: On another backend than TensorFlow.
 
     Example:
 
     >>> export_saved_model(model, "served", class_names=["cat", "dog"])
     """
-    if keras.backend.backend() != "tensorflow":
-        raise RuntimeError(
-            "Expected KERAS_BACKEND=tensorflow for a SavedModel. "
-            f"Received: {keras.backend.backend()}"
-        )
+    _check_backend("a SavedModel")
     import tensorflow as tf
 
     served = _requiring(model)
@@ -267,12 +287,23 @@ def export_saved_model(
         )
         for name, tensor in zip(names, front, strict=True)
     }
-    size = passport_spec(served)["size"]
-    signature[INPUT] = tf.TensorSpec((None, size), "float32", name=INPUT)
+    spec = passport_spec(served)
+    signature[INPUT] = (
+        tf.TensorSpec((None,), "string", name=INPUT)
+        if passport_as_bytes
+        else tf.TensorSpec((None, spec["size"]), "float32", name=INPUT)
+    )
     structure = _own_inputs(served)
+    texts = {SPEC_FILE: json.dumps(spec, indent=2)}
+    if class_names is not None:
+        texts[LABELS_FILE] = "\n".join(_checked_names(class_names, served))
 
     def serve(**given):
         passport = given.pop(INPUT)
+        if passport_as_bytes:
+            passport = tf.io.decode_raw(passport, "float32")
+        # A loaded signature takes any shape, and would fail further inside.
+        passport = tf.ensure_shape(passport, (None, spec["size"]), INPUT)
         inputs = keras.tree.pack_sequence_as(
             structure,
             [
@@ -288,26 +319,23 @@ def export_saved_model(
         flat = keras.tree.flatten(outputs)
         return dict(zip(served.output_names, flat, strict=True))
 
-    module = tf.Module()
-    # Not the model itself: TensorFlow would trace and save more of it.
-    module.state = [
-        variable.value
-        for some in (served, preprocessing)
-        for variable in getattr(some, "variables", ())
-    ]
     with (
         files.replacing_folder(path, overwrite) as folder,
         tempfile.TemporaryDirectory() as assets,
     ):
-        texts = {SPEC_FILE: json.dumps(passport_spec(served), indent=2)}
-        if class_names is not None:
-            texts[LABELS_FILE] = "\n".join(class_names)
+        function = tf.function(serve).get_concrete_function(**signature)
+        module = tf.Module()
+        # Not the model itself: TensorFlow would trace and save more of it.
+        module.state = [
+            variable.value
+            for some in (served, preprocessing)
+            for variable in getattr(some, "variables", ())
+        ]
         module.assets = []
         for name, text in texts.items():
             asset = pathlib.Path(assets, name)
-            asset.write_text(text + "\n")
+            asset.write_text(text + "\n", encoding="utf-8")
             module.assets.append(tf.saved_model.Asset(str(asset)))
-        function = tf.function(serve).get_concrete_function(**signature)
         tf.saved_model.save(
             module, str(folder), signatures={"serving_default": function}
         )
@@ -318,7 +346,8 @@ def export_onnx(
 ) -> None:
     """Writes an ONNX file with the passport as an input.
 
-    Needs the extra `onnx`.
+    Needs the extra `onnx`. Inputs have the names that the model's have, and
+    the passport one row, or one per example.
 
     Args:
         model: Protected model, or one of `require_passport`.
@@ -328,27 +357,89 @@ def export_onnx(
     Raises:
         PassportError: If the model is not protected.
         FileExistsError: If there is something at `path` already.
+        ImportError: If what the extra installs is not there.
+        RuntimeError: On another backend than TensorFlow.
+
+    Example:
+
+    >>> export_onnx(model, "served.onnx")
     """
-    _export(model, path, "onnx", overwrite)
+    served = _requiring(model)
+    try:
+        import tf2onnx  # noqa: F401
+    except ImportError as error:
+        raise ImportError(
+            "Expected the packages onnx and tf2onnx: "
+            'pip install "keras-passport[onnx]". '
+            f"Received: {error}"
+        ) from error
+    _export(served, path, "onnx", overwrite)
 
 
 def export_litert(
     model: keras.Model, path: str | os.PathLike, overwrite: bool = False
 ) -> None:
-    """Writes a LiteRT (`.tflite`) file with the passport as an input.
+    """Writes a LiteRT file with the passport as an input.
 
-    Needs the extra `litert`; arguments and errors as for `export_onnx`.
+    TensorFlow itself converts; what the extra `litert` installs runs it.
+
+    Args:
+        model: Protected model, or one of `require_passport`.
+        path: File to write, of the suffix `.tflite`.
+        overwrite: Whether to replace what is at `path`.
+
+    Raises:
+        PassportError: If the model is not protected.
+        FileExistsError: If there is something at `path` already.
+        ValueError: If the suffix is another one.
+        RuntimeError: On another backend than TensorFlow.
+
+    Example:
+
+    >>> export_litert(model, "served.tflite")
     """
     _export(model, path, "litert", overwrite)
 
 
+def _check_backend(what):
+    if keras.backend.backend() != "tensorflow":
+        raise RuntimeError(
+            f"Expected KERAS_BACKEND=tensorflow for {what}. "
+            f"Received: {keras.backend.backend()}"
+        )
+
+
 def _export(model, path, kind, overwrite):
+    _check_backend("a file of another format")
     served = _requiring(model)
     path = pathlib.Path(path)
     if path.exists() and not overwrite:
         raise files.exists_already(path)
+    # Without one, Keras wants the model to have been called before.
+    signature = keras.tree.map_structure(
+        lambda tensor: keras.InputSpec(
+            shape=tensor.shape, dtype=tensor.dtype, name=tensor.name
+        ),
+        graph.functional_of(served)._inputs_struct,
+    )
     with files.replacing(path) as temporary:
-        served.export(temporary, format=kind, verbose=False)
+        served.export(
+            temporary, format=kind, verbose=False, input_signature=[signature]
+        )
+
+
+def _checked_names(class_names, served) -> list[str]:
+    """Class names that are one line each, and as many as there are outputs."""
+    names = [str(name) for name in class_names]
+    counts = {tensor.shape[-1] for tensor in served.outputs} - {None}
+    if len(counts) == 1 and len(names) not in counts:
+        raise ValueError(
+            f"Expected class_names for {counts.pop()} outputs. "
+            f"Received: {len(names)}"
+        )
+    if any(len(name.splitlines()) > 1 for name in names):
+        raise ValueError("Expected class_names without line breaks")
+    return names
 
 
 def _requiring(model) -> PassportInputModel:

@@ -8,6 +8,7 @@ from keras_passport import graph
 from keras_passport.errors import PassportError, PassportRequiredError
 from keras_passport.layers import PassportNormalization
 from keras_passport.models import check_passport, protected_layers
+from keras_passport.serving import PassportInputModel
 
 
 def unlock(model: keras.Model, passport=None, fold: bool = True) -> keras.Model:
@@ -48,6 +49,11 @@ def unlock(model: keras.Model, passport=None, fold: bool = True) -> keras.Model:
         raise PassportError(
             "Expected a Functional or Sequential model. "
             f"Received: {type(model).__name__} '{model.name}'"
+        )
+    if isinstance(model, PassportInputModel):
+        raise PassportError(
+            "Expected the model that require_passport was given. "
+            f"Received: '{model.name}' with the passport as an input"
         )
     hidden = {}
     keys = None

@@ -213,6 +213,45 @@ class TestKinds:
         assert scores.shape == (2, 10)
 
 
+@pytest.mark.skipif(
+    keras.backend.backend() != "tensorflow", reason="TensorFlow's own"
+)
+class TestServing:
+    SERVE = REPOSITORY / "examples" / "serve.py"
+
+    def test_a_client_without_the_package(self, finished, tmp_path):
+        folder, _ = finished
+        served = tmp_path / "served"
+        output, _ = succeed(
+            f"--run_dir={folder}",
+            f"--saved_model={served}",
+            program=self.SERVE,
+        )
+        values = dict(
+            line.strip().split(" passport")
+            for line in output.splitlines()
+            if " passport " in line and line.startswith("  ")
+        )
+        result = json.loads((folder / "result.json").read_text())
+        assert float(values["right"]) == pytest.approx(
+            result["valid_accuracy"], abs=0.5
+        )
+        assert float(values["wrong"]) < 60
+        assert "Error" in values["no"]
+        labels = (served / "assets" / "labels.txt").read_text()
+        assert labels.split() == list("0123456789")
+        passport = kp.Passport.load(folder / "owner" / "passport.h5")
+        packed = passport.packed().tobytes()
+        for file in served.rglob("*"):
+            assert file.is_dir() or packed not in file.read_bytes()
+
+    def test_no_run(self, tmp_path):
+        status, _, errors = run(f"--run_dir={tmp_path}", program=self.SERVE)
+        assert status != 0
+        assert "holds no run" in errors
+        assert "Traceback" not in errors
+
+
 class TestMistakes:
     @pytest.mark.parametrize(
         "flag, expected",
