@@ -476,33 +476,33 @@ class Passport:
         """
         spec = _read_spec(spec)
         try:
-            if spec["version"] != SPEC_VERSION:
-                raise PassportError(
-                    f"Expected a spec of version {SPEC_VERSION}. "
-                    f"Received: version {spec['version']}"
-                )
-            if spec["function"] != self.function.name:
-                raise PassportError(
-                    f"Expected a passport for function {spec['function']}, "
-                    f"the spec's. Received: one for {self.function.name}"
-                )
+            version, function = spec["version"], spec["function"]
             expected = {
                 layer["path"]: Geometry.from_dict(layer["geometry"])
                 for layer in spec["layers"]
             }
             offsets = [layer["offset"] for layer in spec["layers"]]
-            paths = [layer["path"] for layer in spec["layers"]]
             size = spec["size"]
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise PassportError(
                 "Expected a spec as passport_spec returns it. Received: one "
                 f"that can't be read ({type(error).__name__}: {error})"
             ) from error
+        if version != SPEC_VERSION:
+            raise PassportError(
+                f"Expected a spec of version {SPEC_VERSION}. "
+                f"Received: version {version}"
+            )
+        if function != self.function.name:
+            raise PassportError(
+                f"Expected a passport for function {function}, the spec's. "
+                f"Received: one for {self.function.name}"
+            )
         self._check_geometries(expected)
         keys = self.keys()
         rows = [
             np.concatenate([key.ravel() for key in keys[path].values()])
-            for path in paths
+            for path in expected
         ]
         ends = [0, *np.cumsum([row.size for row in rows]).tolist()]
         if [*offsets, size] != ends:
