@@ -68,8 +68,8 @@ result = {kind: accuracy(case[kind]) for kind in ("right", "wrong")}
 try:
     classify(case["pictures"][:1])
 except Exception as error:
-    lines = str(error).strip().splitlines()
-    result["without"] = f"{type(error).__name__}: {lines[0]}"
+    line = str(error).strip().splitlines()[0].split(" Received")[0]
+    result["without"] = f"{type(error).__name__}: {line}"
 print(json.dumps(result))
 """
 
