@@ -9,6 +9,7 @@ import math
 import re
 
 import keras
+import numpy as np
 from keras import ops
 
 from keras_passport.geometry import Geometry
@@ -73,17 +74,20 @@ class KernelAdapter:
         """Into how many groups of input channels a kernel's filters fall."""
         return 1
 
-    def folded(self, layer, scale) -> dict:
+    def folded(self, layer, scale, read=ops.convert_to_numpy) -> dict:
         """The layer's kernels with its output channels scaled.
 
         Args:
             layer: The built kernel layer.
-            scale: NumPy array of shape `(output channels,)`.
+            scale: Array of shape `(output channels,)`, of the kind that
+                `read` returns.
+            read: Function from a kernel to its array: NumPy's, or the
+                backend's (`ops.convert_to_tensor`).
 
         Returns:
-            Dict from the names of weights to NumPy arrays.
+            Dict from the names of weights to arrays.
         """
-        return {"kernel": ops.convert_to_numpy(layer.kernel) * scale}
+        return {"kernel": read(layer.kernel) * scale}
 
     def refusal(self, layer) -> str | None:
         """Why this layer can't be protected, or `None` if it can."""
@@ -205,9 +209,11 @@ class _Depthwise(_Convolution):
         values = _flat(values, *shape[-2:])
         return ops.reshape(ops.einsum("bkc,bcm->kcm", keys, values), shape)
 
-    def folded(self, layer, scale):
-        kernel = ops.convert_to_numpy(layer.kernel)
-        return {"kernel": kernel * scale.reshape(kernel.shape[-2:])}
+    def folded(self, layer, scale, read=ops.convert_to_numpy):
+        kernel = read(layer.kernel)
+        # The backend would make a tensor of NumPy's array.
+        reshape = np.reshape if isinstance(scale, np.ndarray) else ops.reshape
+        return {"kernel": kernel * reshape(scale, tuple(kernel.shape[-2:]))}
 
 
 class _Separable(_Depthwise):
@@ -216,11 +222,10 @@ class _Separable(_Depthwise):
     def weight(self, layer):
         return None  # The response is a product of two variables.
 
-    def folded(self, layer, scale):
+    def folded(self, layer, scale, read=ops.convert_to_numpy):
         return {
-            "depthwise_kernel": ops.convert_to_numpy(layer.depthwise_kernel),
-            "pointwise_kernel": ops.convert_to_numpy(layer.pointwise_kernel)
-            * scale,
+            "depthwise_kernel": read(layer.depthwise_kernel),
+            "pointwise_kernel": read(layer.pointwise_kernel) * scale,
         }
 
     def channels(self, layer):
@@ -272,9 +277,8 @@ class _Transpose(KernelAdapter):
             output_padding=None if padding is None else tuple(padding),
         )
 
-    def folded(self, layer, scale):
-        kernel = ops.convert_to_numpy(layer.kernel)
-        return {"kernel": kernel * scale[:, None]}
+    def folded(self, layer, scale, read=ops.convert_to_numpy):
+        return {"kernel": read(layer.kernel) * scale[:, None]}
 
     def apply(self, layer, keys):
         kernel = _full_precision(layer.kernel)

@@ -55,9 +55,43 @@ def normalize(layer, inputs, gamma, beta, training=None, mask=None):
             return _fused(layer, inputs, gamma, beta, training)
         return _composed(layer, inputs, gamma, beta, training)
     if not training:
-        return _affine_of_statistics(layer, inputs, gamma, beta)
+        # A row of γ and β per example: one multiply and add.
+        dtype = keras.backend.result_type(inputs.dtype, "float32")
+        scale, shift = affine(layer, gamma, beta, dtype)
+        return _scale_and_shift(layer, inputs, scale, shift)
     outputs = layer(inputs, training=training, mask=mask)
     return _scale_and_shift(layer, outputs, gamma, beta)
+
+
+def folds_into(kernel_layer, layer) -> bool:
+    """Whether a normalisation at inference can become part of a kernel.
+
+    Args:
+        kernel_layer: The layer right before it.
+        layer: The normalisation.
+    """
+    return (
+        isinstance(layer, keras.layers.BatchNormalization)
+        and getattr(kernel_layer, "activation", None)
+        in (None, keras.activations.linear)
+        and kernel_layer.activity_regularizer is None
+        # Half precision would round the scaled kernel.
+        and layer.compute_dtype == kernel_layer.compute_dtype == "float32"
+        and not getattr(kernel_layer, "lora_enabled", False)
+    )
+
+
+def shifted(layer, inputs, shift):
+    """Inputs plus a shift per channel, of shape `(channels,)`."""
+    axis = channel_axis(layer, len(inputs.shape))
+    if keras.backend.backend() == "tensorflow" and axis + 1 == len(
+        inputs.shape
+    ):
+        import tensorflow as tf
+
+        # Which TensorFlow makes one with the convolution before it.
+        return tf.nn.bias_add(inputs, shift)
+    return inputs + _over_channels(layer, inputs, shift[None])
 
 
 def channel_axis(layer, rank: int) -> int:
@@ -93,16 +127,26 @@ def _scale_and_shift(layer, inputs, gamma, beta):
     return ops.cast(outputs, layer.compute_dtype)
 
 
-def _affine_of_statistics(layer, inputs, gamma, beta):
-    """Inference with a row of γ and β per example: one multiply and add."""
-    inputs, gamma, beta, mean, variance = _wide(
-        inputs, gamma, beta, layer.moving_mean, layer.moving_variance
+def affine(layer, gamma, beta, dtype="float32"):
+    """What a batch normalisation is at inference: a scale and a shift.
+
+    Args:
+        layer: As for `normalize`.
+        gamma: Likewise.
+        beta: Likewise.
+        dtype: To compute in.
+
+    Returns:
+        Tuple of scale and shift, of shape `(1 or batch, channels)`.
+    """
+    gamma, beta, mean, variance = (
+        None if value is None else ops.cast(value, dtype)
+        for value in (gamma, beta, layer.moving_mean, layer.moving_variance)
     )
-    mean = mean[None]
     inverse = ops.rsqrt(variance + layer.epsilon)[None]
     scale = inverse if gamma is None else gamma * inverse
-    shift = -mean * scale if beta is None else beta - mean * scale
-    return _scale_and_shift(layer, inputs, scale, shift)
+    shift = -mean[None] * scale
+    return scale, shift if beta is None else beta + shift
 
 
 def _composed(layer, inputs, gamma, beta, training):
