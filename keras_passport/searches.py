@@ -45,7 +45,8 @@ class Secret:
     @functools.cached_property
     def variances(self) -> np.ndarray:
         """Of all parts but the one that a comparison looks at."""
-        return self.parts[1:] / (self.parts[0] or 1.0)
+        # Of one channel, whose neighbours are alike, there may be none.
+        return self.parts[1:] / (self.parts[:1].sum() or 1.0)
 
     @functools.cached_property
     def different(self) -> bool:

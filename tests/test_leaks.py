@@ -421,3 +421,16 @@ def test_leading_singular_vectors(shape, count, noise):
     cosines = np.abs(np.sum(vectors * expected, axis=1))
     np.testing.assert_allclose(cosines, 1, rtol=1e-6)
     assert len(searches._leading(0 * matrix, count)) == 0
+
+
+def test_a_key_of_one_channel_is_too_small_to_tell(tmp_path):
+    """Pictures in grey: the first layer's key has nine numbers, all alike."""
+    inputs = keras.Input((8, 8, 1))
+    x = keras.layers.Conv2D(16, 3, name="stem")(inputs)
+    x = keras.layers.BatchNormalization()(x)
+    model = kp.protect(keras.Model(inputs, x))
+    passport = kp.Passport.random_pattern(model, seed=bytes(range(16)))
+    model.save(tmp_path / "model.keras")
+    report = kp.find_leaks(passport, [tmp_path / "model.keras"])
+    assert report.clean
+    assert any("stem" in line for line in report.untold)
