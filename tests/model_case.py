@@ -36,6 +36,24 @@ def predict(model, x):
     return keras.ops.convert_to_numpy(model(x, training=False))
 
 
+@keras.saving.register_keras_serializable(package="tests")
+class Block(keras.layers.Layer):
+    """A layer of the user's own, with a passport layer inside."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.passported = kp.PassportNormalization(keras.layers.Dense(4))
+
+    def build(self, shape):
+        self.passported.build(shape)
+
+    def call(self, inputs):
+        return self.passported(inputs)
+
+    def compute_output_shape(self, shape):
+        return (*shape[:-1], 4)
+
+
 # Every way to run a model.
 CALLS = {
     "call": lambda model: model(images()),

@@ -81,6 +81,33 @@ def correlates(secret, array, limit=0.99):
     return False
 
 
+def leaks_in(secrets, stored, folder, texts=()):
+    """Which secrets stored arrays, and bytes of a folder's files, give away.
+
+    Args:
+        secrets: Dict from name to array.
+        stored: Likewise.
+        folder: Where files are.
+        texts: More bytes that no file may hold.
+    """
+    leaks = [
+        (secret, name)
+        for secret, value in secrets.items()
+        for name, array in stored.items()
+        if correlates(value, array)
+    ]
+    for file in folder.rglob("*"):
+        if file.is_file():
+            content = file.read_bytes()
+            leaks += [
+                (secret, file.name)
+                for secret, value in secrets.items()
+                if np.asarray(value, "<f4").tobytes() in content
+            ]
+            leaks += [(text, file.name) for text in texts if text in content]
+    return leaks
+
+
 def arrays_of_h5(path):
     found = {}
     with h5py.File(path) as file:
@@ -186,23 +213,8 @@ def test_no_route_out_of_keras_holds_a_secret(route, secretive, tmp_path):
     secrets["packed"] = passport.packed()
     stored = ROUTES[route](model, tmp_path)
     stored = {k: v for k, v in stored.items() if "optimizer" not in str(k)}
-    leaks = [
-        (secret, name)
-        for secret, value in secrets.items()
-        for name, array in stored.items()
-        if correlates(value, array)
-    ]
-    for file in tmp_path.rglob("*"):
-        if file.is_file():
-            content = file.read_bytes()
-            leaks += [
-                (secret, file.name)
-                for secret, value in secrets.items()
-                if np.asarray(value, "<f4").tobytes() in content
-                or passport.seed in content
-                or passport.seed.hex().encode() in content
-            ]
-    assert not leaks
+    seeds = (passport.seed, passport.seed.hex().encode())
+    assert not leaks_in(secrets, stored, tmp_path, seeds)
 
 
 @needs_tensorflow

@@ -9,6 +9,7 @@ from keras import layers
 
 import keras_passport as kp
 from keras_passport.passports import SPEC_VERSION
+from model_case import Block
 from test_case import (
     multi_input_model,
     nested_model,
@@ -20,7 +21,7 @@ from test_case import (
     sequential_cnn,
     small_resnet,
 )
-from test_secrets import correlates, keras_file, secrets_of
+from test_secrets import keras_file, leaks_in, secrets_of
 from test_unlocking import (
     FUNCTIONS,
     KERNELS,
@@ -386,21 +387,7 @@ def test_no_variable_and_no_file_holds_a_secret(trained, tmp_path):
     }
     stored.update(keras_file(served, tmp_path))
     assert not [name for name in stored if "optimizer" in name]
-    leaks = [
-        (secret, name)
-        for secret, value in secrets.items()
-        for name, array in stored.items()
-        if correlates(value, array)
-    ]
-    for file in tmp_path.rglob("*"):
-        if file.is_file():
-            content = file.read_bytes()
-            leaks += [
-                (secret, file.name)
-                for secret, value in secrets.items()
-                if np.asarray(value, "<f4").tobytes() in content
-            ]
-    assert not leaks
+    assert not leaks_in(secrets, stored, tmp_path)
 
 
 # What is refused.
@@ -453,24 +440,6 @@ class Subclassed(keras.Model):
 
     def call(self, inputs):
         return self.passported(inputs)
-
-
-@keras.saving.register_keras_serializable(package="test_serving")
-class Block(layers.Layer):
-    """A layer of the user's own, with a passport layer inside."""
-
-    def __init__(self, **kwargs):
-        super().__init__(**kwargs)
-        self.passported = kp.PassportNormalization(layers.Dense(4))
-
-    def build(self, shape):
-        self.passported.build(shape)
-
-    def call(self, inputs):
-        return self.passported(inputs)
-
-    def compute_output_shape(self, shape):
-        return (*shape[:-1], 4)
 
 
 def test_models_out_of_reach():

@@ -6,6 +6,7 @@ import pytest
 from keras import layers
 
 import keras_passport as kp
+from model_case import Block
 from test_case import (
     flat_layers,
     multi_input_model,
@@ -497,24 +498,6 @@ def test_another_passport_gives_another_model():
         relative_difference(outputs_of(plain, x), outputs_of(bound, x))
         < TOLERANCE
     )
-
-
-@keras.saving.register_keras_serializable(package="test_unlocking")
-class Block(layers.Layer):
-    """A layer of the user's own, with a passport layer inside."""
-
-    def __init__(self, **kwargs):
-        super().__init__(**kwargs)
-        self.passported = kp.PassportNormalization(layers.Dense(4))
-
-    def build(self, shape):
-        self.passported.build(shape)
-
-    def call(self, inputs):
-        return self.passported(inputs)
-
-    def compute_output_shape(self, shape):
-        return (*shape[:-1], 4)
 
 
 def test_a_passport_layer_out_of_the_graphs_reach():
