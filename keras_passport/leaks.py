@@ -463,6 +463,6 @@ class _Scan:
             tuple(self.leaks.values()),
             tuple(traces),
             self.examined,
-            tuple(untold),
+            tuple(dict.fromkeys(untold)),
             tuple(notes),
         )

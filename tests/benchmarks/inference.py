@@ -8,55 +8,22 @@ passport as an input, and of the unlocked and folded one, alternately. Their
 outputs are compared with the bound one's.
 """
 
-import pathlib
-import sys
-
-import keras
+import alternate
+import nets
 import numpy as np
 import tensorflow as tf
-from absl import app, flags
+from absl import app
 
-sys.path.insert(0, str(pathlib.Path(__file__).parents[2] / "examples"))
-
-import alternate  # noqa: E402
-
-import keras_passport as kp  # noqa: E402
-from common import networks  # noqa: E402
-
-_NET = flags.DEFINE_string(
-    "net", "resnet18", "resnet18 or resnet20 (CIFAR), or of keras.applications."
-)
-_SIZE = flags.DEFINE_integer("size", 32, "Pixels a side.")
-_BATCH = flags.DEFINE_integer("batch", 64, "Pictures a call.")
-
-
-def build(name: str, size: int) -> keras.Model:
-    """A net by name, its statistics not those of a new one."""
-    shape = (size, size, 3)
-    if name == "resnet18":
-        base = networks.resnet(shape, 10, depth=18, width=64)
-    elif name == "resnet20":
-        base = networks.resnet(shape, 10, depth=20, width=16)
-    else:
-        base = getattr(keras.applications, name)(
-            weights=None, input_shape=shape
-        )
-    rng = np.random.default_rng(0)
-    x = rng.normal(size=(4, *shape)).astype("float32")
-    return kp.estimate_statistics(base, [x])
+import keras_passport as kp
 
 
 def main(_):
-    keras.utils.set_random_seed(0)
-    base = build(_NET.value, _SIZE.value)
+    base = nets.build()
     model = kp.protect(base)
     passport = kp.Passport.random_pattern(model, seed=0)
     kp.bind(model, passport)
     kp.calibrate(model)
-    x = np.random.default_rng(1).normal(
-        size=(_BATCH.value, _SIZE.value, _SIZE.value, 3)
-    )
-    x = tf.constant(x, "float32")
+    x = tf.constant(nets.pictures())
     kp.estimate_statistics(model, [x])
     served = kp.require_passport(model)
     packed = tf.constant(passport.pack(kp.passport_spec(served)))
@@ -72,8 +39,7 @@ def main(_):
         function = tf.function(call)
         outputs[name] = function().numpy()
         steps[name] = lambda function=function: function().numpy()
-    shape = f"{_SIZE.value} pixels, batch {_BATCH.value}"
-    title = f"Inference, {base.name}, {shape}"
+    title = nets.title("Inference", base)
     results = alternate.show(title, alternate.medians(steps))
     scale = np.abs(outputs["bound"]).max()
     for name in ("passport input", "unlocked, folded"):

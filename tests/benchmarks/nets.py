@@ -1,0 +1,47 @@
+"""The nets that benchmarks measure, by name."""
+
+import pathlib
+import sys
+
+import keras
+import numpy as np
+from absl import flags
+
+sys.path.insert(0, str(pathlib.Path(__file__).parents[2] / "examples"))
+
+import keras_passport as kp  # noqa: E402
+from common import networks  # noqa: E402
+
+_NET = flags.DEFINE_string(
+    "net",
+    "resnet18",
+    "resnet18 or resnet20 (CIFAR), or a name in keras.applications.",
+)
+_SIZE = flags.DEFINE_integer("size", 32, "Pixels a side.")
+_BATCH = flags.DEFINE_integer("batch", 64, "Pictures a call or step.")
+
+
+def build() -> keras.Model:
+    """The net of the flags; its statistics are not those of a new one."""
+    keras.utils.set_random_seed(0)
+    shape = (_SIZE.value, _SIZE.value, 3)
+    if _NET.value == "resnet18":
+        base = networks.resnet(shape, 10, depth=18, width=64)
+    elif _NET.value == "resnet20":
+        base = networks.resnet(shape, 10, depth=20, width=16)
+    else:
+        base = getattr(keras.applications, _NET.value)(
+            weights=None, input_shape=shape, classifier_activation=None
+        )
+    return kp.estimate_statistics(base, [pictures(4)])
+
+
+def pictures(count: int | None = None) -> np.ndarray:
+    """A batch of random pictures."""
+    shape = (count or _BATCH.value, _SIZE.value, _SIZE.value, 3)
+    return np.random.default_rng(0).normal(size=shape).astype("float32")
+
+
+def title(what: str, base: keras.Model) -> str:
+    """What is measured, of which net, at which size."""
+    return f"{what}, {base.name}, {_SIZE.value} pixels, batch {_BATCH.value}"
