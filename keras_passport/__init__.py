@@ -5,7 +5,7 @@ from its kernels and a secret passport: the right passport gives the accuracy,
 any other paralyses the network.
 
 Names are imported when they are first used: a client that loads a passport
-and digests it needs NumPy and h5py, not Keras.
+and digests it needs NumPy, not Keras.
 """
 
 import importlib

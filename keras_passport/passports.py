@@ -457,7 +457,7 @@ class Passport:
     def pack(self, spec: Mapping | str | os.PathLike) -> np.ndarray:
         """The vector that a deployed model takes as its passport.
 
-        Needs NumPy and h5py alone.
+        Needs NumPy alone.
 
         Args:
             spec: What `passport_spec(model)` returned, a JSON file of it, or
