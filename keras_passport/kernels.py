@@ -356,6 +356,8 @@ _REGISTRY = {
     keras.layers.EinsumDense: _EinsumDense(),
 }
 
+_STOCK = dict(_REGISTRY)
+
 # What a subclass may not change without being registered itself: with any of
 # these its output is no longer the registered linear map of its kernel.
 _LINEAR_MAP = ("call", "convolution_op", "build", "kernel")
@@ -399,6 +401,16 @@ def register_kernel_layer(layer_class: type, adapter: KernelAdapter) -> None:
 def registered_layers() -> tuple[type, ...]:
     """The layer classes that can be protected."""
     return tuple(_REGISTRY)
+
+
+def is_stock(layer) -> bool:
+    """Whether it is a layer of Keras's own, so that its bias is added last.
+
+    Of a layer of the user's own we know that its output is linear in its
+    kernel, but not what it does with its bias.
+    """
+    own = _STOCK.get(type(layer))
+    return own is not None and own is adapter_for(layer)
 
 
 def adapter_for(layer) -> KernelAdapter | None:

@@ -410,6 +410,7 @@ class PassportNormalization(keras.layers.Wrapper):
             keras.backend.backend() != "tensorflow"
             or (training and self.normalization.trainable)
             or mask is not None
+            or not kernels.is_stock(self.layer)
             or not normalization.folds_into(self.layer, self.normalization)
             or self.between
             or any(p is not None and p.shape[0] != 1 for p in (gamma, beta))

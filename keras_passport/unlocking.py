@@ -4,7 +4,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_passport import graph
+from keras_passport import graph, kernels
 from keras_passport.errors import PassportError, PassportRequiredError
 from keras_passport.layers import PassportNormalization
 from keras_passport.models import check_passport, protected_layers
@@ -21,10 +21,10 @@ def unlock(model: keras.Model, passport=None, fold: bool = True) -> keras.Model:
         model: Protected functional model, bound or not.
         passport: Its `Passport`. Defaults to the one that is bound.
         fold: Whether to fold statistics, γ and β into the kernels where that
-            is exact (a batch normalisation right behind a kernel layer without
-            activation): the fastest for inference. With `False`, or where it
-            is not, γ and β go into normalisation layers of the original's
-            names and places, so that weights load by name.
+            is exact (a batch normalisation right behind one of Keras's kernel
+            layers without activation): the fastest for inference. With
+            `False`, or where it is not, γ and β go into normalisation layers
+            of the original's names and places, so that weights load by name.
 
     Returns:
         A new model; the protected one is left as it was.
@@ -127,6 +127,7 @@ _WITH_TRAINING = (keras.layers.BatchNormalization,)
 def _folds(wrapper) -> bool:
     return (
         isinstance(wrapper.normalization, keras.layers.BatchNormalization)
+        and kernels.is_stock(wrapper.layer)
         and not wrapper.between
         and getattr(wrapper.layer, "activation", None)
         in (None, keras.activations.linear)

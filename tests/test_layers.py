@@ -6,6 +6,7 @@ import pytest
 from keras import ops
 
 import keras_passport as kp
+from keras_passport import kernels
 from keras_passport import normalization as normalization_module
 from layer_case import (
     FUNCTIONS,
@@ -473,3 +474,35 @@ def test_normalization_along_another_axis():
     )
     with pytest.raises(ValueError, match=r"channel axis.*Received: axis=1"):
         layer.build((None, 6, 6, 3))
+
+
+class Doubled(keras.layers.Dense):
+    """A layer of the user's own that does more after adding its bias."""
+
+    def call(self, inputs, training=None):
+        return 2.0 * super().call(inputs)
+
+
+def test_layers_of_the_users_own_are_not_folded(monkeypatch):
+    """What they do with their bias is not known: only stock layers' is."""
+    monkeypatch.setattr(kernels, "_REGISTRY", dict(kernels._REGISTRY))
+
+    class Adapter(type(kernels.adapter_for(keras.layers.Dense))):
+        def apply(self, layer, keys):
+            return 2.0 * super().apply(layer, keys)
+
+    kp.register_kernel_layer(Doubled, Adapter())
+    inputs = keras.Input((5,))
+    x = Doubled(4, name="doubled", bias_initializer="ones")(inputs)
+    base = keras.Model(inputs, keras.layers.BatchNormalization()(x))
+    model = kp.protect(base)
+    kp.bind(model, kp.Passport.random_pattern(model))
+    [layer] = kp.protected_layers(model).values()
+    gamma, beta = layer.hidden_parameters()
+    base.layers[-1].gamma.assign(gamma)
+    base.layers[-1].beta.assign(beta)
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(40, 5)).astype("float32")
+    expected = keras.ops.convert_to_numpy(base(x, training=False))
+    for received in (model(x, training=False), kp.unlock(model)(x)):
+        np.testing.assert_allclose(received, expected, rtol=1e-5, atol=1e-5)
