@@ -785,7 +785,6 @@ def test_leaks(made, capsys, monkeypatch):
     assert given == [(made.passport.fingerprint, ["a", "b"])] * 4
 
 
-@pytest.mark.skipif("find_leaks" not in dir(kp), reason="Not there yet.")
 def test_leaks_in_files(made, tmp_path, capsys):
     words = ("leaks", made["owner.h5"])
     assert command(*words, made["protected.keras"]) == 0
