@@ -299,7 +299,7 @@ def _secrets(passport, models) -> list[searches.Secret]:
     def add(what, *of, parts=None):
         found.append(searches.Secret(what, *of, parts))
 
-    keys = passport.keys()
+    keys, rows = passport.keys(), passport.rows()
     for path, entry in passport.layers.items():
         for role, scaled in keys[path].items():
             key, channels = entry.key(role), entry.geometry.channels
@@ -315,8 +315,7 @@ def _secrets(passport, models) -> list[searches.Secret]:
     for path, layer in _layers(models):
         import keras
 
-        packed = [key.reshape(1, -1) for key in keys[path].values()]
-        hidden = layer.hidden_parameters(np.concatenate(packed, 1))
+        hidden = layer.hidden_parameters(rows[path])
         for role, value in zip(ROLES, hidden, strict=True):
             if value is None:
                 continue

@@ -443,16 +443,16 @@ class Passport:
             for path, entry in self.layers.items()
         }
 
+    def rows(self) -> dict[str, np.ndarray]:
+        """Each layer's keys in one row, `(1, passport_size)` float32."""
+        return {
+            path: np.concatenate([key.ravel() for key in some.values()])[None]
+            for path, some in self.keys().items()
+        }
+
     def packed(self) -> np.ndarray:
         """All keys in one row, `(1, K)` float32, in the order of `layers`."""
-        return np.concatenate(
-            [
-                key.reshape(1, -1)
-                for some in self.keys().values()
-                for key in some.values()
-            ],
-            axis=1,
-        )
+        return np.concatenate(list(self.rows().values()), axis=1)
 
     def pack(self, spec: Mapping | str | os.PathLike) -> np.ndarray:
         """The vector that a deployed model takes as its passport.
@@ -499,18 +499,15 @@ class Passport:
                 f"Received: one for {self.function.name}"
             )
         self._check_geometries(expected)
-        keys = self.keys()
-        rows = [
-            np.concatenate([key.ravel() for key in keys[path].values()])
-            for path in expected
-        ]
+        rows = self.rows()
+        rows = [rows[path] for path in expected]
         ends = [0, *np.cumsum([row.size for row in rows]).tolist()]
         if [*offsets, size] != ends:
             raise PassportError(
                 "Expected a spec whose offsets and size add up to "
                 f"{ends[-1]}. Received: size {size}, {len(offsets)} offsets"
             )
-        packed = np.concatenate(rows)[None].astype("float32")
+        packed = np.concatenate(rows, axis=1)
         if not np.all(np.isfinite(packed)):
             raise PassportError(
                 "Expected keys of finite numbers. Received: NaN or infinity"

@@ -56,21 +56,18 @@ def unlock(model: keras.Model, passport=None, fold: bool = True) -> keras.Model:
             f"Received: '{model.name}' with the passport as an input"
         )
     hidden = {}
-    keys = None
+    rows = {}
     if passport is not None:
         check_passport(passport)
-        keys = passport.keys(model)
+        passport.check(model)
+        rows = passport.rows()
     for path, layer in layers.items():
-        packed = None
-        if keys is not None:
-            rows = [key.reshape(1, -1) for key in keys[path].values()]
-            packed = np.concatenate(rows, axis=1)
-        elif not layer.is_bound:
+        if passport is None and not layer.is_bound:
             raise PassportRequiredError(
                 f"Layer '{path}' has no passport. Give one: "
                 "keras_passport.unlock(model, passport)"
             )
-        hidden[id(layer)] = layer.hidden_parameters(packed)
+        hidden[id(layer)] = layer.hidden_parameters(rows.get(path))
     made = {}
     plain = _unlock(model, hidden, fold, made)
     graph.copy_trainable(model, plain)
