@@ -61,12 +61,24 @@ def derive(seed: bytes, *labels: str) -> bytes:
     return hmac.new(seed, message, hashlib.sha256).digest()
 
 
-def choice(
-    seed: bytes, domain: str, hashed: str, total: int, path: str, role: str
-) -> int:
-    """Which of `total` images a T3 passport takes (Section 2.4 c)."""
-    drawn = derive(seed, domain, hashed, path, role)
-    return int.from_bytes(drawn, "big") % total
+def choices(
+    seed: bytes,
+    domain: str,
+    hashed: str,
+    total: int,
+    path: str,
+    roles: tuple[str, ...],
+) -> dict[str, int]:
+    """Which of `total` images a layer of a T3 passport takes (Section 2.4 c).
+
+    No two roles take the same one: equal keys would make γ and β equal, and
+    what the public statistics say of one, they would say of both.
+    """
+    left, chosen = list(range(total)), {}
+    for role in roles:
+        drawn = derive(seed, domain, hashed, path, role)
+        chosen[role] = left.pop(int.from_bytes(drawn, "big") % len(left))
+    return chosen
 
 
 def uniform(seed: bytes, shape: tuple[int, ...]) -> np.ndarray:

@@ -15,7 +15,7 @@ from keras_passport.derivation import (
     DEFAULT_KEY_SCALING,
     PASSPORT,
     check_key_scaling,
-    choice,
+    choices,
     count_images,
     derive,
     images_hash,
@@ -273,8 +273,8 @@ class Passport:
                 f"{' and '.join(function.roles)}. Received: {count}"
             )
 
-        def choose(path, role):
-            return function.roles.index(role)
+        def choose(path, roles):
+            return {role: roles.index(role) for role in roles}
 
         return cls._of_images(
             "fixed_image", model, images, reference, seed, key_scaling, choose
@@ -293,9 +293,9 @@ class Passport:
     ) -> "Passport":
         """A T3 passport: per layer, one of N images' feature maps (Figure 4c).
 
-        Which image a layer takes, for γ and for β separately, follows from an
-        HMAC of the seed over the images' hashes and the layer's path: it can
-        be re-derived, and nobody can say that it was searched for.
+        Which images a layer takes, one for γ and another for β, follows from
+        an HMAC of the seed over the images' hashes and the layer's path: it
+        can be re-derived, and nobody can say that it was searched for.
 
         Args:
             model: Protected model.
@@ -328,7 +328,7 @@ class Passport:
             )
         seed = secret_seed(seed)
         choose = functools.partial(
-            choice, seed, domain, images_hash(images), count
+            choices, seed, domain, images_hash(images), count
         )
         return cls._of_images(
             "random_image", model, images, reference, seed, key_scaling, choose
@@ -342,7 +342,7 @@ class Passport:
 
         function = models.function_of(model)
         chosen = {
-            path: {role: choose(path, role) for role in function.roles}
+            path: choose(path, function.roles)
             for path in models.protected_layers(model)
         }
         maps = features.layer_inputs(

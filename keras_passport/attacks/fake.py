@@ -190,7 +190,8 @@ def _maker(
             chosen = {path: pair for path in pool}
         else:
             chosen = {
-                path: rng.integers(count, size=len(roles)) for path in pool
+                path: rng.choice(count, len(roles), replace=False)
+                for path in pool
             }
         rows = [
             keys[index] for path, keys in pool.items() for index in chosen[path]
