@@ -21,13 +21,14 @@ class _Secret:
     checkpoints and exports alike.
     """
 
-    __slots__ = ("bound", "duals", "keys", "presented")
+    __slots__ = ("assumed", "bound", "duals", "keys", "presented")
 
     def __init__(self):
         self.bound = False
         self.keys = None  # keras.Variable (1, passport_size) once bound
         self.duals = None  # the same, of the keys' dual basis
         self.presented = None  # tensor (1 or batch, passport_size) or None
+        self.assumed = None  # γ and β themselves, or None
 
     def __reduce__(self):
         return (_Secret, ())
@@ -267,6 +268,15 @@ class PassportNormalization(keras.layers.Wrapper):
         """
         self._secret.presented = passport
 
+    def assume_parameters(self, parameters):
+        """Sets γ and β themselves for the calls that follow; `None` to end.
+
+        Args:
+            parameters: Tuple `(gamma, beta)` of tensors of shape
+                `(channels,)`, float32. See `kp.assumed`.
+        """
+        self._secret.assumed = parameters
+
     def hidden_parameters(self, passport=None):
         """γ and β of a passport. For its holder only: they are secrets.
 
@@ -409,6 +419,8 @@ class PassportNormalization(keras.layers.Wrapper):
         if (
             keras.backend.backend() != "tensorflow"
             or (training and self.normalization.trainable)
+            # Who trains γ and β wants no gradient of a kernel.
+            or (training and self._secret.assumed is not None)
             or mask is not None
             or not kernels.is_stock(self.layer)
             or not normalization.folds_into(self.layer, self.normalization)
@@ -451,7 +463,12 @@ class PassportNormalization(keras.layers.Wrapper):
         # Keras names the argument after the inputs once there are two of them.
         mask = inputs_mask if mask is None else mask
         outputs = None
-        if self._decouples(passport, training):
+        if self._secret.assumed is not None:
+            gamma, beta = (
+                ops.expand_dims(ops.convert_to_tensor(value, "float32"), 0)
+                for value in self._secret.assumed
+            )
+        elif self._decouples(passport, training):
             outputs, gamma, beta = self._call_decoupled(inputs)
         else:
             gamma, beta = self._hidden(passport)

@@ -246,6 +246,86 @@ def presented(model: keras.Model, passport):
 
 
 @contextlib.contextmanager
+def assumed(model, parameters: dict):
+    """Lets calls of the model inside the block use γ and β as they are given.
+
+    It is how an attacker sees a protected model who makes them up.
+
+    Args:
+        model: Protected model, bound or not.
+        parameters: Dict from the path of every protected layer to a tuple of
+            its γ and β, arrays or tensors of shape `(channels,)`, float32.
+
+    Raises:
+        PassportError: If layers are missing, or are not the model's.
+
+    Example:
+
+    >>> with assumed(model, {path: (gamma, beta)}):
+    ...     outputs = model(images, training=False)
+    """
+    layers = _layers_or_error(model)
+    if parameters.keys() != layers.keys():
+        raise PassportError(
+            f"Expected parameters for the protected layers {list(layers)}. "
+            f"Received: {list(parameters)}"
+        )
+    try:
+        for path, layer in layers.items():
+            layer.assume_parameters(parameters[path])
+        yield
+    finally:
+        for layer in layers.values():
+            layer.assume_parameters(None)
+
+
+def public(model: keras.Model) -> "ProtectedModel":
+    """What everybody may see of a protected model: all that an attack gets.
+
+    That is its architecture, kernels and statistics, V1's β and V2's γ.
+
+    Args:
+        model: Protected functional model, bound or not.
+
+    Returns:
+        A new model of the same weights, without a passport.
+
+    Raises:
+        PassportError: If the model is not protected, or no functional one.
+
+    Example:
+
+    >>> public(model).save("public.keras")
+    """
+    _layers_or_error(model)
+    if not graph.is_model(model):
+        raise PassportError(
+            "Expected a Functional or Sequential model. "
+            f"Received: {type(model).__name__} '{model.name}'"
+        )
+    made = {}
+
+    def replace(operation):
+        if id(operation) not in made:
+            is_model = graph.is_model(operation)
+            made[id(operation)] = (
+                graph.rebuild(operation, replace)
+                if is_model
+                else graph.clone(operation)
+            )
+        return made[id(operation)]
+
+    copy = graph.rebuild(model, replace, model_class=ProtectedModel)
+    graph.copy_state(model, copy)
+    for old, new in zip(
+        model._flatten_layers(), copy._flatten_layers(), strict=True
+    ):
+        graph.copy_trainable(old, new)
+    copy.dtype_policy = model.dtype_policy
+    return copy
+
+
+@contextlib.contextmanager
 def secret_checkpoint(model: keras.Model):
     """Lets files hold the optimizer's state while they are saved or loaded.
 

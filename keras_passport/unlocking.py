@@ -67,7 +67,23 @@ def unlock(model: keras.Model, passport=None, fold: bool = True) -> keras.Model:
                 f"Layer '{path}' has no passport. Give one: "
                 "keras_passport.unlock(model, passport)"
             )
-        hidden[id(layer)] = layer.hidden_parameters(rows.get(path))
+        hidden[path] = layer.hidden_parameters(rows.get(path))
+    return with_parameters(model, hidden, fold)
+
+
+def with_parameters(
+    model: keras.Model, parameters: dict, fold: bool
+) -> keras.Model:
+    """An ordinary Keras model that has these γ and β, whoever they are from.
+
+    Args:
+        model: Protected functional model.
+        parameters: Dict from the path of every protected layer to a tuple of
+            γ and β, arrays `(channels,)`; `None` for the layer's own.
+        fold: As for `unlock`.
+    """
+    layers = protected_layers(model)
+    hidden = {id(layer): parameters[path] for path, layer in layers.items()}
     made = {}
     plain = _unlock(model, hidden, fold, made)
     graph.copy_trainable(model, plain)

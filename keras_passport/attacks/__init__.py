@@ -1,10 +1,20 @@
 """Attacks on protected models: what each family leaves of the protection.
 
-An attack gets the model, whose bound keys it does not look at, and data; it
-is handed no passport.
+An attack gets the model, of which it uses what `kp.public` shows, and data;
+it is handed no passport. Its accuracy is measured on data that nothing was
+chosen by.
 """
 
 from keras_passport.attacks.fake import fake_passports
+from keras_passport.attacks.opened import Opened
 from keras_passport.attacks.result import AttackResult
+from keras_passport.attacks.reverse import reverse_engineering
+from keras_passport.attacks.training import Recipe
 
-__all__ = ["AttackResult", "fake_passports"]
+__all__ = [
+    "AttackResult",
+    "Opened",
+    "Recipe",
+    "fake_passports",
+    "reverse_engineering",
+]

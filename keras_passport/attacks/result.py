@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import keras
 import numpy as np
 
 
@@ -11,12 +12,19 @@ class AttackResult:
 
     Args:
         name: The attack.
-        accuracies: Accuracy of each trial, as a fraction, in order.
+        accuracies: Accuracy of each trial on the judge's data, as a fraction,
+            in order.
         entropies: Entropy of each trial's predicted classes, in bits. A
             paralysed network that says the same of every picture has 0.
         knowledge: What the attacker was given, in plain values.
         budget: Trials, pictures, epochs: what was spent, in plain values.
         seconds: Wall-clock time.
+        validation: Accuracy of each trial on data of the attacker's own, by
+            which they choose; empty for who can try every trial out.
+        history: Per trial what was chosen for it and how it went, in plain
+            values.
+        model: The attacked model of the chosen trial, an ordinary Keras
+            model, if it was asked for.
     """
 
     name: str
@@ -25,11 +33,23 @@ class AttackResult:
     knowledge: dict
     budget: dict
     seconds: float
+    validation: tuple[float, ...] = ()
+    history: tuple[dict, ...] = ()
+    model: keras.Model | None = dataclasses.field(default=None, repr=False)
+
+    @property
+    def chosen(self) -> int:
+        """Number of the trial that counts: a protection's worst case.
+
+        It is the attacker's choice by validation; of trials that need none,
+        the best.
+        """
+        return int(np.argmax(self.validation or self.accuracies))
 
     @property
     def accuracy(self) -> float:
-        """The best trial's accuracy: a protection's worst case."""
-        return max(self.accuracies)
+        """The accuracy of the trial that counts."""
+        return self.accuracies[self.chosen]
 
     @property
     def mean(self) -> float:
@@ -37,5 +57,7 @@ class AttackResult:
         return float(np.mean(self.accuracies))
 
     def to_dict(self) -> dict:
-        """Plain lists, strings and numbers, for JSON."""
-        return dataclasses.asdict(self)
+        """Plain lists, strings and numbers, for JSON; without the model."""
+        fields = dataclasses.asdict(dataclasses.replace(self, model=None))
+        del fields["model"]
+        return fields

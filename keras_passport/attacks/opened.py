@@ -1,0 +1,124 @@
+"""`Opened`: a public model whose hidden parameters an attacker makes up."""
+
+import keras
+import numpy as np
+from keras import ops
+
+from keras_passport import graph, models, unlocking
+from keras_passport.layers import PassportNormalization
+
+
+class Opened(keras.Model):
+    """A public model with γ and β as variables of its own.
+
+    It computes as fast as the protected model, through the same layers, and
+    trains with `fit` on every backend.
+
+    Args:
+        model: Protected model; a copy of what is public of it is used.
+        parameters: Dict from the path of every protected layer to a tuple of
+            γ and β to start from, float arrays `(channels,)`. Defaults to
+            those of `neutral`.
+        kernels: Whether kernels, and all else that is public, train too.
+        statistics: Whether batch normalisations use, and re-estimate, the
+            batch's own statistics in training; otherwise they stay as
+            published.
+
+    Example:
+
+    >>> attacked = Opened(model)
+    >>> attacked.compile("adam", "sparse_categorical_crossentropy")
+    """
+
+    def __init__(
+        self,
+        model: keras.Model,
+        parameters: dict | None = None,
+        kernels: bool = False,
+        statistics: bool = False,
+    ):
+        super().__init__(name="opened")
+        self.public = models.public(model)
+        if parameters is None:
+            parameters = neutral(self.public)
+        self._paths = list(models.protected_layers(self.public))
+        self._parameters = [
+            self.add_weight(
+                shape=np.shape(value),
+                initializer=keras.initializers.Constant(0.0),
+                name=f"{path.replace('/', '_')}_{role}",
+            )
+            for path in self._paths
+            for role, value in zip(
+                ("gamma", "beta"), parameters[path], strict=True
+            )
+        ]
+        self.assign(parameters)
+        self._set_trainable(kernels, statistics)
+
+    def _set_trainable(self, kernels, statistics):
+        found = graph.walk(self.public, stop=(PassportNormalization,))
+        for _, layer in found:
+            if isinstance(layer, PassportNormalization):
+                layer.trainable = True
+                for part in (layer.layer, *layer.between):
+                    part.trainable = kernels
+                layer.normalization.trainable = statistics
+                for own in (layer.gamma, layer.beta):
+                    # Its place is taken by the attacker's.
+                    if own is not None:
+                        own.trainable = False
+            elif isinstance(layer, keras.layers.BatchNormalization):
+                layer.trainable = statistics
+            elif not graph.children(layer):
+                layer.trainable = kernels
+
+    def assign(self, parameters: dict) -> None:
+        """Sets γ and β of all layers; as for the constructor."""
+        values = [value for path in self._paths for value in parameters[path]]
+        for variable, value in zip(self._parameters, values, strict=True):
+            variable.assign(np.asarray(value, "float32"))
+
+    @property
+    def parameters(self) -> dict:
+        """Dict from path to γ and β as they are now, float32 arrays."""
+        return {
+            path: tuple(map(ops.convert_to_numpy, pair))
+            for path, pair in self._pairs().items()
+        }
+
+    def _pairs(self):
+        """Dict from path to the variables of γ and β."""
+        pairs = zip(self._parameters[::2], self._parameters[1::2], strict=True)
+        return dict(zip(self._paths, pairs, strict=True))
+
+    def call(self, inputs, training=None):
+        with models.assumed(self.public, self._pairs()):
+            return self.public(inputs, training=training)
+
+    def plain(self) -> keras.Model:
+        """The attacked model as an ordinary Keras model."""
+        return unlocking.with_parameters(
+            self.public, self.parameters, fold=False
+        )
+
+
+def neutral(model: keras.Model) -> dict:
+    """γ = 1 and β = 0, but for what the model shows of them (V1, V2).
+
+    Args:
+        model: Protected model.
+
+    Returns:
+        Dict from path to γ and β, float32 arrays `(channels,)`.
+    """
+    parameters = {}
+    for path, layer in models.protected_layers(model).items():
+        units = layer.adapter.units(layer.layer)
+        parameters[path] = tuple(
+            np.full(units, value, "float32")
+            if own is None
+            else ops.convert_to_numpy(own)
+            for own, value in ((layer.gamma, 1.0), (layer.beta, 0.0))
+        )
+    return parameters

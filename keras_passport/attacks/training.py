@@ -1,0 +1,360 @@
+"""What attacks that train share: data, one training, its judge."""
+
+import dataclasses
+import time
+from collections.abc import Callable
+from typing import Any
+
+import keras
+import numpy as np
+
+from keras_passport import metrics
+from keras_passport.attacks.opened import Opened
+from keras_passport.attacks.result import AttackResult
+
+# Part of the attacker's data that chooses between epochs and between trials.
+VALIDATION = 0.1
+OPTIMIZERS = ("sgd", "adam")
+SCHEDULES = ("constant", "cosine")
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """How an attacker trains.
+
+    Args:
+        epochs: Passes over the attacker's data.
+        batch_size: Examples per step.
+        optimizer: `"sgd"` (momentum 0.9, Nesterov) or `"adam"`.
+        learning_rate: The schedule's first.
+        schedule: `"constant"`, or `"cosine"` down to 0.
+        weight_decay: Of kernels, as added to their gradients.
+        augment: Function `(x, rng)` of a batch of inputs and a NumPy
+            generator that returns the inputs to train on; `None` for none.
+    """
+
+    epochs: int = 10
+    batch_size: int = 128
+    optimizer: str = "adam"
+    learning_rate: float = 0.01
+    schedule: str = "cosine"
+    weight_decay: float = 0.0
+    augment: Callable[[Any, np.random.Generator], Any] | None = None
+
+    def __post_init__(self):
+        for name, known in (("optimizer", OPTIMIZERS), ("schedule", SCHEDULES)):
+            if getattr(self, name) not in known:
+                raise ValueError(
+                    f"Expected {name} to be one of {known}. "
+                    f"Received: {name}={getattr(self, name)!r}"
+                )
+        for name in ("epochs", "batch_size", "learning_rate"):
+            if not getattr(self, name) > 0:
+                raise ValueError(
+                    f"Expected {name} above 0. "
+                    f"Received: {name}={getattr(self, name)}"
+                )
+
+    def to_dict(self) -> dict:
+        """Plain values, for JSON."""
+        fields = dataclasses.asdict(self)
+        fields["augment"] = self.augment is not None
+        return fields
+
+    def _optimizer(self, model, steps):
+        rate = self.learning_rate
+        if self.schedule == "cosine":
+            rate = keras.optimizers.schedules.CosineDecay(rate, max(1, steps))
+        decay = self.weight_decay or None
+        if self.optimizer == "adam":
+            made = keras.optimizers.Adam(rate, weight_decay=decay)
+        else:
+            # Keras decays outside of the momentum: 1 / (1 - 0.9) times more.
+            decay = decay and 10 * decay
+            made = keras.optimizers.SGD(
+                rate, momentum=0.9, nesterov=True, weight_decay=decay
+            )
+        made.exclude_from_weight_decay(
+            [v for v in model.trainable_variables if len(v.shape) < 2]
+        )
+        return made
+
+
+class Batches(keras.utils.PyDataset):
+    """Shuffled batches that depend on seed and epoch alone."""
+
+    def __init__(self, x, y, batch_size, seed, augment=None):
+        super().__init__()
+        self._x, self._y, self._augment = x, np.asarray(y), augment
+        self._size = min(batch_size, len(self._y))
+        self._seed = seed
+        self.start_epoch(0)
+
+    def start_epoch(self, epoch: int) -> None:
+        """Turns to an epoch's order."""
+        self._epoch = epoch
+        rng = np.random.default_rng([self._seed, epoch, 0])
+        self._order = rng.permutation(len(self._y))
+
+    def __len__(self):
+        return len(self._y) // self._size
+
+    def __getitem__(self, index):
+        chosen = self._order[index * self._size : (index + 1) * self._size]
+        x = take(self._x, chosen)
+        if self._augment is not None:
+            rng = np.random.default_rng([self._seed, self._epoch, index + 1])
+            x = self._augment(x, rng)
+        return x, self._y[chosen]
+
+
+def take(x, chosen):
+    """Some examples of inputs, which may be a dict of several."""
+    return keras.tree.map_structure(lambda array: array[chosen], x)
+
+
+def share(data: tuple, fraction: float, seed: int) -> tuple:
+    """A stratified part of labelled data.
+
+    Args:
+        data: Tuple of inputs (array or dict) and integer labels.
+        fraction: How much of each class, in (0, 1]; at least one example.
+        seed: Which.
+    """
+    return _divided(data, fraction, seed)[0]
+
+
+def split(data: tuple, seed: int, fraction: float = VALIDATION) -> tuple:
+    """Divides an attacker's data into a training and a validation part.
+
+    Returns:
+        Two tuples of inputs and labels.
+    """
+    validation, training = _divided(data, fraction, seed)
+    return training, validation
+
+
+def _divided(data, fraction, seed):
+    x, y = data
+    y = np.asarray(y).reshape(-1)
+    if not 0 < fraction <= 1:
+        raise ValueError(
+            f"Expected a fraction in (0, 1]. Received: fraction={fraction}"
+        )
+    rng = np.random.default_rng([seed, 0x5EED])
+    first = np.zeros(len(y), bool)
+    for label in np.unique(y):
+        places = rng.permutation(np.flatnonzero(y == label))
+        first[places[: max(1, round(fraction * len(places)))]] = True
+    return tuple(
+        (take(x, chosen), y[chosen])
+        for chosen in (np.flatnonzero(first), np.flatnonzero(~first))
+    )
+
+
+def train(
+    model: keras.Model,
+    data: tuple,
+    validation: tuple,
+    recipe: Recipe,
+    seed: int,
+    from_logits: bool,
+    progress: bool = False,
+    callbacks: tuple = (),
+) -> dict[str, list[float]]:
+    """Trains, and keeps the weights of the epoch that validated best.
+
+    Args:
+        model: Any Keras classifier with one output; it is compiled anew.
+        data: Inputs and integer labels to train on.
+        validation: The same, to choose the epoch by.
+        recipe: How.
+        seed: Of the order of the data.
+        from_logits: Whether the outputs are logits, not probabilities.
+        progress: Whether to show Keras's progress bars.
+        callbacks: Keras callbacks.
+
+    Returns:
+        History: a list per quantity, a number per epoch.
+    """
+    batches = Batches(*data, recipe.batch_size, seed, recipe.augment)
+    model.compile(
+        recipe._optimizer(model, recipe.epochs * len(batches)),
+        keras.losses.SparseCategoricalCrossentropy(from_logits),
+        metrics=["accuracy"],
+        auto_scale_loss=False,
+    )
+    history = model.fit(
+        batches,
+        epochs=recipe.epochs,
+        shuffle=False,
+        verbose=1 if progress else 0,
+        validation_data=validation,
+        validation_batch_size=500,
+        callbacks=[
+            keras.callbacks.LambdaCallback(
+                on_epoch_begin=lambda epoch, _: batches.start_epoch(epoch)
+            ),
+            _KeepBest(),
+            *callbacks,
+        ],
+    )
+    return {
+        name: [float(value) for value in values]
+        for name, values in history.history.items()
+    }
+
+
+class _KeepBest(keras.callbacks.Callback):
+    """Ends a training with the weights that validated best."""
+
+    def on_train_begin(self, logs=None):
+        self.best, self.weights = -1.0, None
+
+    def on_epoch_end(self, epoch, logs=None):
+        if logs["val_accuracy"] > self.best:
+            self.best = logs["val_accuracy"]
+            self.weights = self.model.get_weights()
+
+    def on_train_end(self, logs=None):
+        if self.weights is not None:
+            self.model.set_weights(self.weights)
+
+
+def judge(model: keras.Model, data: tuple) -> tuple[float, float]:
+    """Accuracy (a fraction) and entropy (bits) of a model's predictions.
+
+    Args:
+        model: Classifier with one output.
+        data: Inputs and integer labels.
+    """
+    x, y = data
+    scores = model.predict(x, batch_size=500, verbose=0)
+    predicted = np.argmax(scores, axis=-1)
+    return (
+        float(np.mean(predicted == np.asarray(y).reshape(-1))),
+        metrics.prediction_entropy(predicted, scores.shape[-1]),
+    )
+
+
+def is_stuck(accuracy: float, data: tuple) -> bool:
+    """Whether an accuracy is no better than always saying one class.
+
+    Args:
+        accuracy: Reached on `data`, a fraction.
+        data: Inputs and integer labels.
+    """
+    _, counts = np.unique(np.asarray(data[1]), return_counts=True)
+    total = counts.sum()
+    most = counts.max() / total
+    # Three standard deviations of such a guess.
+    return accuracy <= most + 3 * np.sqrt(most * (1 - most) / total)
+
+
+@dataclasses.dataclass(frozen=True)
+class Trial:
+    """One training of an attack.
+
+    Args:
+        about: What is particular about it, in plain values.
+        make: Function of an attempt's number, from 0, that returns the model
+            to train. A training that is stuck at chance is attempted again.
+        recipe: How to train it.
+    """
+
+    about: dict
+    make: Callable[[int], keras.Model]
+    recipe: Recipe
+
+
+def run(
+    name: str,
+    trials: list[Trial],
+    data: tuple,
+    test: tuple,
+    *,
+    seed: int,
+    knowledge: dict,
+    attempts: int = 3,
+    keep_model: bool = False,
+    progress: bool = False,
+) -> AttackResult:
+    """Trains all trials of an attack; the attacker's validation chooses.
+
+    Args:
+        name: Of the attack.
+        trials: What to train, in order.
+        data: The attacker's inputs and labels; a tenth of them validates.
+        test: The judge's inputs and labels: nothing is chosen by them.
+        seed: Of the validation part and of the order of the data.
+        knowledge: What the attacker has, in plain values.
+        attempts: How often a trial that is stuck at chance is tried, each
+            time with a tenth of the learning rate: a failed start is no
+            strength of a protection.
+        keep_model: Whether the result holds the attacked model.
+        progress: Whether to show progress bars.
+    """
+    began = time.monotonic()
+    training, validation = split(data, seed)
+    reached, kept, epochs = [], None, 0
+    for number, trial in enumerate(trials):
+        best = None
+        for attempt in range(attempts):
+            model = trial.make(attempt)
+            recipe = dataclasses.replace(
+                trial.recipe,
+                learning_rate=trial.recipe.learning_rate / 10**attempt,
+            )
+            history = train(
+                model,
+                training,
+                validation,
+                recipe,
+                seed=seed + number,
+                from_logits=gives_logits(model, training[0]),
+                progress=progress,
+            )
+            epochs += recipe.epochs
+            validated = max(history["val_accuracy"])
+            if best is None or validated > best[0]:
+                best = validated, model, history, recipe
+            if not is_stuck(validated, validation):
+                break
+        validated, model, history, recipe = best
+        accuracy, entropy = judge(model, test)
+        about = {
+            **trial.about,
+            **recipe.to_dict(),
+            "attempts": attempt + 1,
+            "history": history,
+        }
+        if kept is None or validated > max(r[0] for r in reached):
+            kept = model
+        reached.append((validated, accuracy, entropy, about))
+    validations, accuracies, entropies, histories = zip(*reached, strict=True)
+    if keep_model and isinstance(kept, Opened):
+        kept = kept.plain()
+    return AttackResult(
+        name=name,
+        accuracies=accuracies,
+        entropies=entropies,
+        knowledge=knowledge,
+        budget={
+            "images": len(data[1]),
+            "epochs": epochs,
+            "trials": len(trials),
+            "seed": seed,
+        },
+        seconds=time.monotonic() - began,
+        validation=validations,
+        history=histories,
+        model=kept if keep_model else None,
+    )
+
+
+def gives_logits(model: keras.Model, x) -> bool:
+    """Whether a classifier's outputs are logits, and not probabilities."""
+    scores = model(take(x, slice(0, 4)), training=False)
+    scores = keras.ops.convert_to_numpy(scores)
+    sums = np.sum(scores, axis=-1)
+    return not (np.all(scores >= 0) and np.allclose(sums, 1.0, atol=1e-2))
