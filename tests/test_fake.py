@@ -6,6 +6,7 @@ import pytest
 
 import keras_passport as kp
 from keras_passport.attacks import fake
+from keras_passport.derivation import DEFAULT_KEY_SCALING
 from test_case import randomize, small_resnet
 
 KINDS = ["random_pattern", "fixed_image", "random_image"]
@@ -60,7 +61,7 @@ class TestFakePassports:
             kind,
             sources.get("images"),
             sources.get("reference"),
-            "fan_in",
+            DEFAULT_KEY_SCALING,
             3,
         )
         x, y = data
@@ -87,7 +88,7 @@ class TestFakePassports:
 
     def test_no_fake_of_a_passports_seed_is_the_passport(self, model):
         passport = kp.Passport.random_pattern(model, seed=5)
-        draw = fake._maker(model, KINDS[0], None, None, "fan_in", 5)
+        draw = fake._maker(model, KINDS[0], None, None, DEFAULT_KEY_SCALING, 5)
         for number in range(3):
             correlation = np.corrcoef(passport.packed()[0], draw(number)[0])
             assert abs(correlation[0, 1]) < 0.5

@@ -82,9 +82,7 @@ class Job(abc.ABC):
             seed=config["seed"],
             from_logits=from_logits,
         )
-        self.scaling = {}
-        if config["key_scaling"]:
-            self.scaling["key_scaling"] = config["key_scaling"]
+        self.scaling = {"key_scaling": config["key_scaling"]}
         self.scope = training.strategy_scope(config["strategy"])
         self.directory = RunDirectory(
             flags.FLAGS.run_dir

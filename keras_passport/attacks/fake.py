@@ -14,7 +14,7 @@ from keras_passport.derivation import (
     FAKE,
     check_key_scaling,
     derive,
-    scale_key,
+    scale_keys,
 )
 from keras_passport.errors import PassportError
 from keras_passport.geometry import digest
@@ -179,7 +179,7 @@ def _maker(
 
         return pattern
 
-    pool = _image_keys(model, images, reference, key_scaling)
+    pool = _image_keys(model, images, reference)
     roles = models.function_of(model).roles
     count = len(next(iter(pool.values())))
 
@@ -193,16 +193,17 @@ def _maker(
                 path: rng.choice(count, len(roles), replace=False)
                 for path in pool
             }
-        rows = [
-            keys[index] for path, keys in pool.items() for index in chosen[path]
-        ]
-        return np.concatenate(rows)[None]
+        rows = []
+        for path, keys in pool.items():
+            drawn = dict(zip(roles, keys[chosen[path]], strict=True))
+            rows += scale_keys(drawn, key_scaling).values()
+        return np.concatenate([key.ravel() for key in rows])[None]
 
     return of_images
 
 
-def _image_keys(model, images, reference, key_scaling) -> dict:
-    """Keys of every image at every layer: dict from path to (n, key size)."""
+def _image_keys(model, images, reference) -> dict:
+    """Keys of every image at every layer: dict from path to `(n, *key)`."""
     if images is None or reference is None:
         raise PassportError(
             "Expected images and reference for fake passports of an image "
@@ -219,9 +220,9 @@ def _image_keys(model, images, reference, key_scaling) -> dict:
     )
     pool = {}
     for path, layer in layers.items():
-        found = [digest(maps[path][i], layer.geometry) for i in range(count)]
-        scaled = [scale_key(key, key_scaling) for key in found]
-        pool[path] = np.stack(scaled).reshape(count, -1)
+        pool[path] = np.stack(
+            [digest(maps[path][i], layer.geometry) for i in range(count)]
+        )
     return pool
 
 
