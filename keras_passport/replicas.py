@@ -15,6 +15,14 @@ def current_strategy():
     return tf.distribute.get_strategy()
 
 
+def spans_machines() -> bool:
+    """Whether the current strategy has workers in several processes."""
+    strategy = current_strategy()
+    return strategy is not None and (
+        strategy.num_replicas_in_sync > len(strategy.extended.worker_devices)
+    )
+
+
 def split(strategy, examples):
     """Gives every replica its part of some examples, on its own device.
 

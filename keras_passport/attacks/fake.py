@@ -42,7 +42,7 @@ def fake_passports(
     One compiled function takes the keys as an input, so nothing is traced
     again from one fake to the next. In the scope of the `tf.distribute`
     strategy that the model was built in, its replicas share the examples;
-    machines must be given the same data and seed.
+    machines must be given the same data and the same seed.
 
     Args:
         model: Protected classifier with one output of class scores. Keys that
@@ -93,6 +93,11 @@ def fake_passports(
         )
     x, y = data
     y = np.asarray(y).reshape(-1)
+    if seed is None and replicas.spans_machines():
+        raise ValueError(
+            "Expected the same seed on every machine of the strategy. "
+            "Received: seed=None"
+        )
     seed = secrets.randbits(64) if seed is None else seed
     draw = _maker(model, kind, images, reference, key_scaling, seed)
     judge = Judge(model, x, y, batch_size)
