@@ -6,6 +6,7 @@ number of replicas and go on with another.
 """
 
 import contextlib
+import functools
 import json
 import math
 import os
@@ -219,11 +220,35 @@ def _synchronized(model: keras.Model) -> Iterator[None]:
     before = [layer.synchronized for layer in layers]
     for layer in layers:
         layer.synchronized = True
+        layer._moments = functools.partial(_moments, layer)
     try:
         yield
     finally:
         for layer, synchronized in zip(layers, before, strict=True):
             layer.synchronized = synchronized
+            del layer._moments
+
+
+def _moments(layer, inputs, mask=None):
+    """Mean and variance over all replicas, from those of each.
+
+    Keras's own take E(x²) - E(x)², which has no digits left where a channel
+    hardly varies: a ResNet-8 then went 1e-3 off a single device's losses
+    within ten steps, and 0.03 within twenty.
+    """
+    import tensorflow as tf
+
+    if mask is not None:
+        return type(layer)._moments(layer, inputs, mask)
+
+    def over_replicas(value):
+        context = tf.distribute.get_replica_context()
+        return context.all_reduce(tf.distribute.ReduceOp.MEAN, value)
+
+    # Every replica has equally many examples.
+    mean, variance = tf.nn.moments(inputs, layer._reduction_axes)
+    whole = over_replicas(mean)
+    return whole, over_replicas(variance + tf.square(mean - whole))
 
 
 def _results(model: keras.Model) -> dict[str, float]:
