@@ -60,7 +60,9 @@ flags.DEFINE_enum(
     "strategy",
     "none",
     ["none", "mirrored", "multi_worker"],
-    "How the training is spread over devices (TensorFlow).",
+    "Trainings and fakes on one device, on all devices of this machine "
+    "(mirrored), or on several machines (multi_worker, with TF_CONFIG), with "
+    "TensorFlow. --batch_size is that of all of them together.",
 )
 flags.DEFINE_integer(
     "seed",
