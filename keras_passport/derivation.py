@@ -166,6 +166,6 @@ def images_hash(images) -> str:
 def array_hash(array: np.ndarray) -> str:
     """SHA-256 over an array's shape and float32 values."""
     array = np.ascontiguousarray(array, "<f4")
-    return hashlib.sha256(
-        json.dumps(array.shape).encode() + array.tobytes()
-    ).hexdigest()
+    total = hashlib.sha256(json.dumps(array.shape).encode())
+    total.update(array)
+    return total.hexdigest()
