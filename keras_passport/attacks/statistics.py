@@ -20,15 +20,15 @@ NOISE = (0.03, 0.06)
 SPREAD = (0.5, 0.3)
 # What a search tries of each channel: factors of γ, and shifts of β, which
 # are halved from round to round.
-FACTORS = (1.0, -1.0, 0.7, -0.7, 1.4, -1.4)
-SHIFTS = (0.0, -0.4, 0.4)
+FACTORS = (1.0, -1.0, 0.7, -0.7)
+SHIFTS = (0.0, -0.3, 0.3, -0.15, 0.15)
 # Most candidates of all channels together, and numbers in one array.
-CANDIDATES = 600
+CANDIDATES = 700
 CHUNK = 2**24
 # An annealing's first and last temperature, and its steps; and how many of
 # what a search finds are fitted.
 HEATS = (100.0, 2.0, 200)
-KEPT = 3
+KEPT = 6
 
 
 def statistics_matching(
@@ -37,7 +37,7 @@ def statistics_matching(
     test: tuple,
     *,
     start: dict | None = None,
-    restarts: int = 20,
+    restarts: int = 40,
     rounds: int = 3,
     seed: int = 0,
     keep_model: bool = False,
@@ -124,7 +124,7 @@ def match_statistics(
     images,
     *,
     start: dict | None = None,
-    restarts: int = 20,
+    restarts: int = 40,
     rounds: int = 3,
     seed: int = 0,
 ) -> tuple[dict, list[dict]]:
@@ -138,9 +138,9 @@ def match_statistics(
 
     Moments of all pairs of channels, each with several γ_c and β_c (both
     signs among them), are measured once; with them, the moments of any
-    combination are a sum. So signs are searched for by steepest descent from
-    many starts, without the network; sizes are then fitted by damped
-    Gauss-Newton steps. Layers are solved in the graph's order, those that
+    combination are a sum. So signs are searched for by annealing from many
+    starts, without the network; sizes are then fitted by damped Gauss-Newton
+    steps. Layers are solved in the graph's order, those that
     meet in one addition together.
 
     Args:
