@@ -31,7 +31,9 @@ def spectral(
     By the formula γ = κ·W a kernel is trained along its key: with κ = u₁, the
     first left singular vector, γ = σ₁ v₁. So of each layer's γ and β only
     their coordinates along a few public vectors are unknown, some numbers
-    where `reverse_engineering` has hundreds, and few labels tell them.
+    where `reverse_engineering` has hundreds, and few labels tell them: their
+    signs layer by layer, as long as one changed sign makes the loss smaller,
+    then all of them by training.
 
     Args:
         model: Protected classifier with one output; what is public of it is
@@ -72,6 +74,7 @@ def spectral(
     def make(number):
         rng = np.random.default_rng([seed, number])
         made.append(_Spanned(public, directions, rng if number else None))
+        made[-1].choose_signs(*training.split(mine, seed)[0])
         return made[-1]
 
     mine = training.share(data, fraction, seed)
@@ -169,6 +172,9 @@ class _Spanned(Opened):
             variable.trainable = False
         self._coordinates = {}
         for path, layer in models.protected_layers(self.public).items():
+            if isinstance(layer.normalization, keras.layers.BatchNormalization):
+                # Few labels make few steps: averages must keep up.
+                layer.normalization.momentum = 0.9
             basis = directions[path]
             # Of vectors whose elements have a mean square of 1.
             basis = (basis * np.sqrt(basis.shape[1])).astype("float32")
@@ -186,6 +192,30 @@ class _Spanned(Opened):
                 )
                 weight.assign(start)
                 self._coordinates[path, role] = weight, basis
+
+    def choose_signs(self, x, y, sweeps: int = 2) -> None:
+        """Negates a layer's γ or β wherever that makes the loss smaller.
+
+        Args:
+            x: Inputs, or a dict of them.
+            y: Integer labels, `(examples,)`.
+            sweeps: How often to go through the layers.
+        """
+        measure = keras.losses.SparseCategoricalCrossentropy(
+            training.gives_logits(self, x)
+        )
+
+        def loss():
+            return float(measure(y, self(x, training=True)))
+
+        least = loss()
+        for weight, _ in sweeps * [*self._coordinates.values()]:
+            weight.assign(-weight)
+            now = loss()
+            if now < least:
+                least = now
+            else:
+                weight.assign(-weight)
 
     def _pairs(self):
         pairs = {}
