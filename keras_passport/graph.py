@@ -55,14 +55,43 @@ class Graph:
 
     def producer(self, node):
         """The call that made a call's first input; `None` for an input."""
-        return self._producer.get(id(node.input_tensors[0]))
+        return self.maker(node.input_tensors[0])
+
+    def maker(self, tensor):
+        """The call that made a tensor of the graph; `None` for an input."""
+        return self._producer.get(id(tensor))
+
+    def value(self, tensor, known: dict):
+        """The value of a tensor of the graph, run as far as it takes.
+
+        Args:
+            tensor: Symbolic tensor of the graph.
+            known: Dict from ids of tensors of the graph to their values;
+                those computed on the way are added.
+        """
+        if id(tensor) not in known:
+            node = self.maker(tensor)
+            args, kwargs = node.arguments.fill_in(
+                {id(t): self.value(t, known) for t in node.input_tensors}
+            )
+            outputs = keras.tree.flatten(node.operation(*args, **kwargs))
+            for made, value in zip(node.outputs, outputs, strict=True):
+                known[id(made)] = value
+        return known[id(tensor)]
+
+    def readers(self, node) -> list | None:
+        """The calls that read a call's output; `None` if it leaves the model.
+
+        `None` as well for a call with several outputs.
+        """
+        if len(node.outputs) != 1 or id(node.outputs[0]) in self._outputs:
+            return None
+        return self._readers[id(node.outputs[0])]
 
     def only_reader(self, node):
         """The one call that reads a call's single output, if it is so."""
-        if len(node.outputs) != 1 or id(node.outputs[0]) in self._outputs:
-            return None
-        readers = self._readers[id(node.outputs[0])]
-        return readers[0] if len(readers) == 1 else None
+        readers = self.readers(node)
+        return readers[0] if readers and len(readers) == 1 else None
 
     def leads_to(self, node, condition) -> bool:
         """Whether an operation that satisfies a condition comes after a call.

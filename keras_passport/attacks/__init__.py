@@ -12,10 +12,22 @@ from keras_passport.attacks.finetuning import (
     fresh_normalization,
     from_scratch,
 )
+from keras_passport.attacks.forgery import forge_passport, key_forgery
 from keras_passport.attacks.opened import Opened
 from keras_passport.attacks.pruning import prune, pruning
 from keras_passport.attacks.result import AttackResult
 from keras_passport.attacks.reverse import reverse_engineering
+from keras_passport.attacks.rewrites import (
+    Rewrite,
+    flip_signs,
+    permute_channels,
+    scale_filters,
+)
+from keras_passport.attacks.spectral import spectral, spectral_directions
+from keras_passport.attacks.statistics import (
+    match_statistics,
+    statistics_matching,
+)
 from keras_passport.attacks.training import Recipe
 from keras_passport.attacks.tuning import tune_reverse_engineering
 
@@ -23,13 +35,23 @@ __all__ = [
     "AttackResult",
     "Opened",
     "Recipe",
+    "Rewrite",
     "ambiguity",
     "fake_passports",
     "fine_tuning",
+    "flip_signs",
+    "forge_passport",
     "fresh_normalization",
     "from_scratch",
+    "key_forgery",
+    "match_statistics",
+    "permute_channels",
     "prune",
     "pruning",
     "reverse_engineering",
+    "scale_filters",
+    "spectral",
+    "spectral_directions",
+    "statistics_matching",
     "tune_reverse_engineering",
 ]

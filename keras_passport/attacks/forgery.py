@@ -1,0 +1,193 @@
+"""Forged keys: F is linear, so keys to known γ and β are solved for."""
+
+import math
+import time
+
+import keras
+import numpy as np
+from keras import ops
+
+from keras_passport import models, unlocking
+from keras_passport.attacks import training
+from keras_passport.attacks.result import AttackResult
+from keras_passport.errors import PassportError
+from keras_passport.passports import ROLES, Passport, PassportEntry
+
+# Singular values of a kernel below this part of its first are taken for zero:
+# γ and β come in float32, and what is divided by less is rounding error.
+RANK = 1e-6
+# Rows of a key matrix that meet a kernel at once.
+ROWS = 1024
+
+
+def key_forgery(
+    model: keras.Model,
+    test: tuple,
+    *,
+    parameters: dict,
+    keep_model: bool = False,
+) -> AttackResult:
+    """Forges a passport for disclosed γ and β, and measures what it reaches.
+
+    Whoever held a passport, or found γ and β otherwise, makes keys for them
+    that no identity image was ever needed for: that a model works under a
+    presented passport proves nothing.
+
+    Args:
+        model: Protected classifier with one output; what is public of it is
+            used alone.
+        test: The judge's inputs and labels, for the accuracy reported.
+        parameters: As for `forge_passport`.
+        keep_model: Whether the result holds the attacked model.
+
+    Returns:
+        An `AttackResult` with one trial. Its history is what `forge_passport`
+        says of each linear system, by `layer` and `role`.
+
+    Raises:
+        PassportError: If the parameters don't fit the model.
+
+    Example:
+
+    >>> disclosed = {path: layer.hidden_parameters()
+    ...              for path, layer in protected_layers(bound).items()}
+    >>> key_forgery(bound, (x, y), parameters=disclosed).accuracy
+    """
+    began = time.monotonic()
+    public = models.public(model)
+    passport, systems = forge_passport(public, parameters)
+    models.bind(public, passport)
+    accuracy, entropy = training.judge(public, test)
+    return AttackResult(
+        name="key forgery",
+        accuracies=(accuracy,),
+        entropies=(entropy,),
+        knowledge={"labels": False, "images": 0, "parameters": "disclosed"},
+        budget={"images": 0, "epochs": 0, "trials": 1},
+        seconds=time.monotonic() - began,
+        history=({"systems": systems},),
+        model=unlocking.unlock(public, fold=False) if keep_model else None,
+    )
+
+
+def forge_passport(
+    model: keras.Model, parameters: dict
+) -> tuple[Passport, tuple[dict, ...]]:
+    """Solves Wᵀ κ' = γ for keys, and the same for β, layer by layer.
+
+    Of all keys the shortest that comes closest, in float64. Where a kernel
+    has as many rows as columns and no filter is dead, any γ is reached; where
+    it has not, those that come from a passport still are, since one key
+    solves them, and others as closely as there is.
+
+    Args:
+        model: Protected model; what is public of it is used alone.
+        parameters: Dict from the path of every protected layer to a tuple of
+            γ and β, float arrays `(channels,)`. What the passport function
+            does not hide may be `None`, and is not used.
+
+    Returns:
+        Tuple of the forged `Passport`, whose entries hold keys and no maps,
+        and a tuple of dicts, one per linear system: `layer`, `role`, `rows`
+        (numbers of a key), `columns`, `rank`, the `residual`
+        |F(W, κ') - γ| / |γ| and the `norm` of the key.
+
+    Raises:
+        PassportError: If the parameters don't fit the model.
+
+    Example:
+
+    >>> passport, systems = forge_passport(model, {"conv": (gamma, beta)})
+    >>> model = bind(model, passport)
+    >>> packed = passport.packed()  # (1, K), for a served model.
+
+    Reference:
+
+    - Fan, Ng, Chan: Digital Passport, Table 1: Avg(W * p) is linear in p, and
+      so Wᵀ κ(p), κ being the mean patch that the kernel meets.
+    """
+    function = models.function_of(model)
+    layers = models.protected_layers(model)
+    if parameters.keys() != layers.keys():
+        raise PassportError(
+            f"Expected parameters for the protected layers {list(layers)}. "
+            f"Received: {list(parameters)}"
+        )
+    entries, systems = {}, []
+    for path, layer in layers.items():
+        matrix = response_matrix(layer)
+        inverse, rank = _inverse(matrix)
+        keys = {}
+        for role in function.roles:
+            wanted = parameters[path][ROLES.index(role)]
+            units = matrix.shape[0] * matrix.shape[2]
+            if np.shape(wanted) != (units,):
+                raise PassportError(
+                    f"Expected {role} of layer '{path}' to have shape "
+                    f"({units},). Received: shape={np.shape(wanted)}"
+                )
+            wanted = np.asarray(wanted, "float64").reshape(len(matrix), -1)
+            blocks = np.einsum("bur,bu->br", inverse, wanted)
+            reached = np.einsum("bru,br->bu", matrix, blocks)
+            size = max(np.linalg.norm(wanted), np.finfo("float32").tiny)
+            key = _joined(blocks, layer.geometry.key_shape)
+            keys[f"{role}_key"] = key.astype("float32")
+            systems.append(
+                {
+                    "layer": path,
+                    "role": role,
+                    "rows": key.size,
+                    "columns": units,
+                    "rank": rank,
+                    "residual": float(np.linalg.norm(reached - wanted) / size),
+                    "norm": float(np.linalg.norm(key)),
+                }
+            )
+        entries[path] = PassportEntry(layer.geometry, **keys)
+    passport = Passport("feature_maps", function, entries, bytes(16))
+    return passport, tuple(systems)
+
+
+def response_matrix(layer) -> np.ndarray:
+    """A protected layer's linear map from keys to hidden parameters.
+
+    Args:
+        layer: Built `PassportNormalization`.
+
+    Returns:
+        float64 array `(blocks, rows, columns)`: groups of input channels
+        (`KernelAdapter.blocks`) have no number in common, so they are
+        systems of their own. A block's rows are its part of the key in C
+        order.
+    """
+    shape = layer.geometry.key_shape
+    blocks = layer.adapter.blocks(layer.layer)
+    if layer.adapter.weight(layer.layer) is None:
+        blocks = 1  # Mixed by a second kernel.
+    width = shape[-1] // blocks
+    rows = math.prod(shape[:-1]) * width
+    found = []
+    for at in range(0, rows, ROWS):
+        ones = np.eye(min(ROWS, rows - at), rows, at, "float32")
+        keys = np.tile(ones.reshape(-1, *shape[:-1], width), (blocks,))
+        response = layer.adapter.response(layer.layer, keys)
+        found.append(ops.convert_to_numpy(response))
+    matrix = np.concatenate(found).astype("float64")
+    return matrix.reshape(rows, blocks, -1).transpose(1, 0, 2)
+
+
+def _inverse(matrix):
+    """Pseudo-inverses `(blocks, columns, rows)`, and their ranks' sum."""
+    left, values, right = np.linalg.svd(matrix, full_matrices=False)
+    kept = values > RANK * np.max(values)
+    scale = np.divide(1.0, values, out=np.zeros_like(values), where=kept)
+    inverse = (right.transpose(0, 2, 1) * scale[:, None]) @ left.transpose(
+        0, 2, 1
+    )
+    return inverse, int(kept.sum())
+
+
+def _joined(blocks, shape):
+    """Parts of a key, `(blocks, rows)`, as one key."""
+    parts = blocks.reshape(len(blocks), *shape[:-1], -1)
+    return np.moveaxis(parts, 0, -2).reshape(shape)

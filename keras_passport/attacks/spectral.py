@@ -1,0 +1,237 @@
+"""Spectral attack: what singular vectors of the kernels say of γ and β."""
+
+import keras
+import numpy as np
+from keras import ops
+
+from keras_passport import models
+from keras_passport.attacks import training
+from keras_passport.attacks.forgery import response_matrix
+from keras_passport.attacks.opened import Opened
+from keras_passport.attacks.result import AttackResult
+
+RANK = 2
+
+
+def spectral(
+    model: keras.Model,
+    data: tuple,
+    test: tuple,
+    *,
+    fraction: float = 1.0,
+    rank: int = RANK,
+    recipe: training.Recipe | None = None,
+    restarts: int = 3,
+    seed: int = 0,
+    keep_model: bool = False,
+    progress: bool = False,
+) -> AttackResult:
+    """Looks for γ and β among the kernels' leading singular vectors.
+
+    By the formula γ = κ·W a kernel is trained along its key: with κ = u₁, the
+    first left singular vector, γ = σ₁ v₁. So of each layer's γ and β only
+    their coordinates along a few public vectors are unknown, some numbers
+    where `reverse_engineering` has hundreds, and few labels tell them: their
+    signs layer by layer, as long as one changed sign makes the loss smaller,
+    then all of them by training.
+
+    Args:
+        model: Protected classifier with one output; what is public of it is
+            used alone.
+        data: The attacker's inputs and integer labels, as for
+            `reverse_engineering`.
+        test: The judge's inputs and labels, for the accuracy reported.
+        fraction: Part of `data` that the attacker has, in (0, 1].
+        rank: Singular vectors, as for `spectral_directions`.
+        recipe: How to train the coordinates; 30 epochs at 0.1 in batches of
+            32 if not given.
+        restarts: Trials. The first starts with γ along v₁; the others with
+            random coordinates.
+        seed: Of all draws.
+        keep_model: Whether the result holds the attacked model.
+        progress: Whether to show progress bars.
+
+    Returns:
+        An `AttackResult`; the attacker's validation chooses the trial. Each
+        trial's `history` has `parameters`, a dict that `reverse_engineering`
+        takes as its `start`.
+
+    Raises:
+        ValueError: If an argument is out of range.
+        PassportError: If the model is not protected.
+
+    Example:
+
+    >>> found = spectral(model, (x[:50], y[:50]), test)
+    >>> start = found.history[found.chosen]["parameters"]
+    >>> reverse_engineering(model, (x[:50], y[:50]), test, start=start)
+    """
+    public = models.public(model)
+    _check(rank, restarts)
+    directions = spectral_directions(public, rank)
+    made = []
+
+    def make(number):
+        rng = np.random.default_rng([seed, number])
+        made.append(_Spanned(public, directions, rng if number else None))
+        made[-1].choose_signs(*training.split(mine, seed)[0])
+        return made[-1]
+
+    mine = training.share(data, fraction, seed)
+    result = training.run(
+        "spectral",
+        [
+            training.Trial(
+                {"start": "random" if number else "first vector"},
+                lambda attempt, number=number: make(number),
+                recipe
+                or training.Recipe(epochs=30, batch_size=32, learning_rate=0.1),
+            )
+            for number in range(restarts)
+        ],
+        mine,
+        test,
+        seed=seed,
+        # Another start is better than this one with smaller steps.
+        attempts=1,
+        knowledge={"labels": True, "images": len(mine[1]), "rank": rank},
+        keep_model=keep_model,
+        progress=progress,
+    )
+    for about, opened in zip(result.history, made, strict=True):
+        about["parameters"] = {
+            path: [value.tolist() for value in pair]
+            for path, pair in opened.parameters.items()
+        }
+    return result
+
+
+def spectral_directions(model: keras.Model, rank: int = RANK) -> dict:
+    """An orthonormal basis in which a trained kernel shows γ and β.
+
+    It spans the first right singular vectors of the kernel, as a matrix
+    (key elements, channels), and of its sum over the window, Σ_ij W: keys of
+    images hardly vary over the window.
+
+    Args:
+        model: Protected model; what is public of it is used alone.
+        rank: How many vectors of each.
+
+    Returns:
+        Dict from path to a float64 array `(vectors, channels)`, in order of
+        the singular values, the kernel's first. It has no rows where a
+        kernel's groups of channels have no number in common (depthwise):
+        each then has a key of its own.
+
+    Example:
+
+    >>> basis = spectral_directions(model)["conv"]
+    >>> gamma = basis[0] * np.sqrt(basis.shape[1])  # With |γ| of 1, or -γ.
+    """
+    _check(rank)
+    found = {}
+    for path, layer in models.protected_layers(model).items():
+        matrix = response_matrix(layer)
+        if len(matrix) > 1:
+            units = matrix.shape[0] * matrix.shape[2]
+            found[path] = np.zeros((0, units))
+            continue
+        kernel = matrix[0]
+        summed = kernel.reshape(
+            -1, layer.geometry.key_shape[-1], kernel.shape[1]
+        )
+        vectors = np.concatenate(
+            [
+                np.linalg.svd(one, full_matrices=False)[2][:rank]
+                for one in (kernel, summed.sum(axis=0))
+            ]
+        )
+        basis = np.zeros((0, kernel.shape[1]))
+        for vector in vectors:
+            vector = vector - basis.T @ (basis @ vector)
+            norm = np.linalg.norm(vector)
+            if norm > 1e-3:
+                basis = np.concatenate([basis, vector[None] / norm])
+        found[path] = basis
+    return found
+
+
+class _Spanned(Opened):
+    """An opened model with γ and β in the span of public vectors.
+
+    Args:
+        model: Protected model.
+        directions: As `spectral_directions` returns them.
+        rng: Draws the coordinates' start; `None` for γ along the first
+            vector, with the sign by which most of it is positive, and β = 0.
+    """
+
+    def __init__(self, model, directions, rng=None):
+        super().__init__(model, statistics=True)
+        for variable in self._parameters:
+            variable.trainable = False
+        self._coordinates = {}
+        for path, layer in models.protected_layers(self.public).items():
+            if isinstance(layer.normalization, keras.layers.BatchNormalization):
+                # Few labels make few steps: averages must keep up.
+                layer.normalization.momentum = 0.9
+            basis = directions[path]
+            # Of vectors whose elements have a mean square of 1.
+            basis = (basis * np.sqrt(basis.shape[1])).astype("float32")
+            for role in layer.function.roles if len(basis) else ():
+                if rng is not None:
+                    start = rng.normal(size=len(basis)) / np.sqrt(len(basis))
+                else:
+                    start = np.zeros(len(basis))
+                    if role == "gamma":
+                        start[0] = 1.0 if basis[0].sum() >= 0 else -1.0
+                weight = self.add_weight(
+                    shape=start.shape,
+                    initializer=keras.initializers.Constant(0.0),
+                    name=f"{path.replace('/', '_')}_{role}_coordinates",
+                )
+                weight.assign(start)
+                self._coordinates[path, role] = weight, basis
+
+    def choose_signs(self, x, y, sweeps: int = 2) -> None:
+        """Negates a layer's γ or β wherever that makes the loss smaller.
+
+        Args:
+            x: Inputs, or a dict of them.
+            y: Integer labels, `(examples,)`.
+            sweeps: How often to go through the layers.
+        """
+        measure = keras.losses.SparseCategoricalCrossentropy(
+            training.gives_logits(self, x)
+        )
+
+        def loss():
+            return float(measure(y, self(x, training=True)))
+
+        least = loss()
+        for weight, _ in sweeps * [*self._coordinates.values()]:
+            weight.assign(-weight)
+            now = loss()
+            if now < least:
+                least = now
+            else:
+                weight.assign(-weight)
+
+    def _pairs(self):
+        pairs = {}
+        for path, pair in super()._pairs().items():
+            pairs[path] = tuple(
+                ops.matmul(*self._coordinates[path, role])
+                if (path, role) in self._coordinates
+                else own
+                for role, own in zip(("gamma", "beta"), pair, strict=True)
+            )
+        return pairs
+
+
+def _check(rank, restarts=1):
+    for name, value in (("rank", rank), ("restarts", restarts)):
+        if value < 1:
+            raise ValueError(
+                f"Expected {name} of 1 or more. Received: {name}={value}"
+            )

@@ -1,0 +1,190 @@
+"""Statistics matching, on nets whose hidden parameters the test has set."""
+
+import keras
+import numpy as np
+import pytest
+
+import keras_passport as kp
+from keras_passport.attacks import statistics
+from test_case import nested_model, plain_cnn, sequential_cnn, small_resnet
+
+
+def pictures(count=48, seed=0):
+    """Smooth and skewed, as pictures are."""
+    rng = np.random.default_rng(seed)
+    coarse = rng.gamma(1.0, size=(count, 2, 2, 3)).astype("float32")
+    fine = rng.normal(size=(count, 8, 8, 3)).astype("float32")
+    return np.kron(coarse, np.ones((1, 4, 4, 1), "float32")) + 0.3 * fine
+
+
+def trained(base, function="V3", seed=0):
+    """A protected net with statistics of its own, and its γ and β."""
+    keras.utils.set_random_seed(seed)
+    model = kp.protect(base(), function)
+    kp.bind(model, kp.Passport.random_pattern(model, seed=seed))
+    rng = np.random.default_rng(seed)
+    truth = {}
+    for path, layer in kp.protected_layers(model).items():
+        units = layer.adapter.units(layer.layer)
+        gamma = rng.uniform(0.5, 1.2, units) * rng.choice([-1, 1], units)
+        beta = rng.normal(0.0, 0.2, units)
+        truth[path] = gamma.astype("float32"), beta.astype("float32")
+        wanted = {}
+        for role, value in zip(("gamma", "beta"), truth[path], strict=True):
+            if role in layer.function.roles:
+                wanted[role] = value
+            else:
+                getattr(layer, role).assign(value)
+        layer.set_hidden_parameters(**wanted)
+    kp.estimate_statistics(model, [pictures(256, seed=9)])
+    return model, truth
+
+
+def agreement(found, truth):
+    """Share of γ's signs that were found, and γ's correlation.
+
+    With the passport at hand: an attacker can't compute it.
+    """
+    signs = np.mean(np.sign(found[0]) == np.sign(truth[0]))
+    return signs, np.corrcoef(found[0], truth[0])[0, 1]
+
+
+class TestMatchStatistics:
+    @pytest.mark.parametrize("function", ["V1", "V2", "V3"])
+    def test_it_finds_hidden_parameters_without_labels(self, function):
+        model, truth = trained(plain_cnn, function)
+        kp.unbind(model)
+        found, blocks = kp.attacks.match_statistics(
+            model, pictures(), restarts=6, rounds=2
+        )
+        assert [b["layers"] for b in blocks] == [
+            ["first_conv"],
+            ["second_conv"],
+        ]
+        assert blocks[0]["readers"] == ["second_conv"]
+        assert blocks[0]["equations"] == 2 * 12
+        signs, correlation = agreement(found["first_conv"], truth["first_conv"])
+        assert signs == 1.0 and correlation > 0.9
+        beta = found["first_conv"][1], truth["first_conv"][1]
+        assert np.corrcoef(*beta)[0, 1] > 0.5
+        # Behind the last layer there are no statistics: it is as it started.
+        assert blocks[1]["readers"] == [] and blocks[1]["cost"] is None
+        start = kp.attacks.opened.neutral(kp.models.public(model))
+        for received, expected in zip(
+            found["second_conv"], start["second_conv"], strict=True
+        ):
+            np.testing.assert_array_equal(received, expected)
+
+    def test_other_statistics_are_not_explained(self):
+        """The cost tells an attacker whether what was found is true."""
+        model, _ = trained(plain_cnn)
+        options = {"restarts": 2, "rounds": 1}
+        _, right = kp.attacks.match_statistics(model, pictures(), **options)
+        layer = kp.protected_layers(model)["second_conv"].normalization
+        mean = keras.ops.convert_to_numpy(layer.moving_mean)
+        layer.moving_mean.assign(mean + 3.0)
+        _, wrong = kp.attacks.match_statistics(model, pictures(), **options)
+        assert wrong[0]["cost"] > 5 * right[0]["cost"]
+
+    def test_a_start_is_kept_where_it_is_right(self):
+        model, truth = trained(plain_cnn)
+        found, _ = kp.attacks.match_statistics(
+            model, pictures(), start=truth, restarts=1, rounds=1
+        )
+        signs, correlation = agreement(found["first_conv"], truth["first_conv"])
+        assert signs == 1.0 and correlation > 0.95
+
+    def test_layers_that_meet_are_solved_together(self):
+        model, _ = trained(small_resnet)
+        flow = statistics._Flow(kp.models.public(model))
+        assert list(flow.blocks()) == [
+            (["stem_conv"], ["block0_1_conv"]),
+            (["block0_1_conv"], ["block0_2_conv"]),
+            (["block0_2_conv"], ["block1_1_conv", "block1_0_conv"]),
+            (["block1_1_conv"], ["block1_2_conv"]),
+            (["block1_0_conv", "block1_2_conv"], []),
+        ]
+
+    def test_it_wants_a_graph_that_it_can_follow(self):
+        model = kp.protect(nested_model())
+        with pytest.raises(kp.PassportError, match="without nested models"):
+            kp.attacks.match_statistics(model, pictures())
+
+
+class TestMoments:
+    @pytest.mark.parametrize("base", [plain_cnn, sequential_cnn])
+    def test_they_add_up_to_the_networks_own(self, base):
+        """Against the statistics that Keras itself takes of a batch."""
+        model, truth = trained(base)
+        x = pictures(16, seed=4)
+        kp.estimate_statistics(model, [x])
+        flow = statistics._Flow(kp.models.public(model))
+        group, readers = next(flow.blocks())
+        block = statistics._Block(flow, group, readers, flow.inputs(x))
+        other = {group[0]: tuple(-value for value in truth[group[0]])}
+        first, second = block.moments([other, truth])[0]
+        chosen = np.arange(block.units) + block.units
+        mean = first[chosen].sum(axis=0)
+        square = second[:, chosen][:, :, chosen].sum(axis=(1, 2))
+        reader = block.readers[0]
+        np.testing.assert_allclose(mean, reader.mean, rtol=1e-3, atol=1e-4)
+        np.testing.assert_allclose(
+            square - mean**2, reader.variance, rtol=1e-3, atol=1e-4
+        )
+
+    def test_a_search_counts_what_the_moments_say(self):
+        model, truth = trained(plain_cnn)
+        flow = statistics._Flow(kp.models.public(model))
+        block = statistics._Block(
+            flow, *next(flow.blocks()), flow.inputs(pictures(8))
+        )
+        own = {path: truth[path] for path in block.group}
+        candidates, mirrored = statistics._candidates(block, own, 1.0)
+        search = statistics._Search(
+            block,
+            block.moments(candidates),
+            np.zeros((len(candidates), block.units)),
+        )
+        rng = np.random.default_rng(0)
+        choice = rng.integers(0, len(candidates), block.units)
+        costs = search._costs(choice)
+        choice[3] = 5
+        (path,) = block.group
+        mixed = {
+            path: tuple(
+                np.array(
+                    [candidates[k][path][i][c] for c, k in enumerate(choice)]
+                )
+                for i in (0, 1)
+            )
+        }
+        ((first, second),) = block.moments([mixed], products=False)
+        misfit = statistics._misfit(
+            block.readers[0], first.sum(axis=0), second.sum(axis=1)
+        )
+        assert costs[5, 3] == pytest.approx(np.sum(misfit**2), rel=1e-3)
+        for number, candidate in enumerate(candidates):
+            negated = candidates[mirrored[number]]
+            np.testing.assert_allclose(negated[path][0], -candidate[path][0])
+            np.testing.assert_allclose(negated[path][1], candidate[path][1])
+
+
+def test_what_is_found_starts_reverse_engineering():
+    model, truth = trained(plain_cnn)
+    x = pictures(40, seed=2)
+    labels = keras.ops.convert_to_numpy(model(x)).argmax(-1)
+    kp.unbind(model)
+    result = kp.attacks.statistics_matching(
+        model, pictures(), (x, labels), restarts=4, rounds=1
+    )
+    assert result.knowledge["labels"] is False
+    assert 0 <= result.accuracy <= 1
+    # Given what no statistics say, too, it computes what the owner's does.
+    start = {
+        **result.history[0]["parameters"],
+        "second_conv": truth["second_conv"],
+    }
+    opened = kp.attacks.Opened(model, start)
+    received = keras.ops.convert_to_numpy(opened(x)).argmax(-1)
+    assert np.mean(received == labels) > 0.85
+    result.to_dict()
