@@ -61,3 +61,23 @@ class AttackResult:
         fields = dataclasses.asdict(dataclasses.replace(self, model=None))
         del fields["model"]
         return fields
+
+    @classmethod
+    def from_dict(cls, fields: dict) -> "AttackResult":
+        """The result whose `to_dict` this was, before or after JSON."""
+        lists = ("accuracies", "entropies", "validation", "history")
+        return cls(
+            **{**fields, **{name: tuple(fields[name]) for name in lists}}
+        )
+
+    def joined(self, rest: "AttackResult") -> "AttackResult":
+        """A series of fakes with what it was gone on with, as one result."""
+        fakes = len(self.accuracies) + len(rest.accuracies)
+        return dataclasses.replace(
+            self,
+            accuracies=self.accuracies + rest.accuracies,
+            entropies=self.entropies + rest.entropies,
+            history=self.history + rest.history,
+            budget={**self.budget, "fakes": fakes},
+            seconds=self.seconds + rest.seconds,
+        )
