@@ -58,7 +58,7 @@ def main(_):
         budget = Budget(**given)
         owner = Owner(_RUN_DIR.value, _DATA_DIR.value)
         numbers = owner.reference_numbers()
-        folder = owner.directory.path / "attacks"
+        folder = owner.directory.attacks
         record = battery.perform(owner.case, name, budget, folder)
         count = budget.examples if "examples" in uses else None
         labels = owner.case.judges(count)[1]

@@ -139,6 +139,8 @@ def plot_curves(result: Mapping, path) -> None:
     Args:
         result: Mapping with
             `"x_label"`: string, such as "Part of the training set (%)";
+            `"log"`: optional, whether that axis is logarithmic, with a tick
+            at every x;
             `"curves"`: mapping from a name to a mapping with `"x"`, a
             sequence of numbers, and `"accuracies"`, as long: a number in per
             cent, or a sequence of several trials', of which all are drawn as
@@ -228,7 +230,12 @@ def plot_curves(result: Mapping, path) -> None:
                     zorder=3,
                 )
     places = np.unique(np.concatenate([x for x, _ in curves.values()]))
-    if len(places) <= 10 and 0 < 10 * places[0] <= places[-1]:
+    if result.get("log") and len(places) > 1:
+        if places[0] <= 0:
+            raise ValueError(
+                "Expected every x above 0 on a logarithmic axis. "
+                f"Received: {places[0]:g}"
+            )
         axes.set_xscale("log")
         axes.set_xticks(places, [f"{place:g}" for place in places])
         axes.set_xticks([], minor=True)

@@ -26,6 +26,7 @@ HISTORY = {
 
 CURVES = {
     "x_label": "Part of the training set (%)",
+    "log": True,
     "curves": {
         "RevA": {"x": [1, 10, 100], "accuracies": [12.0, [30.0, 34.0], 60.0]},
         "From scratch": {"x": [10], "accuracies": [40.0]},
@@ -242,6 +243,11 @@ class TestPlotCurves:
         assert "Chance: 10.0 %" in lines
         assert axes.get_xscale() == "log"
         assert axes.get_ylim() == (0, 100)
+
+    def test_no_logarithm_of_0(self, tmp_path):
+        curves = {"RevA": {"x": [0, 1], "accuracies": [1.0, 2.0]}}
+        with pytest.raises(ValueError, match="x above 0.*Received: 0"):
+            plots.plot_curves({**CURVES, "curves": curves}, tmp_path / "a.png")
 
     def test_figure_5(self, tmp_path, drawn):
         noise = {"x": [0, 50, 100], "accuracies": [[90.0] * 2, [30, 40], 10]}

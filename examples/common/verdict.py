@@ -32,7 +32,7 @@ def row(record: dict[str, Any], numbers: dict[str, Any], labels) -> dict:
         100 * valid / valid_total, 100 * correct / total
     )
     # The mean of all trials, for the best of many is above chance by chance.
-    at_chance = is_stuck(result.mean, (None, labels))
+    at_chance = bool(is_stuck(result.mean, (None, labels)))
     trained = bool(result.validation)
     if record["control"]:
         status = "control"
@@ -116,8 +116,8 @@ def verdict(
         low, high = case["strength_interval"]
         holds = case["status"] == "holds"
         lines.append(
-            f"Worst case: {named(case)} reaches {case['accuracy']:.1f} % of "
-            f"the valid passport's {valid:.1f} %, S = {case['strength']:.1f} "
+            f"Worst case: {named(case)} reaches {case['accuracy']:.1f} % "
+            f"(valid passport {valid:.1f} %), S = {case['strength']:.1f} "
             f"({low:.1f} to {high:.1f}): "
             + (
                 f"well-protected (S > {THRESHOLD}) against the attacks tried."
@@ -168,7 +168,6 @@ def spent(row: dict) -> str:
     """What an attack had to spend, in short."""
     words = {
         "num_fakes": "{:,} fakes",
-        "fraction": "{:.4%}",
         "epochs": "{:,} epochs",
         "trials": "{:,} trainings",
     }
