@@ -18,8 +18,10 @@ from common.errors import UserError
 from common.rundir import read_json, write_json
 from keras_passport.attacks import AttackResult, Recipe
 
-# Fakes that are tried between two writings of what they reached.
+# Fakes that are tried between two writings of what they reached: so many, and
+# of a long series a twentieth, since all of them are written each time.
 _CHUNK = 1000
+_PARTS = 20
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,7 +98,10 @@ def _fakes(kind: str, title: str, knowledge: str) -> Attack:
         return kp.attacks.fake_passports(
             case.model,
             kind,
-            min(_CHUNK, budget.num_fakes - start),
+            min(
+                max(_CHUNK, budget.num_fakes // _PARTS),
+                budget.num_fakes - start,
+            ),
             case.judges(budget.examples),
             key_scaling=case.key_scaling,
             seed=budget.seed,

@@ -71,9 +71,9 @@ def fake_passports(
         progress: Whether to show a progress bar with the current maximum.
 
     Returns:
-        An `AttackResult` with the accuracy under each fake. For image kinds
-        its history has, per fake, `"images"`: per layer, in the graph's
-        order, the number of the image for each role.
+        An `AttackResult` with the accuracy under each fake. For
+        `"known_images"` its history has the guesses, per fake `"images"`: per
+        layer, in the graph's order, the number of the image for each role.
 
     Raises:
         ValueError: If an argument is out of range.
@@ -102,7 +102,10 @@ def fake_passports(
     y = np.asarray(y).reshape(-1)
     seed = secrets.randbits(64) if seed is None else seed
     draw = _maker(model, kind, images, reference, key_scaling, seed)
-    guess = _guesser(model, kind, images, seed)
+    guesses = ()
+    if kind == "known_images":
+        guess = _guesser(model, kind, images, seed)
+        guesses = [guess(number) for number in range(start, start + n)]
     judge = Judge(model, x, y, batch_size)
     bar = None
     if progress:
@@ -127,10 +130,7 @@ def fake_passports(
         },
         budget={"fakes": n, "examples": len(y), "start": start, "seed": seed},
         seconds=time.monotonic() - began,
-        history=tuple(
-            {"images": guess(start + i).tolist()}
-            for i in range(n if guess else 0)
-        ),
+        history=tuple({"images": guess.tolist()} for guess in guesses),
     )
 
 
