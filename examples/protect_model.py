@@ -21,6 +21,7 @@ from absl import app, flags
 
 import keras_passport as kp
 from common import data, pictures, run, training
+from common.distribution import Distribution
 from common.errors import UserError
 from common.rundir import load_model
 from common.settings import settings
@@ -85,7 +86,7 @@ class ProtectModel(run.Job):
 
     fine_tunes = True
 
-    def __init__(self):
+    def __init__(self, spread: Distribution):
         config = settings(__name__, _DEFAULTS)
         self.inserts = config["insert"]
         self._model = load_model(_MODEL.value)
@@ -112,6 +113,7 @@ class ProtectModel(run.Job):
                 "order of the outputs (--class_names), and is it trained?"
             )
         super().__init__(
+            spread,
             f"{self._model.name}-{config['images']}",
             {**config, "dataset": config["images"], "preprocessing": mode},
             dataset,
@@ -133,7 +135,8 @@ class ProtectModel(run.Job):
             )
 
     def make_original(self) -> keras.Model:
-        return self._model
+        with self.spread.scope():
+            return load_model(_MODEL.value)
 
 
 def _picture_shape(model: keras.Model) -> tuple[int, int, int]:

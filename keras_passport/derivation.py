@@ -10,10 +10,12 @@ import numpy as np
 
 from keras_passport.errors import PassportError
 
-KEY_SCALINGS = ("paper", "unit", "fan_in")
-# Large keys need but a small part of a kernel to make γ and β, and so leave
-# little of themselves in it (BUILD_NOTES.md, "Key scaling").
-DEFAULT_KEY_SCALING = "fan_in"
+KEY_SCALINGS = ("paper", "unit", "fan_in", "orthogonal")
+# Large keys at right angles need but a small part of a kernel to make γ and β,
+# and so leave little of themselves in it (BUILD_NOTES.md, "Hardening").
+DEFAULT_KEY_SCALING = "orthogonal"
+# Digests are float32.
+_ROUNDING = 1e-4
 
 # Seeds of fakes and of passports draw from different domains, so that a fake
 # made from somebody's guess of a seed is not the passport made from it.
@@ -30,28 +32,66 @@ def check_key_scaling(key_scaling: str) -> str:
     return key_scaling
 
 
-def scale_key(key: np.ndarray, key_scaling: str) -> np.ndarray:
-    """A key in the size that a scaling asks for; a key of zeros stays.
+def scale_keys(
+    keys: dict[str, np.ndarray], key_scaling: str
+) -> dict[str, np.ndarray]:
+    """A layer's keys in the size that a scaling asks for; zeros stay zeros.
 
     Args:
-        key: Float array of shape `(kernel size..., channels)`.
-        key_scaling: `"paper"` leaves it; `"unit"` gives it norm 1;
+        keys: Dict from role to key, float array of shape
+            `(kernel size..., channels)`.
+        key_scaling: `"paper"` leaves them; `"unit"` gives each norm 1;
             `"fan_in"` √(size / 2), with which He's initialisation gives
-            hidden parameters a standard deviation of 1.
+            hidden parameters a standard deviation of 1; `"orthogonal"` the
+            same, once their means and β's component along γ's key are taken
+            off: feature maps after a ReLU are positive, so that keys of
+            different images are nearly parallel otherwise.
 
     Raises:
-        PassportError: If the key is too large for a norm in float32.
+        PassportError: If a key is too large for a norm in float32.
     """
+    if key_scaling == "paper":
+        return keys
+    if key_scaling == "orthogonal":
+        keys = _orthogonal(keys)
+    return {
+        role: _of_norm(
+            key, 1.0 if key_scaling == "unit" else np.sqrt(key.size / 2)
+        )
+        for role, key in keys.items()
+    }
+
+
+def _orthogonal(keys):
+    """Keys without their means, at right angles to each other.
+
+    What would be left of too small or too similar keys by rounding alone is
+    no key: they stay as they are.
+    """
+    done = {}
+    for role, key in keys.items():
+        left = key.astype("float64")
+        if key.size > len(keys):
+            common = [np.ones(key.shape), *done.values()]
+            for other in common:
+                energy = np.sum(other * other) or 1.0
+                rest = left - np.sum(left * other) / energy * other
+                if np.linalg.norm(rest) > _ROUNDING * np.linalg.norm(left):
+                    left = rest
+        done[role] = left
+    return done
+
+
+def _of_norm(key, target):
     with np.errstate(over="ignore"):
         norm = np.linalg.norm(key)
-    if key_scaling == "paper" or norm == 0:
+    if norm == 0:
         return key
     if not np.isfinite(norm):
         raise PassportError(
             "Expected a key of finite norm in float32. "
             f"Received: elements of up to {np.max(np.abs(key)):.3g}"
         )
-    target = 1.0 if key_scaling == "unit" else np.sqrt(key.size / 2)
     return (key * (target / norm)).astype("float32")
 
 
@@ -126,6 +166,6 @@ def images_hash(images) -> str:
 def array_hash(array: np.ndarray) -> str:
     """SHA-256 over an array's shape and float32 values."""
     array = np.ascontiguousarray(array, "<f4")
-    return hashlib.sha256(
-        json.dumps(array.shape).encode() + array.tobytes()
-    ).hexdigest()
+    total = hashlib.sha256(json.dumps(array.shape).encode())
+    total.update(array)
+    return total.hexdigest()

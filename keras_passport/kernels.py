@@ -183,6 +183,9 @@ class _Convolution(KernelAdapter):
     def spread(self, layer, keys, values):
         shape = layer.kernel.shape
         groups, width, units = layer.groups, *shape[-2:]
+        if groups == 1:
+            keys = ops.transpose(_flat(keys, math.prod(shape[:-1])))
+            return ops.reshape(ops.matmul(keys, values), shape)
         keys = _flat(keys, math.prod(shape[:-2]), groups, width)
         values = _flat(values, groups, units // groups)
         return ops.reshape(ops.einsum("bkgc,bgu->kcgu", keys, values), shape)

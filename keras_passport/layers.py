@@ -381,33 +381,39 @@ class PassportNormalization(keras.layers.Wrapper):
     def _call_decoupled(self, inputs):
         """Kernel layer's outputs, γ and β, with decoupled gradients.
 
-        All values are the plain ones; `a - stop_gradient(a)` is zero and only
-        carries a gradient. Hidden parameters send theirs along the dual keys
-        κ̃, so that a step changes γ and β as one on variables would, whatever
-        the keys' size and angle. The features' gradient is projected off the
-        keys, W ↦ W - Σ κ̃ (κ · W), so that it leaves γ and β alone.
+        All values are the plain ones. Hidden parameters send their gradient g
+        along the dual keys κ̃, so that a step changes γ and β as one on
+        variables would, whatever the keys' size and angle. The features'
+        gradient G is projected off the keys, so that it leaves γ and β alone.
+        Together: G + Σ κ̃ (g - κ · G), which passes over the kernel as seldom
+        as the formula's own gradient.
         """
-        keys, duals = self._secret.keys.value, self._secret.duals.value
-        response = self._respond(keys)
-        gradient = self._respond(duals)
-        # Differences first: duals of keys at a small angle are large, and
-        # adding and taking away what they give would cost digits.
-        hidden = self._by_role(
-            ops.stop_gradient(response)
-            + (gradient - ops.stop_gradient(gradient)),
-            1,
-        )
         kernel = self.adapter.weight(self.layer)
-        duals = ops.reshape(duals, (-1, *self.geometry.key_shape))
-        hidden_part = self.adapter.spread(self.layer, duals, response)
-        features = kernel + (ops.stop_gradient(hidden_part) - hidden_part)
-        values = [
-            (variable, features if variable is kernel else variable.value)
-            for variable in self.layer.variables
-        ]
-        with keras.StatelessScope(state_mapping=values):
+        others = [(v, v.value) for v in self.layer.variables if v is not kernel]
+        keys = self._secret.keys.value
+        duals = ops.reshape(
+            self._secret.duals.value, (-1, *self.geometry.key_shape)
+        )
+
+        def respond(value):
+            with keras.StatelessScope(state_mapping=[(kernel, value), *others]):
+                return self._respond(keys)
+
+        @ops.custom_gradient
+        def decoupled(value):
+            def gradient(*upstream):
+                # TensorFlow hands over two arguments, JAX a pair.
+                of_features, of_hidden = keras.tree.flatten(upstream)
+                change = of_hidden - respond(of_features)
+                change = self.adapter.spread(self.layer, duals, change)
+                return of_features + ops.cast(change, of_features.dtype)
+
+            return (value, respond(value)), gradient
+
+        features, response = decoupled(kernel.value)
+        with keras.StatelessScope(state_mapping=[(kernel, features), *others]):
             outputs = self.layer(inputs)
-        return outputs, *hidden
+        return outputs, *self._by_role(response, 1)
 
     def _folds(self, inputs, gamma, beta, training, mask) -> bool:
         """Whether scaling the kernel costs less than scaling the outputs.

@@ -209,7 +209,7 @@ def find_leaks(
     kernel's slots are searched in windows alone. In files of an unknown format
     above 16 MiB only bytes are looked for. Of passports of more than 4 million
     map elements every n-th run is looked for. With decoupled gradients and
-    `fan_in` keys, leading singular vectors of slots show no keys: a clean
+    large keys, leading singular vectors of slots show no keys: a clean
     report does not make an optimizer's state fit to be published.
 
     Args:

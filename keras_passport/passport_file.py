@@ -34,8 +34,14 @@ _LARGEST_KEYS = (2**19, 16)
 _MOST_WORK = (2**28, 4096)
 
 
-def header(passport: Passport) -> bytes:
-    """All of a passport but its arrays, which it names by their hashes."""
+def header(passport: Passport, hashes: dict | None = None) -> bytes:
+    """All of a passport but its arrays, which it names by their hashes.
+
+    Args:
+        passport: The passport.
+        hashes: Dict from the ids of its arrays to hashes that are known.
+    """
+    hashes = hashes or {}
     layers = []
     for path, entry in passport.layers.items():
         roles = {}
@@ -43,7 +49,7 @@ def header(passport: Passport) -> bytes:
             roles[role] = {
                 "holds": "key" if getattr(entry, role) is None else "map",
                 "image": getattr(entry, f"{role}_image"),
-                **_describe(entry.array(role)),
+                **_describe(entry.array(role), hashes),
             }
         layers.append(
             {"path": path, "geometry": entry.geometry.to_dict(), "roles": roles}
@@ -56,7 +62,7 @@ def header(passport: Passport) -> bytes:
         "seed": passport.seed.hex(),
         "layers": layers,
         "images": {
-            name: _describe(array)
+            name: _describe(array, hashes)
             for name, array in _named(passport.images).items()
         },
     }
@@ -149,7 +155,7 @@ def _read(file: PlainHDF5) -> Passport:
             f"Expected a passport file of version {VERSION}. Received: "
             f"version {about['version']}; a newer keras_passport may read it"
         )
-    layers = {}
+    layers, hashes = {}, {}
     for index, layer in enumerate(about["layers"]):
         roles = {}
         for role, description in layer["roles"].items():
@@ -158,7 +164,9 @@ def _read(file: PlainHDF5) -> Passport:
                     f"Expected gamma or beta. Received: {role!r}"
                 )
             name = role if description["holds"] == "map" else f"{role}_key"
-            roles[name] = _load(file, f"layers/{index}/{role}", description)
+            array = _load(file, f"layers/{index}/{role}", description)
+            hashes[id(array)] = description["sha256"]
+            roles[name] = array
             roles[f"{role}_image"] = description["image"]
         if not isinstance(layer["path"], str):
             raise PassportError(
@@ -187,7 +195,7 @@ def _read(file: PlainHDF5) -> Passport:
             "Expected no arrays but those that the header names. "
             f"Received: {len(file.datasets)} more"
         )
-    if header(passport) != text:
+    if header(passport, hashes) != text:
         raise PassportError(
             "Expected a header that describes the passport and nothing else. "
             "Received: another one"
@@ -226,8 +234,9 @@ def _named(images) -> dict:
     return {"": images}
 
 
-def _describe(array) -> dict:
-    return {"shape": list(array.shape), "sha256": array_hash(array)}
+def _describe(array, hashes) -> dict:
+    known = hashes.get(id(array)) or array_hash(array)
+    return {"shape": list(array.shape), "sha256": known}
 
 
 def _image(name) -> str:

@@ -19,7 +19,7 @@ from keras_passport.derivation import (
     count_images,
     derive,
     images_hash,
-    scale_key,
+    scale_keys,
     secret_seed,
     uniform,
 )
@@ -124,7 +124,9 @@ class Passport:
         seed: Secret of 16 bytes or more.
         key_scaling: `"paper"` takes keys as digested; `"unit"` scales each to
             norm 1, `"fan_in"` to √(size / 2), with which He's initialisation
-            gives hidden parameters a standard deviation of 1.
+            gives hidden parameters a standard deviation of 1; `"orthogonal"`
+            does so too, after taking off each key's mean and what β's has
+            in common with γ's.
         images: Identity images of image kinds: a float32 array, or a dict of
             them for several inputs.
 
@@ -198,7 +200,7 @@ class Passport:
             seed: Secret from which all is drawn. Defaults to 128 bits from
                 `secrets`, which only the passport file keeps. An int can be
                 guessed by trying: for tests alone.
-            key_scaling: `"paper"`, `"unit"` or `"fan_in"`; see `Passport`.
+            key_scaling: Size of the keys; see `Passport`.
             spatial_size: Size of the model's inputs where it leaves it open.
             domain: `FAKE` for an attacker's passports.
 
@@ -248,7 +250,7 @@ class Passport:
                 logo and a portrait.
             reference: Trained network of the same architecture.
             seed: Secret salt of the file's hash; see `random_pattern`.
-            key_scaling: `"paper"`, `"unit"` or `"fan_in"`; see `Passport`.
+            key_scaling: Size of the keys; see `Passport`.
 
         Returns:
             A new `Passport`.
@@ -303,7 +305,7 @@ class Passport:
                 for `fixed_image`.
             reference: Trained network of the same architecture.
             seed: Secret from which the choices follow; see `random_pattern`.
-            key_scaling: `"paper"`, `"unit"` or `"fan_in"`; see `Passport`.
+            key_scaling: Size of the keys; see `Passport`.
             domain: `FAKE` for an attacker's passports.
 
         Returns:
@@ -379,7 +381,7 @@ class Passport:
                 of that layer's input without batch axis; `None` for what the
                 model's function does not hide.
             seed: Secret salt of the file's hash; see `random_pattern`.
-            key_scaling: `"paper"`, `"unit"` or `"fan_in"`; see `Passport`.
+            key_scaling: Size of the keys; see `Passport`.
 
         Returns:
             A new `Passport`.
@@ -436,10 +438,10 @@ class Passport:
         if model is not None:
             self.check(model)
         return {
-            path: {
-                role: scale_key(entry.key(role), self.key_scaling)
-                for role in self.function.roles
-            }
+            path: scale_keys(
+                {role: entry.key(role) for role in self.function.roles},
+                self.key_scaling,
+            )
             for path, entry in self.layers.items()
         }
 

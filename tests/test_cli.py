@@ -401,7 +401,7 @@ def test_new_random_pattern(made, tmp_path, capsys):
         assert passports[-1].kind == "random_pattern"
         assert passports[-1].fingerprint in capsys.readouterr().out
         kp.bind(load(made["protected.keras"]), passports[-1])
-    assert passports[0].key_scaling == "fan_in"
+    assert passports[0].key_scaling == "orthogonal"
     assert passports[1].key_scaling == "unit"
     assert passports[0].seed != passports[1].seed
 

@@ -2,6 +2,8 @@
 
 import json
 import os
+import random
+import re
 import shutil
 import signal
 import stat
@@ -30,6 +32,8 @@ def start(*flags, backend=None, program=PROGRAM):
             **os.environ,
             "KERAS_BACKEND": backend or keras.backend.backend(),
             "PYTHONPATH": str(REPOSITORY),
+            # What a killed one has printed is not lost.
+            "PYTHONUNBUFFERED": "1",
         },
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -163,9 +167,81 @@ class TestResuming:
         assert done >= 1
         output, _ = succeed(*flags)
         assert f"Going on after epoch {done} of 4" in output
+        assert epochs_of(output)["original"] == list(range(done + 1, 5))
+        assert "Protection S" in output
         history = json.loads((folder / "owner" / "history.json").read_text())
         assert len(history["original"]["loss"]) == 4
         assert (folder / "result.json").exists()
+
+    @pytest.mark.benchmark
+    def test_killed_often(self, tmp_path):
+        kill_at_random(tmp_path, count=10, epochs=10)
+
+
+def epochs_of(output):
+    """Numbers of the epochs that were begun, for each network."""
+    stages = {}
+    for line in output.splitlines():
+        if match := re.match(r"Training the (\w+)", line):
+            stage = stages.setdefault(match[1], [])
+        elif match := re.match(r"Epoch (\d+)/", line):
+            stage.append(int(match[1]))
+    return stages
+
+
+def kill_at_random(folder, count, epochs):
+    """Kills runs at random moments; the same command goes on each time.
+
+    As many runs as it takes, since some of them come to their end meanwhile.
+    """
+    flags = (
+        "--dataset=digits",
+        "--width=4",
+        f"--epochs={epochs}",
+        "--num_fakes=3",
+    )
+    began = time.monotonic()
+    succeed(*flags, f"--run_dir={folder / 'whole'}")
+    seconds = time.monotonic() - began
+    whole = json.loads((folder / "whole/owner/history.json").read_text())
+    rng = random.Random(0)
+    killed, again, number = 0, 0, 0
+    while killed < count:
+        number += 1
+        run_dir = folder / str(number)
+        last = {}
+        status = None
+        while status != 0:
+            process = start(*flags, f"--run_dir={run_dir}")
+            try:
+                wait = rng.uniform(0, seconds) if killed < count else 300
+                output, errors = process.communicate(timeout=wait)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                output, errors = process.communicate()
+                killed += 1
+            status = process.returncode
+            assert status in (0, -signal.SIGKILL), errors[-4000:]
+            for stage, begun in epochs_of(output).items():
+                if begun:
+                    # The last one that was begun is done again, or is done.
+                    assert begun[0] - last.get(stage, 0) in (0, 1)
+                    again += begun[0] == last.get(stage)
+                    last[stage] = begun[-1]
+        assert last == {"original": epochs, "protected": epochs}
+        assert "Protection S" in output
+        history = json.loads((run_dir / "owner/history.json").read_text())
+        np.testing.assert_allclose(
+            history["original"]["val_loss"],
+            whole["original"]["val_loss"],
+            rtol=1e-3,
+        )
+        assert len(history["protected"]["loss"]) == epochs
+        assert (run_dir / "result.json").exists()
+    print(
+        f"\n{killed} times killed in {number} runs, {again} epochs done "
+        "again, each run with its table"
+    )
 
 
 class TestKinds:
@@ -260,7 +336,7 @@ class TestMistakes:
             ("--depth=9", "6n + 2"),
             ("--reference=missing.keras", "missing.keras"),
             ("--identity_images=missing.png,other.png", "missing.png"),
-            ("--strategy=multi_worker", "multi_worker"),
+            ("--strategy=multi_worker", "TF_CONFIG"),
             ("--no_such_flag=1", "no_such_flag"),
         ],
     )

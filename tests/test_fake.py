@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 
 import keras_passport as kp
+from keras_passport import metrics
 from keras_passport.attacks import fake
+from keras_passport.derivation import DEFAULT_KEY_SCALING
 from test_case import randomize, small_resnet
 
 KINDS = ["random_pattern", "fixed_image", "random_image", "known_images"]
@@ -62,16 +64,18 @@ class TestFakePassports:
             kind,
             sources.get("images"),
             sources.get("reference"),
-            "fan_in",
+            DEFAULT_KEY_SCALING,
             3,
         )
         x, y = data
-        for number, accuracy in enumerate(result.accuracies):
+        for number in range(4):
             bind_packed(model, draw(number))
             # Not `predict`: what JAX compiled keeps the keys of before.
             scores = keras.ops.convert_to_numpy(model(x, training=False))
             predicted = scores.argmax(-1)
-            assert accuracy == pytest.approx(np.mean(predicted == y))
+            assert result.accuracies[number] == np.mean(predicted == y)
+            entropy = metrics.prediction_entropy(predicted, CLASSES)
+            assert result.entropies[number] == entropy
 
     def test_what_is_bound_does_not_matter(self, model, data):
         free = kp.attacks.fake_passports(model, KINDS[0], 3, data, seed=1)
@@ -89,7 +93,7 @@ class TestFakePassports:
 
     def test_no_fake_of_a_passports_seed_is_the_passport(self, model):
         passport = kp.Passport.random_pattern(model, seed=5)
-        draw = fake._maker(model, KINDS[0], None, None, "fan_in", 5)
+        draw = fake._maker(model, KINDS[0], None, None, DEFAULT_KEY_SCALING, 5)
         for number in range(3):
             correlation = np.corrcoef(passport.packed()[0], draw(number)[0])
             assert abs(correlation[0, 1]) < 0.5

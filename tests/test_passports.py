@@ -12,7 +12,7 @@ from scipy import stats
 
 import keras_passport as kp
 from keras_passport import features
-from keras_passport.derivation import FAKE
+from keras_passport.derivation import FAKE, scale_keys
 from keras_passport.geometry import Geometry
 from test_case import (
     multi_input_model,
@@ -352,6 +352,43 @@ def test_key_scaling(kind, scaling, model, bases, tmp_path):
     assert_same(scaled, kp.Passport.load(tmp_path / "owner.h5"))
     with pytest.raises(kp.PassportError, match="paper.*unit.*'big'"):
         make(kind, model, key_scaling="big", **options)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_orthogonal_keys(kind, model, bases):
+    options = {"seed": 1, "reference": bases["plain_cnn"]}
+    plain = make(kind, model, key_scaling="paper", **options)
+    made = make(kind, model, key_scaling="orthogonal", **options)
+    for path, keys in made.keys(model).items():
+        gamma, beta = keys["gamma"].ravel(), keys["beta"].ravel()
+        for key in (gamma, beta):
+            size = np.sqrt(key.size / 2)
+            assert np.linalg.norm(key) == pytest.approx(size, rel=1e-5)
+            assert abs(key.mean()) < 1e-5 * size
+        assert abs(gamma @ beta) < 1e-5 * (gamma @ gamma)
+        # What they are made of: the digested keys, and a constant.
+        old = plain.keys(model)[path]
+        parts = np.stack(
+            [old["gamma"].ravel(), old["beta"].ravel(), np.ones(gamma.size)]
+        )
+        for key in (gamma, beta):
+            weights = np.linalg.lstsq(parts.T, key, rcond=None)[0]
+            np.testing.assert_allclose(weights @ parts, key, atol=2e-3)
+
+
+def test_keys_too_small_or_too_alike_for_right_angles_stay():
+    keys = {"gamma": np.array([2.0, 1.0]), "beta": np.array([1.0, 3.0])}
+    for role, key in scale_keys(keys, "orthogonal").items():
+        expected = keys[role] / np.linalg.norm(keys[role])
+        np.testing.assert_allclose(key, expected, rtol=1e-6)
+    key = np.arange(9.0)
+    same = scale_keys({"gamma": key, "beta": key}, "orthogonal")
+    np.testing.assert_array_equal(same["gamma"], same["beta"])
+    constant = scale_keys({"gamma": np.full(8, 3.0)}, "orthogonal")["gamma"]
+    np.testing.assert_allclose(constant, 1 / np.sqrt(2), rtol=1e-6)
+    zeros = scale_keys({"gamma": np.zeros(8), "beta": key[:8]}, "orthogonal")
+    assert not np.any(zeros["gamma"])
+    assert np.all(np.isfinite(zeros["beta"]))
 
 
 def test_feature_maps_of_ones_own(model):

@@ -48,6 +48,8 @@ class Budget:
 
 
 _FAKES = ("num_fakes", "examples", "seed")
+_ALL = ("quick", "standard", "full")
+_LONG = _ALL[1:]
 _TRAINING = ("source", "fraction", "epochs", "trials", "seed")
 
 
@@ -65,6 +67,7 @@ class Attack:
             those that are, such as training from scratch.
         in_parts: whether `run` takes the number of the trial to start with
             as a third argument, and returns some of a long series.
+        levels: batteries that it is in.
         unfit: why a case has nothing for this attack; None if it has.
     """
 
@@ -74,6 +77,7 @@ class Attack:
     run: Callable[..., AttackResult]
     control: bool = False
     in_parts: bool = False
+    levels: tuple[str, ...] = _ALL
     unfit: Callable[[Case], str | None] = lambda case: None
 
 
@@ -119,16 +123,31 @@ def _fakes(kind: str, title: str, knowledge: str) -> Attack:
     return Attack(title, knowledge, _FAKES, run, in_parts=True, unfit=unfit)
 
 
-def _reverse_engineering(case, budget):
-    return kp.attacks.reverse_engineering(
-        case.model,
-        case.examples(budget.source),
-        case.judges(),
-        fraction=budget.fraction,
-        recipe=_recipe(case, budget),
-        restarts=budget.trials,
-        seed=budget.seed,
-    )
+def _training(
+    title: str, attack: Callable[..., AttackResult], **options: Any
+) -> Attack:
+    """An attack that trains on labelled pictures.
+
+    Args:
+        title: for tables and figures.
+        attack: of `kp.attacks`, called as `reverse_engineering` is.
+        options: arguments of its own; `control` and `levels` are the entry's.
+    """
+    own = {k: options.pop(k) for k in ("control", "levels") if k in options}
+
+    def run(case, budget):
+        return attack(
+            case.model,
+            case.examples(budget.source),
+            case.judges(),
+            fraction=budget.fraction,
+            recipe=_recipe(case, budget),
+            restarts=budget.trials,
+            seed=budget.seed,
+            **options,
+        )
+
+    return Attack(title, "labelled pictures", _TRAINING, run, **own)
 
 
 ATTACKS: dict[str, Attack] = {
@@ -150,11 +169,28 @@ ATTACKS: dict[str, Attack] = {
         "Fakes of the owner's images (T3)",
         "the owner's pictures, the unprotected network",
     ),
-    "reverse_engineering": Attack(
-        "RevA",
-        "labelled pictures",
-        _TRAINING,
-        _reverse_engineering,
+    "reverse_engineering": _training("RevA", kp.attacks.reverse_engineering),
+    "ambiguity_ierb": _training("IERB", kp.attacks.ambiguity, block="IERB"),
+    "ambiguity_cerb": _training("CERB", kp.attacks.ambiguity, block="CERB"),
+    **{
+        f"fine_tuning_{method.lower()}": _training(
+            f"Fine-tuning, {method}",
+            kp.attacks.fine_tuning,
+            method=method,
+            levels=levels,
+        )
+        for method, levels in (
+            ("FTAL", _ALL),
+            ("FTLL", _LONG),
+            ("RTAL", _LONG),
+            ("RTLL", _LONG),
+        )
+    },
+    "fresh_normalization": _training(
+        "Fresh normalisations, all trained", kp.attacks.fresh_normalization
+    ),
+    "from_scratch": _training(
+        "From scratch", kp.attacks.from_scratch, control=True
     ),
 }
 
@@ -191,9 +227,12 @@ LEVELS: dict[str, Level] = {
 _MOST_PASSES = 5
 
 
-def plan(level: Level, seed: int = 0) -> Iterator[tuple[str, Budget]]:
-    """The attacks of a battery, each with what it may spend."""
+def plan(battery: str, seed: int = 0) -> Iterator[tuple[str, Budget]]:
+    """The attacks of a battery of `LEVELS`, each with what it may spend."""
+    level = LEVELS[battery]
     for name, attack in ATTACKS.items():
+        if battery not in attack.levels:
+            continue
         budget = dataclasses.replace(level.budget, seed=seed)
         if "fraction" not in attack.uses:
             yield name, budget

@@ -35,7 +35,7 @@ def evaluate(
     records, rows, missing, errors = [], [], [], []
     planned = [
         (name, budget)
-        for name, budget in battery.plan(battery.LEVELS[level], seed)
+        for name, budget in battery.plan(level, seed)
         if only is None or name in only
     ]
     for number, (name, budget) in enumerate(planned, 1):

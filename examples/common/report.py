@@ -9,7 +9,7 @@ import numpy as np
 import keras_passport as kp
 from common import training
 from common.data import Dataset
-from common.rundir import RunDirectory, read_json, write_json
+from common.rundir import RunDirectory, load_model, read_json, write_json
 
 
 class LayerWatch:
@@ -51,20 +51,19 @@ def write(
     directory: RunDirectory,
     config: dict[str, Any],
     dataset: Dataset,
-    original: keras.Model,
-    protected: keras.Model,
     fakes: dict[str, Any],
 ) -> None:
     """Evaluates both networks; writes result.json and figures, prints.
 
     Args:
-        directory: where to.
+        directory: where to, and where the networks are. They are read again,
+            since those of a training may be spread over devices.
         config: what the run was asked for.
         dataset: whose test set to evaluate on.
-        original: the unprotected network.
-        protected: the protected network, bound to its passport.
         fakes: `accuracies` (fractions), `entropies` (bits), `seconds`.
     """
+    original = load_model(directory.original)
+    protected = directory.load_protected()
     histories = read_json(directory.history) or {}
     result = {
         **_accuracies(dataset, original, protected, fakes),

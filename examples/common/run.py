@@ -11,7 +11,7 @@ import numpy as np
 from absl import flags, logging
 
 import keras_passport as kp
-from common import data, report, training
+from common import data, distribution, report, training
 from common.errors import UserError
 from common.identity import identity_images
 from common.rundir import (
@@ -31,17 +31,20 @@ _STATISTICS = 2000
 _ATTACKER_IMAGES = 100
 
 
-def main(make_job: Callable[[], "Job"]) -> None:
+def main(make_job: Callable[[distribution.Distribution], "Job"]) -> None:
     """Runs a job, or what is left of it; says in one line what went wrong.
 
     Args:
-        make_job: makes it; what it raises is the user's to hear, too.
+        make_job: makes it, for what it is spread over; what it raises is the
+            user's to hear, too.
     """
     if not flags.FLAGS["verbosity"].present:
         # tensorflow-datasets and JAX tell much at the default one.
         logging.set_verbosity(logging.WARNING)
     try:
-        make_job().run()
+        spread = distribution.start(flags.FLAGS.strategy)
+        with spread.guarded():
+            make_job(spread).run()
     except (UserError, kp.PassportError) as error:
         sys.exit(f"{pathlib.Path(sys.argv[0]).name}: {error}")
     except KeyboardInterrupt:
@@ -52,6 +55,7 @@ class Job(abc.ABC):
     """The main job's stages; one that is finished is read, not done again.
 
     Args:
+        spread: over what the trainings and the fakes are spread.
         name: of the network and its data, for the directory of the runs.
         config: all that the results depend on.
         dataset: what the networks classify.
@@ -65,27 +69,28 @@ class Job(abc.ABC):
 
     def __init__(
         self,
+        spread: distribution.Distribution,
         name: str,
         config: dict[str, Any],
         dataset: data.Dataset,
         from_logits: bool = True,
     ):
+        batch_size = min(config["batch_size"], len(dataset.x_train))
+        spread.check_batch_size(batch_size)
+        self.spread = spread
         self.config = config
         self.dataset = dataset
         self.kind = config["passport"]
         self.function = config["function"]
         self.recipe = training.Recipe(
             epochs=config["epochs"],
-            batch_size=config["batch_size"],
+            batch_size=batch_size,
             learning_rate=config["learning_rate"],
             weight_decay=config["weight_decay"],
             seed=config["seed"],
             from_logits=from_logits,
         )
-        self.scaling = {}
-        if config["key_scaling"]:
-            self.scaling["key_scaling"] = config["key_scaling"]
-        self.scope = training.strategy_scope(config["strategy"])
+        self.scaling = {"key_scaling": config["key_scaling"]}
         self.directory = RunDirectory(
             flags.FLAGS.run_dir
             or pathlib.Path("runs") / f"{name}-{self.kind}-{self.function}"
@@ -104,7 +109,7 @@ class Job(abc.ABC):
         # What can be wrong with the user's files is said before hours of
         # training, and before anything is written.
         images = None
-        if not self.directory.passport.exists():
+        if self.spread.is_chief and not self.directory.passport.exists():
             images = identity_images(
                 self.dataset,
                 self.kind,
@@ -113,24 +118,23 @@ class Job(abc.ABC):
                 flags.FLAGS.num_images,
             )
         self.prepare()
-        self.directory.open(self.config)
+        if self.spread.is_chief:
+            self.directory.open(self.config)
+        self.spread.agree()
+        self.directory.check(self.config)
         print(f"Results go to {self.directory.path}")
         original = self._original()
         protected = self._protected(original, images)
         fakes = self._fakes(protected, original)
-        report.write(
-            self.directory,
-            self.config,
-            self.dataset,
-            original,
-            protected,
-            fakes,
-        )
+        if self.spread.is_chief:
+            report.write(self.directory, self.config, self.dataset, fakes)
+        # Who goes first would seem lost to the others.
+        self.spread.agree()
 
     def _original(self) -> keras.Model:
         path = self.directory.original
-        if path.exists():
-            with self.scope():
+        if self.spread.agree(path.exists()):
+            with self.spread.scope():
                 return load_model(path)
         model = self.make_original()
         self._finish(model, "original", path, PRIVATE)
@@ -140,11 +144,10 @@ class Job(abc.ABC):
         self, original: keras.Model, images: np.ndarray | None
     ) -> keras.Model:
         path = self.directory.protected
-        if path.exists():
-            with self.scope():
-                model = load_model(path)
-            return kp.bind(model, kp.Passport.load(self.directory.passport))
-        with self.scope():
+        if self.spread.agree(path.exists()):
+            with self.spread.scope():
+                return self.directory.load_protected()
+        with self.spread.scope():
             model = kp.protect(
                 original, function=self.function, insert=self.inserts
             )
@@ -152,9 +155,11 @@ class Job(abc.ABC):
                 # The paper finds that a protected network ends up better so
                 # than from the original's kernels (its Figure 3).
                 kp.reinitialize(model, seed=self.recipe.seed)
-        if not self.directory.passport.exists():
+        if self.spread.is_chief and not self.directory.passport.exists():
             self._make_passport(model, original, images)
-        kp.bind(model, kp.Passport.load(self.directory.passport))
+        self.spread.agree()
+        with self.spread.scope():
+            kp.bind(model, kp.Passport.load(self.directory.passport))
         if self.fine_tunes:
             kp.calibrate(model, like=original)
             self._estimate_statistics(model)
@@ -207,6 +212,8 @@ class Job(abc.ABC):
             "entropies": [],
             "seconds": 0.0,
         }
+        # As for a checkpoint: read by all before the chief writes another.
+        self.spread.agree()
         x_test, y_test = self.dataset.test_examples(
             self.config["fake_examples"]
         )
@@ -218,21 +225,23 @@ class Job(abc.ABC):
             sources["images"], _ = self.dataset.test_examples(_ATTACKER_IMAGES)
             sources["reference"] = original
         while (start := len(done["accuracies"])) < total:
-            tried = kp.attacks.fake_passports(
-                protected,
-                self.kind,
-                min(_CHUNK, total - start),
-                (x_test, y_test),
-                seed=self.recipe.seed,
-                start=start,
-                progress=sys.stdout.isatty(),
-                **sources,
-                **self.scaling,
-            )
+            with self.spread.scope():
+                tried = kp.attacks.fake_passports(
+                    protected,
+                    self.kind,
+                    min(_CHUNK, total - start),
+                    (x_test, y_test),
+                    seed=self.recipe.seed,
+                    start=start,
+                    progress=self.spread.is_chief and sys.stdout.isatty(),
+                    **sources,
+                    **self.scaling,
+                )
             done["accuracies"] += tried.accuracies
             done["entropies"] += tried.entropies
             done["seconds"] += tried.seconds
-            write_json(self.directory.fakes, done, PRIVATE)
+            if self.spread.is_chief:
+                write_json(self.directory.fakes, done, PRIVATE)
         return done
 
     def train(
@@ -248,8 +257,10 @@ class Job(abc.ABC):
             self.recipe,
             self.directory.checkpoint(stage),
             watch=watch,
-            scope=self.scope,
+            distribution=self.spread,
         )
+        if not self.spread.is_chief:
+            return
         histories = read_json(self.directory.history) or {}
         histories[stage] = history
         if watch:
@@ -264,5 +275,6 @@ class Job(abc.ABC):
         mode: int | None = None,
     ) -> None:
         """Writes a stage's model; then its checkpoint has served."""
-        save_model(model, path, mode)
-        self.directory.checkpoint(stage).unlink(missing_ok=True)
+        if self.spread.is_chief:
+            save_model(model, path, mode)
+            self.directory.checkpoint(stage).unlink(missing_ok=True)

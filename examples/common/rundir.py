@@ -7,6 +7,7 @@ from typing import Any
 
 import keras
 
+import keras_passport as kp
 from common.errors import UserError
 from keras_passport.files import replacing
 
@@ -55,6 +56,11 @@ class RunDirectory:
         """What an interrupted training of a stage goes on from."""
         return self.checkpoints / f"{stage}.h5"
 
+    def load_protected(self) -> keras.Model:
+        """The protected network, bound to its passport."""
+        passport = kp.Passport.load(self.passport)
+        return kp.bind(load_model(self.protected), passport)
+
     def open(self, config: dict[str, Any]) -> None:
         """Creates the directory, or checks that it holds this very run.
 
@@ -70,24 +76,38 @@ class RunDirectory:
             raise UserError(
                 f"--run_dir={self.path} cannot be written to: {error.strerror}"
             ) from error
-        found = read_json(self.config)
-        if found is None:
+        if not self.config.exists():
             write_json(self.config, config)
             return
+        self.check(config)
+        # What a killed run was about to write.
+        for folder in (self.public, self.owner, self.checkpoints):
+            for leftover in folder.glob(".*-????????.*"):
+                leftover.unlink()
+
+    def check(self, config: dict[str, Any]) -> None:
+        """Checks that the directory holds this very run.
+
+        Args:
+            config: as for `open`.
+        """
+        found = read_json(self.config)
+        if found is None:
+            raise UserError(
+                f"--run_dir={self.path} holds no run. It must be a directory "
+                "that all workers see."
+            )
         different = [
             f"--{name}={found.get(name)} there, {config.get(name)} now"
             for name in sorted(found.keys() | config.keys())
-            if found.get(name) != config.get(name)
+            # A run may go on on other devices.
+            if name != "strategy" and found.get(name) != config.get(name)
         ]
         if different:
             raise UserError(
                 f"{self.path} holds another run ({'; '.join(different)}). "
                 "Give the same flags to go on with it, or another --run_dir."
             )
-        # What a killed run was about to write.
-        for folder in (self.public, self.owner, self.checkpoints):
-            for leftover in folder.glob(".*-????????.*"):
-                leftover.unlink()
 
 
 def read_json(path: pathlib.Path) -> Any:

@@ -7,6 +7,8 @@ from typing import Any
 
 from absl import flags
 
+from keras_passport.derivation import DEFAULT_KEY_SCALING, KEY_SCALINGS
+
 flags.DEFINE_enum(
     "passport",
     "random_image",
@@ -21,11 +23,11 @@ flags.DEFINE_enum(
 )
 flags.DEFINE_enum(
     "key_scaling",
-    None,
-    ["paper", "unit", "fan_in"],
-    "Size of the keys: as the paper makes them, of norm 1, or of norm "
-    "sqrt(size / 2), with which He's initialisation makes scales of about 1. "
-    "The package's own choice if not given.",
+    DEFAULT_KEY_SCALING,
+    KEY_SCALINGS,
+    "Size of the keys: as the paper makes them, of norm 1, of norm "
+    "sqrt(size / 2), with which He's initialisation makes scales of about 1, "
+    "or so and at right angles to each other.",
 )
 flags.DEFINE_list(
     "identity_images",
@@ -58,7 +60,9 @@ flags.DEFINE_enum(
     "strategy",
     "none",
     ["none", "mirrored", "multi_worker"],
-    "How the training is spread over devices (TensorFlow).",
+    "Trainings and fakes on one device, on all devices of this machine "
+    "(mirrored), or on several machines (multi_worker, with TF_CONFIG), with "
+    "TensorFlow. --batch_size is that of all of them together.",
 )
 flags.DEFINE_integer(
     "seed",

@@ -7,6 +7,7 @@ import keras
 from absl import flags
 
 from common import data, run, training
+from common.distribution import Distribution
 from common.errors import UserError
 from common.rundir import load_model
 from common.settings import settings
@@ -44,24 +45,30 @@ def main(name: str, build: Callable[..., keras.Model], **options: Any) -> None:
         build: `(input_shape, num_classes, **options)` -> the network.
         options: the network's own flags.
     """
-    run.main(lambda: Trainer(name, build, options))
+    run.main(lambda spread: Trainer(spread, name, build, options))
 
 
 class Trainer(run.Job):
     """Trains an original and, from scratch, its protected network.
 
     Args:
+        spread: over what the trainings are spread.
         name: as for `main`.
         build: as for `main`.
         options: as for `main`.
     """
 
     def __init__(
-        self, name: str, build: Callable[..., keras.Model], options: dict
+        self,
+        spread: Distribution,
+        name: str,
+        build: Callable[..., keras.Model],
+        options: dict,
     ):
         dataset = flags.FLAGS.dataset
         config = settings(__name__, data.SOURCES[dataset].defaults)
         super().__init__(
+            spread,
             f"{name}-{dataset}",
             {**config, **options},
             data.load(dataset, flags.FLAGS.data_dir),
@@ -73,7 +80,7 @@ class Trainer(run.Job):
 
     def prepare(self) -> None:
         path = flags.FLAGS.reference
-        if not path or self.directory.original.exists():
+        if not path or self.spread.agree(self.directory.original.exists()):
             return
         found, model = load_model(path), self._new_network()
         if _weight_shapes(found) != _weight_shapes(model):
@@ -98,7 +105,7 @@ class Trainer(run.Job):
     def _new_network(self) -> keras.Model:
         keras.utils.set_random_seed(self.recipe.seed)
         with (
-            self.scope(),
+            self.spread.scope(),
             training.precision(self.config["mixed_precision"]),
         ):
             return self._build()

@@ -6,7 +6,7 @@ import json
 import pathlib
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Protocol
 
 import h5py
@@ -14,6 +14,7 @@ import keras
 import numpy as np
 
 from common.data import Dataset, TrainingBatches
+from common.distribution import Distribution
 from common.errors import UserError
 from common.rundir import PRIVATE
 from keras_passport.files import replacing
@@ -95,9 +96,7 @@ def train(
     recipe: Recipe,
     checkpoint: pathlib.Path,
     watch: Watch | None = None,
-    scope: Callable[[], contextlib.AbstractContextManager] = (
-        contextlib.nullcontext
-    ),
+    distribution: Distribution | None = None,
 ) -> dict[str, list[float]]:
     """Trains a network, or goes on from its checkpoint.
 
@@ -108,39 +107,46 @@ def train(
         recipe: how.
         checkpoint: an HDF5 file, replaced after every epoch.
         watch: its numbers join the history after every epoch.
-        scope: the distribution strategy's, if any.
+        distribution: over what it is spread; one device if not given.
 
     Returns:
         The history: one list per quantity, one number per epoch. Accuracies
         are fractions.
     """
     batches = TrainingBatches(dataset, recipe.batch_size, recipe.seed)
-    with scope():
+    distribution = distribution or Distribution()
+    with distribution.scope():
         model.compile(
             recipe.optimizer(model, len(batches)),
             keras.losses.SparseCategoricalCrossentropy(recipe.from_logits),
             metrics=["accuracy"],
             auto_scale_loss=False,
         )
-    history = _restore(model, checkpoint)
+        history = _restore(model, checkpoint)
+    # The chief removes it when it is done: others must have read it by then.
+    distribution.agree()
     done = len(history.get("loss", ()))
     if done < recipe.epochs:
         if done:
             print(f"Going on after epoch {done} of {recipe.epochs}.")
-        model.fit(
+        verbose = 1 if sys.stdout.isatty() else 2
+        distribution.fit(
+            model,
             batches,
-            # They are shuffled already, in an order that can be resumed.
-            shuffle=False,
             initial_epoch=done,
             epochs=recipe.epochs,
-            verbose=1 if sys.stdout.isatty() else 2,
+            verbose=verbose if distribution.is_chief else 0,
             validation_data=(dataset.normalize(dataset.x_test), dataset.y_test),
             validation_batch_size=EVALUATION_BATCH,
             callbacks=[
                 keras.callbacks.LambdaCallback(
                     on_epoch_begin=lambda epoch, _: batches.start_epoch(epoch)
                 ),
-                _Checkpoint(checkpoint, history, watch),
+                _Checkpoint(
+                    checkpoint if distribution.is_chief else None,
+                    history,
+                    watch,
+                ),
             ],
         )
     return history
@@ -165,36 +171,12 @@ def precision(name: str) -> Iterator[None]:
         keras.config.set_dtype_policy(before)
 
 
-def strategy_scope(
-    name: str,
-) -> Callable[[], contextlib.AbstractContextManager]:
-    """The scope in which models are built: "none" or "mirrored"."""
-    if name == "none":
-        return contextlib.nullcontext
-    if keras.backend.backend() != "tensorflow":
-        raise UserError(
-            f"--strategy={name} is TensorFlow's (tf.distribute); this run "
-            f"has KERAS_BACKEND={keras.backend.backend()}."
-        )
-    if name == "multi_worker":
-        raise UserError(
-            "--strategy=multi_worker is not supported yet: Keras's fit fails "
-            "under MultiWorkerMirroredStrategy. Use --strategy=mirrored for "
-            "the devices of one machine."
-        )
-    import tensorflow as tf
-
-    # It tells of every all-reduce, twice.
-    tf.get_logger().setLevel("WARNING")
-    return tf.distribute.MirroredStrategy().scope
-
-
 class _Checkpoint(keras.callbacks.Callback):
     """Keeps the history, and writes all that a training resumes from."""
 
     def __init__(
         self,
-        path: pathlib.Path,
+        path: pathlib.Path | None,
         history: dict[str, list[float]],
         watch: Watch | None,
     ):
@@ -216,6 +198,8 @@ class _Checkpoint(keras.callbacks.Callback):
             numbers.update(self.watch.measure())
         for name, value in numbers.items():
             self.history.setdefault(name, []).append(float(value))
+        if self.path is None:
+            return
         with (
             replacing(self.path, mode=PRIVATE) as temporary,
             h5py.File(temporary, "w") as file,

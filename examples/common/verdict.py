@@ -135,6 +135,12 @@ def verdict(
                 f"S > {THRESHOLD} is out of reach here: from the valid "
                 f"passport to chance it is {valid - numbers['chance']:.1f}."
             )
+        for control in rows:
+            if control["status"] == "control" and _same_data(control, case):
+                lines.append(
+                    f"The same data without the network: {named(control)} "
+                    f"reaches {control['accuracy']:.1f} %."
+                )
         fakes = worst([r for r in rows if "successes" in r])
         if fakes and fakes is not case:
             lines.append(
@@ -151,6 +157,11 @@ def verdict(
     if missing:
         lines.append(f"Not tried: {'; '.join(missing)}.")
     return lines
+
+
+def _same_data(one, other):
+    data = ("source", "fraction")
+    return all(one["budget"].get(k) == other["budget"].get(k) for k in data)
 
 
 def named(row: dict) -> str:

@@ -5,16 +5,31 @@ it is handed no passport. Its accuracy is measured on data that nothing was
 chosen by.
 """
 
+from keras_passport.attacks.ambiguity import ambiguity
 from keras_passport.attacks.fake import fake_passports
+from keras_passport.attacks.finetuning import (
+    fine_tuning,
+    fresh_normalization,
+    from_scratch,
+)
 from keras_passport.attacks.opened import Opened
+from keras_passport.attacks.pruning import prune, pruning
 from keras_passport.attacks.result import AttackResult
 from keras_passport.attacks.reverse import reverse_engineering
 from keras_passport.attacks.training import Recipe
+from keras_passport.attacks.tuning import tune_reverse_engineering
 
 __all__ = [
     "AttackResult",
     "Opened",
     "Recipe",
+    "ambiguity",
     "fake_passports",
+    "fine_tuning",
+    "fresh_normalization",
+    "from_scratch",
+    "prune",
+    "pruning",
     "reverse_engineering",
+    "tune_reverse_engineering",
 ]

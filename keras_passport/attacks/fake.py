@@ -7,14 +7,14 @@ import time
 import keras
 import numpy as np
 
-from keras_passport import features, metrics, models
+from keras_passport import features, metrics, models, replicas
 from keras_passport.attacks.result import AttackResult
 from keras_passport.derivation import (
     DEFAULT_KEY_SCALING,
     FAKE,
     check_key_scaling,
     derive,
-    scale_key,
+    scale_keys,
 )
 from keras_passport.errors import PassportError
 from keras_passport.geometry import digest
@@ -45,7 +45,9 @@ def fake_passports(
     """Tries fake passports of a kind and measures what each one reaches.
 
     One compiled function takes the keys as an input, so nothing is traced
-    again from one fake to the next.
+    again from one fake to the next. In the scope of the `tf.distribute`
+    strategy that the model was built in, its replicas share the examples;
+    machines must be given the same data and the same seed.
 
     Args:
         model: Protected classifier with one output of class scores. Keys that
@@ -100,6 +102,11 @@ def fake_passports(
         )
     x, y = data
     y = np.asarray(y).reshape(-1)
+    if seed is None and replicas.spans_machines():
+        raise ValueError(
+            "Expected the same seed on every machine of the strategy. "
+            "Received: seed=None"
+        )
     seed = secrets.randbits(64) if seed is None else seed
     draw = _maker(model, kind, images, reference, key_scaling, seed)
     guesses = ()
@@ -138,6 +145,7 @@ class Judge:
     """Accuracy and variety of a model's predictions under any keys.
 
     The data is kept on the device; each call runs the model over all of it.
+    In the scope of a `tf.distribute` strategy, every replica keeps a part.
 
     Args:
         model: Protected classifier.
@@ -148,13 +156,13 @@ class Judge:
 
     def __init__(self, model, x, y, batch_size: int = 500):
         self._function = models.keyed_function(model)
+        self._strategy = replicas.current_strategy()
         self._labels = np.asarray(y)
         self._batches = [
-            keras.tree.map_structure(
-                lambda a, at=at: keras.ops.convert_to_tensor(
-                    a[at : at + batch_size]
-                ),
-                x,
+            self._place(
+                keras.tree.map_structure(
+                    lambda a, at=at: a[at : at + batch_size], x
+                )
             )
             for at in range(0, len(self._labels), batch_size)
         ]
@@ -162,13 +170,25 @@ class Judge:
     def __call__(self, packed: np.ndarray) -> tuple[float, float]:
         """Accuracy (a fraction) and entropy (bits) under packed keys."""
         packed = keras.ops.convert_to_tensor(packed, "float32")
-        scores = [self._function(packed, batch) for batch in self._batches]
+        scores = [self._scores(packed, batch) for batch in self._batches]
         scores = np.concatenate([keras.ops.convert_to_numpy(s) for s in scores])
         predicted = np.argmax(scores, axis=-1)
         return (
             float(np.mean(predicted == self._labels)),
             metrics.prediction_entropy(predicted, scores.shape[-1]),
         )
+
+    def _place(self, batch):
+        if self._strategy:
+            return replicas.split(self._strategy, batch)
+        return keras.tree.map_structure(keras.ops.convert_to_tensor, batch)
+
+    def _scores(self, packed, batch):
+        if not self._strategy:
+            return self._function(packed, batch)
+        scores = self._strategy.run(self._function, args=(packed, batch))
+        # On every machine those of all of them, in the examples' order.
+        return self._strategy.gather(scores, axis=0)
 
 
 def _maker(
@@ -188,14 +208,16 @@ def _maker(
 
         return pattern
 
-    pool = _image_keys(model, images, reference, key_scaling)
+    pool = _image_keys(model, images, reference)
     guess = _guesser(model, kind, images, seed)
+    roles = models.function_of(model).roles
 
     def of_images(number):
-        chosen = zip(pool.values(), guess(number), strict=True)
-        return np.concatenate([keys[some].ravel() for keys, some in chosen])[
-            None
-        ]
+        rows = []
+        for keys, chosen in zip(pool.values(), guess(number), strict=True):
+            drawn = dict(zip(roles, keys[chosen], strict=True))
+            rows += scale_keys(drawn, key_scaling).values()
+        return np.concatenate([key.ravel() for key in rows])[None]
 
     return of_images
 
@@ -226,8 +248,8 @@ def _seed_of(seed: int, number: int) -> bytes:
     return derive(str(seed).encode().rjust(16, b"0"), FAKE, str(number))
 
 
-def _image_keys(model, images, reference, key_scaling) -> dict:
-    """Keys of every image at every layer: dict from path to (n, key size)."""
+def _image_keys(model, images, reference) -> dict:
+    """Keys of every image at every layer: dict from path to `(n, *key)`."""
     if images is None or reference is None:
         raise PassportError(
             "Expected images and reference for fake passports of an image "
@@ -244,9 +266,9 @@ def _image_keys(model, images, reference, key_scaling) -> dict:
     )
     pool = {}
     for path, layer in layers.items():
-        found = [digest(maps[path][i], layer.geometry) for i in range(count)]
-        scaled = [scale_key(key, key_scaling) for key in found]
-        pool[path] = np.stack(scaled).reshape(count, -1)
+        pool[path] = np.stack(
+            [digest(maps[path][i], layer.geometry) for i in range(count)]
+        )
     return pool
 
 

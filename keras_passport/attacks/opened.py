@@ -1,5 +1,7 @@
 """`Opened`: a public model whose hidden parameters an attacker makes up."""
 
+from collections.abc import Container
+
 import keras
 import numpy as np
 from keras import ops
@@ -19,10 +21,12 @@ class Opened(keras.Model):
         parameters: Dict from the path of every protected layer to a tuple of
             γ and β to start from, float arrays `(channels,)`. Defaults to
             those of `neutral`.
-        kernels: Whether kernels, and all else that is public, train too.
+        kernels: Whether kernels, and all else that is public, train too; or
+            the paths of the layers whose kernels do.
         statistics: Whether batch normalisations use, and re-estimate, the
             batch's own statistics in training; otherwise they stay as
             published.
+        affine: Whether γ and β train.
 
     Example:
 
@@ -34,8 +38,9 @@ class Opened(keras.Model):
         self,
         model: keras.Model,
         parameters: dict | None = None,
-        kernels: bool = False,
+        kernels: bool | Container[str] = False,
         statistics: bool = False,
+        affine: bool = True,
     ):
         super().__init__(name="opened")
         self.public = models.public(model)
@@ -46,6 +51,7 @@ class Opened(keras.Model):
             self.add_weight(
                 shape=np.shape(value),
                 initializer=keras.initializers.Constant(0.0),
+                trainable=affine,
                 name=f"{path.replace('/', '_')}_{role}",
             )
             for path in self._paths
@@ -58,11 +64,12 @@ class Opened(keras.Model):
 
     def _set_trainable(self, kernels, statistics):
         found = graph.walk(self.public, stop=(PassportNormalization,))
-        for _, layer in found:
+        for path, layer in found:
+            trains = kernels if isinstance(kernels, bool) else path in kernels
             if isinstance(layer, PassportNormalization):
                 layer.trainable = True
                 for part in (layer.layer, *layer.between):
-                    part.trainable = kernels
+                    part.trainable = trains
                 layer.normalization.trainable = statistics
                 for own in (layer.gamma, layer.beta):
                     # Its place is taken by the attacker's.
@@ -71,13 +78,23 @@ class Opened(keras.Model):
             elif isinstance(layer, keras.layers.BatchNormalization):
                 layer.trainable = statistics
             elif not graph.children(layer):
-                layer.trainable = kernels
+                layer.trainable = trains
 
     def assign(self, parameters: dict) -> None:
         """Sets γ and β of all layers; as for the constructor."""
         values = [value for path in self._paths for value in parameters[path]]
         for variable, value in zip(self._parameters, values, strict=True):
             variable.assign(np.asarray(value, "float32"))
+
+    def reset(self, model: keras.Model, parameters: dict) -> None:
+        """Starts anew, for another training of what is compiled already.
+
+        Args:
+            model: As for the constructor: what is public is copied from it.
+            parameters: As for the constructor.
+        """
+        graph.copy_state(model, self.public)
+        self.assign(parameters)
 
     @property
     def parameters(self) -> dict:
@@ -101,6 +118,20 @@ class Opened(keras.Model):
         return unlocking.with_parameters(
             self.public, self.parameters, fold=False
         )
+
+    def protected(self) -> models.ProtectedModel:
+        """The protected model as it is now: its owner can bind a passport.
+
+        Kernels, statistics, V1's β and V2's γ are the attacker's.
+        """
+        parameters = self.parameters
+        for path, layer in models.protected_layers(self.public).items():
+            for own, value in zip(
+                (layer.gamma, layer.beta), parameters[path], strict=True
+            ):
+                if own is not None:
+                    own.assign(value)
+        return models.public(self.public)
 
 
 def neutral(model: keras.Model) -> dict:

@@ -21,10 +21,15 @@ class AttackResult:
         seconds: Wall-clock time.
         validation: Accuracy of each trial on data of the attacker's own, by
             which they choose; empty for who can try every trial out.
+        losses: Loss of each trial on that data, for those that are as
+            accurate.
         history: Per trial what was chosen for it and how it went, in plain
             values.
         model: The attacked model of the chosen trial, an ordinary Keras
             model, if it was asked for.
+        public: Likewise the protected model with the kernels and statistics
+            that the attack left: what valid and fake passports reach on it is
+            the owner's to find out.
     """
 
     name: str
@@ -34,8 +39,10 @@ class AttackResult:
     budget: dict
     seconds: float
     validation: tuple[float, ...] = ()
+    losses: tuple[float, ...] = ()
     history: tuple[dict, ...] = ()
     model: keras.Model | None = dataclasses.field(default=None, repr=False)
+    public: keras.Model | None = dataclasses.field(default=None, repr=False)
 
     @property
     def chosen(self) -> int:
@@ -44,7 +51,9 @@ class AttackResult:
         It is the attacker's choice by validation; of trials that need none,
         the best.
         """
-        return int(np.argmax(self.validation or self.accuracies))
+        worth = np.asarray(self.validation or self.accuracies)
+        losses = np.asarray(self.losses or np.zeros(len(worth)))
+        return int(np.lexsort((losses, -worth))[0])
 
     @property
     def accuracy(self) -> float:
@@ -57,17 +66,20 @@ class AttackResult:
         return float(np.mean(self.accuracies))
 
     def to_dict(self) -> dict:
-        """Plain lists, strings and numbers, for JSON; without the model."""
-        fields = dataclasses.asdict(dataclasses.replace(self, model=None))
-        del fields["model"]
+        """Plain lists, strings and numbers, for JSON; without models."""
+        bare = dataclasses.replace(self, model=None, public=None)
+        fields = dataclasses.asdict(bare)
+        del fields["model"], fields["public"]
         return fields
 
     @classmethod
     def from_dict(cls, fields: dict) -> "AttackResult":
         """The result whose `to_dict` this was, before or after JSON."""
-        lists = ("accuracies", "entropies", "validation", "history")
         return cls(
-            **{**fields, **{name: tuple(fields[name]) for name in lists}}
+            **{
+                name: tuple(value) if isinstance(value, list) else value
+                for name, value in fields.items()
+            }
         )
 
     def joined(self, rest: "AttackResult") -> "AttackResult":

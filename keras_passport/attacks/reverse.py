@@ -1,5 +1,7 @@
 """RevA: reverse engineering of the hidden parameters (Section 3.1)."""
 
+import functools
+
 import keras
 import numpy as np
 
@@ -11,6 +13,8 @@ from keras_passport.derivation import FAKE, derive
 from keras_passport.passports import Passport
 
 STARTS = ("neutral", "fake", "random")
+# γ and β alone take larger steps than kernels do.
+RECIPE = training.Recipe(learning_rate=0.05)
 
 
 def reverse_engineering(
@@ -38,10 +42,11 @@ def reverse_engineering(
         fraction: Part of `data` that the attacker has, in (0, 1].
         start: Where γ and β start: `"neutral"` (1 and 0), `"fake"` (those of
             a fake random pattern), `"random"` (normal), or a dict from path
-            to γ and β, such as another attack found.
+            to γ and β, such as another attack found. Where a named start is
+            stuck at chance, the next one is tried.
         statistics: Whether statistics are those of the batch, and estimated
             anew; otherwise they stay as published.
-        recipe: How to train; `Recipe()` if not given.
+        recipe: How to train; `Recipe(learning_rate=0.05)` if not given.
         restarts: Trials, each with draws of its own; more than one start is
             told by `history`.
         seed: Of all draws.
@@ -64,43 +69,121 @@ def reverse_engineering(
 
     - Fan, Ng, Chan: Digital Passport, Section 3.1, Table 4, Figure 8.
     """
-    public = models.public(model)
-    if isinstance(start, str) and start not in STARTS:
-        raise ValueError(
-            f"Expected start to be one of {STARTS} or a dict. "
-            f"Received: start={start!r}"
-        )
+    return restarted(
+        "reverse engineering",
+        Opener(model),
+        data,
+        test,
+        fraction=fraction,
+        start=start,
+        statistics=statistics,
+        recipe=recipe or RECIPE,
+        restarts=restarts,
+        seed=seed,
+        keep_model=keep_model,
+        progress=progress,
+    )
+
+
+class Opener:
+    """Opens a model for one trial after another.
+
+    Trials that train alike share an `Opened`, which is compiled once.
+
+    Args:
+        model: Protected model; what is public of it is used alone.
+        make: `Opened` or a subclass; called with what is public, the starting
+            parameters, `statistics` and the options.
+        **options: For `make`.
+    """
+
+    def __init__(self, model: keras.Model, make=Opened, **options):
+        self.public = models.public(model)
+        self._make = functools.partial(make, **options)
+        self._made = {}
+
+    def trial(
+        self,
+        start: str | dict,
+        statistics: bool,
+        recipe: training.Recipe,
+        seed: list[int],
+    ) -> training.Trial:
+        """One trial; see `reverse_engineering`.
+
+        A named start that is stuck is followed by the others of `STARTS`.
+        """
+        if isinstance(start, str) and start not in STARTS:
+            raise ValueError(
+                f"Expected start to be one of {STARTS} or a dict. "
+                f"Received: start={start!r}"
+            )
+
+        def start_of(attempt):
+            if isinstance(start, dict):
+                return start
+            return STARTS[(STARTS.index(start) + attempt) % len(STARTS)]
+
+        def about(attempt):
+            begun = start_of(attempt)
+            return {
+                "start": begun if isinstance(begun, str) else "given",
+                "statistics": "re-estimated" if statistics else "published",
+            }
+
+        def make(attempt):
+            drawn = starting_parameters(
+                self.public, start_of(attempt), [*seed, attempt]
+            )
+            key = (statistics, recipe.optimizer, recipe.weight_decay)
+            if key in self._made:
+                self._made[key].reset(self.public, drawn)
+            else:
+                self._made[key] = self._make(
+                    self.public, drawn, statistics=statistics
+                )
+            return self._made[key]
+
+        return training.Trial(about, make, recipe)
+
+
+def restarted(
+    name: str,
+    opener: Opener,
+    data: tuple,
+    test: tuple,
+    *,
+    fraction: float,
+    start: str | dict,
+    statistics: bool,
+    recipe: training.Recipe,
+    restarts: int,
+    seed: int,
+    **options,
+) -> AttackResult:
+    """Runs an attack from several starts; see `reverse_engineering`.
+
+    Args:
+        name: Of the attack.
+        opener: Makes what is trained.
+        **options: For `training.run`.
+    """
     if restarts < 1:
         raise ValueError(
             f"Expected restarts of 1 or more. Received: restarts={restarts}"
         )
-
-    def make(number, attempt):
-        drawn = starting_parameters(public, start, [seed, number, attempt])
-        return Opened(public, drawn, statistics=statistics)
-
-    trials = [
-        training.Trial(
-            {"start": start if isinstance(start, str) else "given"},
-            lambda attempt, number=number: make(number, attempt),
-            recipe or training.Recipe(),
-        )
-        for number in range(restarts)
-    ]
     mine = training.share(data, fraction, seed)
     return training.run(
-        "reverse engineering",
-        trials,
+        name,
+        [
+            opener.trial(start, statistics, recipe, [seed, number])
+            for number in range(restarts)
+        ],
         mine,
         test,
         seed=seed,
-        knowledge={
-            "labels": True,
-            "images": len(mine[1]),
-            "statistics": "re-estimated" if statistics else "published",
-        },
-        keep_model=keep_model,
-        progress=progress,
+        knowledge={"labels": True, "images": len(mine[1])},
+        **options,
     )
 
 

@@ -1,6 +1,7 @@
 """What attacks that train share: data, one training, its judge."""
 
 import dataclasses
+import math
 import time
 from collections.abc import Callable
 from typing import Any
@@ -12,8 +13,12 @@ from keras_passport import metrics
 from keras_passport.attacks.opened import Opened
 from keras_passport.attacks.result import AttackResult
 
-# Part of the attacker's data that chooses between epochs and between trials.
+# Part of the attacker's data that chooses between epochs and between trials,
+# and how many examples of a class there must be for it to be set apart.
 VALIDATION = 0.1
+ENOUGH = 10
+# Of moving statistics, which a short training must not leave half estimated.
+MOMENTUM = 0.9
 OPTIMIZERS = ("sgd", "adam")
 SCHEDULES = ("constant", "cosine")
 
@@ -24,17 +29,18 @@ class Recipe:
 
     Args:
         epochs: Passes over the attacker's data.
-        batch_size: Examples per step.
+        batch_size: Examples per step, at most: few are divided into 8
+            batches, of 8 or more, for an epoch to be more than a step.
         optimizer: `"sgd"` (momentum 0.9, Nesterov) or `"adam"`.
         learning_rate: The schedule's first.
-        schedule: `"constant"`, or `"cosine"` down to 0.
+        schedule: `"constant"`, or `"cosine"` down to 0, by epochs.
         weight_decay: Of kernels, as added to their gradients.
         augment: Function `(x, rng)` of a batch of inputs and a NumPy
             generator that returns the inputs to train on; `None` for none.
     """
 
-    epochs: int = 10
-    batch_size: int = 128
+    epochs: int = 20
+    batch_size: int = 64
     optimizer: str = "adam"
     learning_rate: float = 0.01
     schedule: str = "cosine"
@@ -61,22 +67,44 @@ class Recipe:
         fields["augment"] = self.augment is not None
         return fields
 
-    def _optimizer(self, model, steps):
-        rate = self.learning_rate
-        if self.schedule == "cosine":
-            rate = keras.optimizers.schedules.CosineDecay(rate, max(1, steps))
+    def rate(self, epoch: int) -> float:
+        """The learning rate of an epoch, counted from 0."""
+        if self.schedule == "constant":
+            return self.learning_rate
+        turn = math.pi * epoch / self.epochs
+        return self.learning_rate * (1 + math.cos(turn)) / 2
+
+    def _prepare(self, model, from_logits):
+        """Compiles a model, or makes one that is compiled so start anew."""
+        made_for = (self.optimizer, self.weight_decay, from_logits)
+        if getattr(model, "made_for", None) != made_for:
+            for layer in model._flatten_layers():
+                if isinstance(layer, keras.layers.BatchNormalization):
+                    layer.momentum = min(layer.momentum, MOMENTUM)
+            model.compile(
+                self._optimizer(model),
+                keras.losses.SparseCategoricalCrossentropy(from_logits),
+                metrics=["accuracy"],
+                auto_scale_loss=False,
+            )
+            model.made_for = made_for
+        for variable in model.optimizer.variables:
+            variable.assign(keras.ops.zeros_like(variable))
+
+    def _optimizer(self, model):
         decay = self.weight_decay or None
         if self.optimizer == "adam":
-            made = keras.optimizers.Adam(rate, weight_decay=decay)
+            made = keras.optimizers.Adam(weight_decay=decay)
         else:
             # Keras decays outside of the momentum: 1 / (1 - 0.9) times more.
             decay = decay and 10 * decay
             made = keras.optimizers.SGD(
-                rate, momentum=0.9, nesterov=True, weight_decay=decay
+                momentum=0.9, nesterov=True, weight_decay=decay
             )
         made.exclude_from_weight_decay(
             [v for v in model.trainable_variables if len(v.shape) < 2]
         )
+        made.build(model.trainable_variables)
         return made
 
 
@@ -86,7 +114,8 @@ class Batches(keras.utils.PyDataset):
     def __init__(self, x, y, batch_size, seed, augment=None):
         super().__init__()
         self._x, self._y, self._augment = x, np.asarray(y), augment
-        self._size = min(batch_size, len(self._y))
+        few = max(8, len(self._y) // 8)
+        self._size = min(batch_size, few, len(self._y))
         self._seed = seed
         self.start_epoch(0)
 
@@ -127,9 +156,18 @@ def share(data: tuple, fraction: float, seed: int) -> tuple:
 def split(data: tuple, seed: int, fraction: float = VALIDATION) -> tuple:
     """Divides an attacker's data into a training and a validation part.
 
+    Args:
+        data: Tuple of inputs (array or dict) and integer labels.
+        seed: Which part.
+        fraction: The validation's, of each class.
+
     Returns:
-        Two tuples of inputs and labels.
+        Two tuples of inputs and labels. Where there are fewer than 10
+        examples per class, both are all of the data: a handful of pictures
+        tells an attacker less than the training does.
     """
+    if len(data[1]) < ENOUGH * len(np.unique(data[1])):
+        return data, data
     validation, training = _divided(data, fraction, seed)
     return training, validation
 
@@ -165,7 +203,8 @@ def train(
     """Trains, and keeps the weights of the epoch that validated best.
 
     Args:
-        model: Any Keras classifier with one output; it is compiled anew.
+        model: Any Keras classifier with one output; it is compiled anew, but
+            for one that was here before and is to be trained likewise.
         data: Inputs and integer labels to train on.
         validation: The same, to choose the epoch by.
         recipe: How.
@@ -178,12 +217,12 @@ def train(
         History: a list per quantity, a number per epoch.
     """
     batches = Batches(*data, recipe.batch_size, seed, recipe.augment)
-    model.compile(
-        recipe._optimizer(model, recipe.epochs * len(batches)),
-        keras.losses.SparseCategoricalCrossentropy(from_logits),
-        metrics=["accuracy"],
-        auto_scale_loss=False,
-    )
+    recipe._prepare(model, from_logits)
+
+    def start_epoch(epoch, logs=None):
+        batches.start_epoch(epoch)
+        model.optimizer.learning_rate = recipe.rate(epoch)
+
     history = model.fit(
         batches,
         epochs=recipe.epochs,
@@ -192,9 +231,7 @@ def train(
         validation_data=validation,
         validation_batch_size=500,
         callbacks=[
-            keras.callbacks.LambdaCallback(
-                on_epoch_begin=lambda epoch, _: batches.start_epoch(epoch)
-            ),
+            keras.callbacks.LambdaCallback(on_epoch_begin=start_epoch),
             _KeepBest(),
             *callbacks,
         ],
@@ -205,20 +242,25 @@ def train(
     }
 
 
+def standing(logs: dict) -> tuple[float, float]:
+    """What an epoch is chosen by: accuracy, then loss, both validated."""
+    loss = logs["val_loss"]
+    return logs["val_accuracy"], -loss if math.isfinite(loss) else -math.inf
+
+
 class _KeepBest(keras.callbacks.Callback):
     """Ends a training with the weights that validated best."""
 
     def on_train_begin(self, logs=None):
-        self.best, self.weights = -1.0, None
+        self.best = None
 
     def on_epoch_end(self, epoch, logs=None):
-        if logs["val_accuracy"] > self.best:
-            self.best = logs["val_accuracy"]
+        if self.best is None or standing(logs) > self.best:
+            self.best = standing(logs)
             self.weights = self.model.get_weights()
 
     def on_train_end(self, logs=None):
-        if self.weights is not None:
-            self.model.set_weights(self.weights)
+        self.model.set_weights(self.weights)
 
 
 def judge(model: keras.Model, data: tuple) -> tuple[float, float]:
@@ -256,13 +298,16 @@ class Trial:
     """One training of an attack.
 
     Args:
-        about: What is particular about it, in plain values.
+        about: What is particular about it, in plain values; or a function of
+            an attempt's number that returns that.
         make: Function of an attempt's number, from 0, that returns the model
             to train. A training that is stuck at chance is attempted again.
+            It may return one model again and again, each time made ready: so
+            it is compiled once.
         recipe: How to train it.
     """
 
-    about: dict
+    about: dict | Callable[[int], dict]
     make: Callable[[int], keras.Model]
     recipe: Recipe
 
@@ -284,7 +329,8 @@ def run(
     Args:
         name: Of the attack.
         trials: What to train, in order.
-        data: The attacker's inputs and labels; a tenth of them validates.
+        data: The attacker's inputs and labels, of which `split` sets a tenth
+            apart.
         test: The judge's inputs and labels: nothing is chosen by them.
         seed: Of the validation part and of the order of the data.
         knowledge: What the attacker has, in plain values.
@@ -293,10 +339,14 @@ def run(
             strength of a protection.
         keep_model: Whether the result holds the attacked model.
         progress: Whether to show progress bars.
+
+    Returns:
+        An `AttackResult`. Its budget's `"validation"` is the number of
+        pictures that were set apart; 0 if the training data had to serve.
     """
     began = time.monotonic()
     training, validation = split(data, seed)
-    reached, kept, epochs = [], None, 0
+    reached, epochs, kept = [], 0, None
     for number, trial in enumerate(trials):
         best = None
         for attempt in range(attempts):
@@ -315,25 +365,36 @@ def run(
                 progress=progress,
             )
             epochs += recipe.epochs
-            validated = max(history["val_accuracy"])
-            if best is None or validated > best[0]:
-                best = validated, model, history, recipe
-            if not is_stuck(validated, validation):
+            ends = zip(*history.values(), strict=True)
+            stands = max(
+                standing(dict(zip(history, e, strict=True))) for e in ends
+            )
+            about = (
+                trial.about(attempt) if callable(trial.about) else trial.about
+            )
+            told = {**about, **recipe.to_dict(), "history": history}
+            if best is None or stands > best[0]:
+                best = stands, told, model, model.get_weights()
+            if not (
+                is_stuck(stands[0], validation)
+                and is_stuck(max(history["accuracy"]), training)
+            ):
                 break
-        validated, model, history, recipe = best
+        stands, told, model, weights = best
+        if attempt:
+            model.set_weights(weights)
         accuracy, entropy = judge(model, test)
-        about = {
-            **trial.about,
-            **recipe.to_dict(),
-            "attempts": attempt + 1,
-            "history": history,
-        }
-        if kept is None or validated > max(r[0] for r in reached):
-            kept = model
-        reached.append((validated, accuracy, entropy, about))
-    validations, accuracies, entropies, histories = zip(*reached, strict=True)
-    if keep_model and isinstance(kept, Opened):
-        kept = kept.plain()
+        if kept is None or stands > max(r[0] for r in reached):
+            kept = model, weights
+        told["attempts"] = attempt + 1
+        reached.append((stands, accuracy, entropy, told))
+    standings, accuracies, entropies, histories = zip(*reached, strict=True)
+    attacked, public = None, None
+    if keep_model:
+        attacked, weights = kept
+        attacked.set_weights(weights)
+        if isinstance(attacked, Opened):
+            attacked, public = attacked.plain(), attacked.protected()
     return AttackResult(
         name=name,
         accuracies=accuracies,
@@ -341,14 +402,17 @@ def run(
         knowledge=knowledge,
         budget={
             "images": len(data[1]),
+            "validation": len(data[1]) - len(training[1]),
             "epochs": epochs,
             "trials": len(trials),
             "seed": seed,
         },
         seconds=time.monotonic() - began,
-        validation=validations,
+        validation=tuple(accuracy for accuracy, _ in standings),
+        losses=tuple(-loss for _, loss in standings),
         history=histories,
-        model=kept if keep_model else None,
+        model=attacked,
+        public=public,
     )
 
 

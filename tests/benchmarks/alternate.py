@@ -12,21 +12,31 @@ _STEPS = flags.DEFINE_integer("steps", 30, "Runs of each.", lower_bound=1)
 _JSON = flags.DEFINE_string("json", None, "File to write the figures to too.")
 
 
-def medians(
+def times(
     steps: Mapping[str, Callable[[], object]], warm_up: int = 3
-) -> dict[str, float]:
-    """Median seconds of each step, run in turn `--steps` times.
+) -> dict[str, list[float]]:
+    """Seconds that each step takes, run in turn `--steps` times.
 
     Whatever else the machine does meets them alike.
     """
-    times = {name: [] for name in steps}
+    found = {name: [] for name in steps}
     for turn in range(warm_up + _STEPS.value):
         for name, step in steps.items():
             began = time.perf_counter()
             step()
             if turn >= warm_up:
-                times[name].append(time.perf_counter() - began)
-    return {name: statistics.median(some) for name, some in times.items()}
+                found[name].append(time.perf_counter() - began)
+    return found
+
+
+def medians(
+    steps: Mapping[str, Callable[[], object]], warm_up: int = 3
+) -> dict[str, float]:
+    """Median seconds of each step; see `times`."""
+    return {
+        name: statistics.median(some)
+        for name, some in times(steps, warm_up).items()
+    }
 
 
 def show(title: str, seconds: Mapping[str, float]) -> dict:

@@ -11,6 +11,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).parents[2] / "examples"))
 
 import keras_passport as kp  # noqa: E402
 from common import networks  # noqa: E402
+from keras_passport import normalization  # noqa: E402
 
 _NET = flags.DEFINE_string(
     "net",
@@ -34,6 +35,50 @@ def build() -> keras.Model:
             weights=None, input_shape=shape, classifier_activation=None
         )
     return kp.estimate_statistics(base, [pictures(4)])
+
+
+class FusedNormalization(keras.layers.BatchNormalization):
+    """Batch normalisation with γ and β of its own, as passport layers do it."""
+
+    def call(self, inputs, training=None, mask=None):
+        gamma, beta = self.gamma.value[None], self.beta.value[None]
+        return normalization.normalize(self, inputs, gamma, beta, training)
+
+
+def renormalized(base: keras.Model, normalization_class=None) -> keras.Model:
+    """A copy with other batch normalisations, or none."""
+
+    def call(layer, *args, **kwargs):
+        if isinstance(layer, keras.layers.BatchNormalization):
+            if normalization_class is None:
+                return args[0]
+            layer = normalization_class.from_config(layer.get_config())
+        return layer(*args, **kwargs)
+
+    return keras.models.clone_model(
+        base,
+        clone_function=lambda layer: layer.from_config(layer.get_config()),
+        call_function=call,
+    )
+
+
+def training_step(model: keras.Model, x: np.ndarray):
+    """Compiles the model as Keras does, and returns a function: its step.
+
+    It learns so slowly that values stay finite: NaN would change its speed.
+    """
+    y = np.random.default_rng(0).integers(0, 10, len(x))
+    model.compile(
+        keras.optimizers.SGD(1e-6, momentum=0.9),
+        keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+    )
+
+    def step():
+        loss = model.train_on_batch(x, y)
+        if not np.isfinite(loss):
+            raise ValueError(f"Expected a finite loss. Received: {loss}")
+
+    return step
 
 
 def pictures(count: int | None = None) -> np.ndarray:

@@ -1,17 +1,20 @@
-"""What `protect` costs, against `keras.models.clone_model`.
+"""What `protect` costs, against `keras.models.clone_model`; and a passport.
 
     python tests/benchmarks/protecting.py --net=ResNet152
+    python tests/benchmarks/protecting.py --net=ResNet50
 
 Time: medians of both, in turn, in one process. Memory: what either adds to
-the peak of a process of its own, in copies of the net's weights.
+the peak of a process of its own, in copies of the net's weights. And the time
+to read the net's random-pattern passport from its file and to digest it into
+keys, which is what `bind` waits for.
 """
 
 import pathlib
-import subprocess
-import sys
+import tempfile
 
 import alternate
 import keras
+import resident
 from absl import app, flags
 
 import keras_passport as kp
@@ -22,22 +25,27 @@ _ONLY = flags.DEFINE_enum(
 )
 
 
-def memory(name: str) -> int:
-    """A size from Linux's account of this process, in bytes."""
-    for line in pathlib.Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(name):
-            return int(line.split()[1]) * 1024
-    raise ValueError(name)
-
-
 def copies(step, base) -> float:
     """Memory that a step takes at its peak, in copies of the weights."""
-    pathlib.Path("/proc/self/clear_refs").write_text("5")  # Forgets the peak.
-    before = memory("VmRSS")
-    made = step(base)
-    added = memory("VmHWM") - before
-    del made
+    before = resident.now()
+    added = resident.peak(lambda: step(base)) - before
     return added / sum(4 * weight.numpy().size for weight in base.weights)
+
+
+def digesting(base: keras.Model) -> dict:
+    """Reading a passport of the net's own picture size, and its digest."""
+    passport = kp.Passport.random_pattern(kp.protect(base))
+    title = f"A passport of {_NET.value}, {base.input_shape[1]} pixels"
+    with tempfile.TemporaryDirectory() as folder:
+        path = pathlib.Path(folder, "owner.h5")
+        passport.save(path)
+        steps = {
+            "load": lambda: kp.Passport.load(path),
+            "keys": lambda: passport.keys(),
+        }
+        times = alternate.medians(steps, warm_up=1)
+        print(f"\nThe file has {path.stat().st_size / 2**20:.0f} MiB.", end="")
+    return {title: alternate.show(title, times)}
 
 
 def main(_):
@@ -58,11 +66,9 @@ def main(_):
     )
     results = alternate.show(title, times)
     for name in steps:
-        command = [sys.executable, *sys.argv, f"--only={name}"]
-        output = subprocess.run(command, capture_output=True, text=True)
-        results[name]["copies"] = float(output.stdout.split()[-1])
+        results[name]["copies"] = resident.in_fresh_process(f"--only={name}")
         print(f"{name}: {results[name]['copies']:.2f} copies of the weights")
-    alternate.write({title: results})
+    alternate.write({title: results, **digesting(base)})
 
 
 if __name__ == "__main__":

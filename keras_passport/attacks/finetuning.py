@@ -1,0 +1,227 @@
+"""Training more than γ and β: fine-tuning, and what it is measured against."""
+
+import keras
+import numpy as np
+
+from keras_passport import graph, models, normalization, transform, unlocking
+from keras_passport.attacks import opened, reverse, training
+from keras_passport.attacks.result import AttackResult
+from keras_passport.layers import PassportNormalization
+
+METHODS = ("FTLL", "FTAL", "RTLL", "RTAL")
+
+
+def fine_tuning(
+    model: keras.Model,
+    data: tuple,
+    test: tuple,
+    *,
+    method: str = "FTAL",
+    fraction: float = 1.0,
+    start: str | dict = "neutral",
+    statistics: bool = True,
+    recipe: training.Recipe | None = None,
+    restarts: int = 1,
+    seed: int = 0,
+    keep_model: bool = False,
+    progress: bool = False,
+) -> AttackResult:
+    """Trains the last layer or all layers, with γ and β that are made up.
+
+    Args:
+        model: As for `reverse_engineering`.
+        data: Likewise.
+        test: Likewise.
+        method: Of the four that watermarks are tried by: `"FTLL"` trains the
+            last layer alone (γ and β stay at the start), `"FTAL"` all layers,
+            γ and β too; `"RTLL"` and `"RTAL"` give the last layer the weights
+            of an untrained one first.
+        fraction: As for `reverse_engineering`.
+        start: Likewise.
+        statistics: Likewise.
+        recipe: Likewise.
+        restarts: Likewise.
+        seed: Likewise.
+        keep_model: Whether the result holds the attacked model, and as
+            `public` the protected model with the kernels of after the attack,
+            for its owner to bind a passport to.
+        progress: As for `reverse_engineering`.
+
+    Returns:
+        An `AttackResult`; the attacker's validation chooses the trial.
+
+    Raises:
+        ValueError: If an argument is out of range.
+        PassportError: If the model is not protected.
+
+    Example:
+
+    >>> result = fine_tuning(model, data, test, keep_model=True)
+    >>> bind(result.public, passport)
+
+    Reference:
+
+    - Adi, Baum, Cisse, Pinkas, Keshet: Turning Your Weakness Into a Strength,
+      USENIX Security 2018, arXiv:1802.04633.
+    """
+    if method not in METHODS:
+        raise ValueError(
+            f"Expected method to be one of {METHODS}. "
+            f"Received: method={method!r}"
+        )
+    public = models.public(model)
+    path = _last(public)
+    if method.startswith("RT"):
+        fresh = _untrained(model, seed)
+        graph.copy_state(_layer(fresh, path), _layer(public, path))
+    every = method.endswith("AL")
+    return reverse.restarted(
+        f"fine-tuning, {method}",
+        reverse.Opener(public, kernels=True if every else {path}, affine=every),
+        data,
+        test,
+        fraction=fraction,
+        start=start,
+        statistics=statistics,
+        recipe=recipe or training.Recipe(),
+        restarts=restarts,
+        seed=seed,
+        keep_model=keep_model,
+        progress=progress,
+    )
+
+
+def from_scratch(
+    model: keras.Model, data: tuple, test: tuple, **options
+) -> AttackResult:
+    """Trains the architecture alone: what the data is worth without a theft.
+
+    A stock Keras network, none of whose weights are the model's.
+
+    Args:
+        model: Protected classifier, of which the architecture is used.
+        data: As for `reverse_engineering`.
+        test: Likewise.
+        **options: `fraction`, `recipe`, `restarts`, `seed`, `keep_model` and
+            `progress`, as for `reverse_engineering`.
+
+    Returns:
+        An `AttackResult`.
+
+    Example:
+
+    >>> control = from_scratch(model, data, test, fraction=0.1)
+    """
+
+    return _stock(
+        "from scratch",
+        lambda *seed: _untrained(model, *seed),
+        data,
+        test,
+        **options,
+    )
+
+
+def fresh_normalization(
+    model: keras.Model, data: tuple, test: tuple, **options
+) -> AttackResult:
+    """Fine-tunes the published kernels, with new batch normalisations.
+
+    A stock Keras network of the public kernels, all of which trains: what the
+    kernels are worth as a start, whatever they were protected by.
+
+    Args:
+        model: Protected classifier, of which the kernels are used.
+        data: As for `reverse_engineering`.
+        test: Likewise.
+        **options: As for `from_scratch`.
+
+    Returns:
+        An `AttackResult`.
+
+    Example:
+
+    >>> control = fresh_normalization(model, data, test, fraction=0.1)
+    """
+    public = models.public(model)
+    return _stock(
+        "fresh normalization", lambda *seed: public, data, test, **options
+    )
+
+
+def _stock(
+    name,
+    source,
+    data,
+    test,
+    *,
+    fraction: float = 1.0,
+    recipe: training.Recipe | None = None,
+    restarts: int = 1,
+    seed: int = 0,
+    keep_model: bool = False,
+    progress: bool = False,
+):
+    """Trains stock networks of the kernels of `source(*seed)`."""
+
+    def make(number, attempt):
+        public = source(seed, number, attempt)
+        model = unlocking.with_parameters(
+            public, opened.neutral(public), fold=False
+        )
+        for layer in model._flatten_layers():
+            if isinstance(layer, normalization.SUPPORTED):
+                for variable in layer.weights:
+                    ones = variable.name in ("gamma", "moving_variance")
+                    variable.assign(
+                        (keras.ops.ones if ones else keras.ops.zeros)(
+                            variable.shape
+                        )
+                    )
+        model.trainable = True
+        return model
+
+    mine = training.share(data, fraction, seed)
+    return training.run(
+        name,
+        [
+            training.Trial(
+                {"start": "untrained"},
+                lambda attempt, number=number: make(number, attempt),
+                recipe or training.Recipe(),
+            )
+            for number in range(restarts)
+        ],
+        mine,
+        test,
+        seed=seed,
+        knowledge={"labels": True, "images": len(mine[1])},
+        keep_model=keep_model,
+        progress=progress,
+    )
+
+
+def _untrained(model, *seed):
+    """The public model with weights that nobody else's seed gives."""
+    own = int(np.random.default_rng([*seed, 0xF4E5]).integers(2**31))
+    return transform.reinitialize(models.public(model), own)
+
+
+def _layers(model):
+    """A model's layers by path, where a passport layer is one."""
+    return dict(graph.walk(model, stop=(PassportNormalization,)))
+
+
+def _layer(model, path):
+    return _layers(model)[path]
+
+
+def _last(model) -> str:
+    """Path of the last layer with weights that are not a normalisation's."""
+    return [
+        path
+        for path, layer in _layers(model).items()
+        if layer.weights
+        and not graph.is_model(layer)
+        and not isinstance(layer, normalization.SUPPORTED)
+    ][-1]

@@ -1,0 +1,127 @@
+"""Fine-tuning and its controls: what changes, and what does not."""
+
+import keras
+import numpy as np
+import pytest
+
+import keras_passport as kp
+from attack_case import assert_same, snapshot, target
+from keras_passport.attacks import training
+from keras_passport.attacks.finetuning import METHODS
+
+RECIPE = training.Recipe(epochs=2, batch_size=20)
+KERNELS = ("first_conv", "second_conv", "classes")
+# A training that changes nothing shows what was there before it.
+STILL = training.Recipe(epochs=1, learning_rate=1e-12)
+
+
+def kernels(model):
+    """Each layer's kernel, whatever else a passport layer holds."""
+    return {
+        name: next(
+            keras.ops.convert_to_numpy(weight).copy()
+            for weight in model.get_layer(name).weights
+            if weight.name == "kernel"
+        )
+        for name in KERNELS
+    }
+
+
+def changed(before, after):
+    return [n for n in KERNELS if not np.array_equal(before[n], after[n])]
+
+
+class TestFineTuning:
+    @pytest.mark.parametrize("method", METHODS)
+    def test_what_trains(self, method):
+        model, passport, data, test = target(bound=True)
+        before, mine = snapshot(model), kernels(model)
+        result = kp.attacks.fine_tuning(
+            model,
+            data,
+            test,
+            method=method,
+            statistics=False,
+            recipe=RECIPE,
+            keep_model=True,
+        )
+        assert_same(before, snapshot(model))
+        trained = list(KERNELS) if method.endswith("AL") else ["classes"]
+        for attacked in (result.model, result.public):
+            assert changed(mine, kernels(attacked)) == trained
+        affine = result.model.get_layer("first_bn").gamma
+        moves = not np.allclose(keras.ops.convert_to_numpy(affine), 1.0)
+        assert moves == method.endswith("AL")
+        assert result.accuracy == training.judge(result.model, test)[0]
+        # Its owner can try the passport.
+        kp.bind(result.public, passport)
+        assert 0 <= training.judge(result.public, test)[0] <= 1
+
+    @pytest.mark.parametrize("method", ["FTLL", "RTLL"])
+    def test_what_it_starts_from(self, method):
+        model, _, data, test = target()
+        mine = model.get_layer("classes").get_weights()[0]
+        result = kp.attacks.fine_tuning(
+            model, data, test, method=method, recipe=STILL, keep_model=True
+        )
+        received = result.model.get_layer("classes").get_weights()[0]
+        kept = np.allclose(received, mine, atol=1e-6)
+        assert kept == method.startswith("FT")
+
+    def test_public_runs_as_the_bound_model_if_nothing_changed(self):
+        model, passport, data, test = target()
+        result = kp.attacks.fine_tuning(
+            model, data, test, statistics=False, recipe=STILL, keep_model=True
+        )
+        kp.bind(result.public, passport)
+        assert training.judge(result.public, test)[0] == 1.0
+
+    def test_wrong_method(self):
+        model, _, data, test = target(count=4)
+        with pytest.raises(ValueError, match="method to be one of"):
+            kp.attacks.fine_tuning(model, data, test, method="FT")
+
+
+class TestControls:
+    @pytest.mark.parametrize("function", ["V1", "V2"])
+    def test_they_are_stock_networks(self, function):
+        model, _, data, test = target(function)
+        mine, before = kernels(model), snapshot(model)
+        for attack in (
+            kp.attacks.from_scratch,
+            kp.attacks.fresh_normalization,
+        ):
+            result = attack(model, data, test, recipe=STILL, keep_model=True)
+            assert result.public is None
+            assert not kp.protected_layers(result.model)
+            layers = result.model._flatten_layers()
+            modules = {type(layer).__module__ for layer in layers}
+            assert all(module.startswith("keras.") for module in modules)
+            stays = attack is kp.attacks.fresh_normalization
+            for name, kernel in kernels(result.model).items():
+                assert np.allclose(kernel, mine[name], atol=1e-6) == stays
+            for name in ("first_bn", "second_bn"):
+                gamma, beta, *_ = result.model.get_layer(name).get_weights()
+                np.testing.assert_allclose(gamma, 1.0, atol=1e-6)
+                np.testing.assert_allclose(beta, 0.0, atol=1e-6)
+        assert_same(before, snapshot(model))
+
+    def test_all_of_them_trains(self):
+        model, _, data, test = target()
+        mine = kernels(model)
+        result = kp.attacks.fresh_normalization(
+            model, data, test, recipe=RECIPE, keep_model=True
+        )
+        assert changed(mine, kernels(result.model)) == list(KERNELS)
+        assert result.model.trainable_weights and all(
+            layer.trainable for layer in result.model._flatten_layers()
+        )
+
+    def test_seeds_decide(self):
+        model, _, data, test = target()
+        first, second, other = (
+            kp.attacks.from_scratch(model, data, test, recipe=RECIPE, seed=seed)
+            for seed in (0, 0, 1)
+        )
+        assert first.history == second.history
+        assert first.history != other.history

@@ -1,0 +1,101 @@
+"""The search over RevA's settings."""
+
+import json
+import tempfile
+
+import pytest
+
+import keras_passport as kp
+from attack_case import assert_same, snapshot, target
+from keras_passport.attacks import training
+
+RECIPE = training.Recipe(epochs=1, batch_size=20)
+
+
+@pytest.fixture(scope="module")
+def attacked():
+    return target(count=40)
+
+
+def tune(attacked, **options):
+    model, _, data, test = attacked
+    options = {"trials": 3, "recipe": RECIPE, **options}
+    return kp.attacks.tune_reverse_engineering(model, data, test, **options)
+
+
+class TestTuneReverseEngineering:
+    def test_every_trial_is_in_the_result(
+        self, attacked, tmp_path, monkeypatch, capsys
+    ):
+        monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+        before = snapshot(attacked[0])
+        result = tune(attacked, trials=3, keep_model=True)
+        assert_same(before, snapshot(attacked[0]))
+        assert list(tmp_path.iterdir()) == []
+        assert capsys.readouterr().out == ""
+        assert result.budget["trials"] == 3
+        for name in ("accuracies", "entropies", "validation", "history"):
+            assert len(getattr(result, name)) == 3
+        rates = {told["learning_rate"] for told in result.history}
+        assert len(rates) == 3
+        best = max(result.validation)
+        assert result.validation[result.chosen] == best
+        judged, _ = training.judge(result.model, attacked[3])
+        assert result.accuracy == judged
+        json.dumps(result.to_dict())
+
+    def test_the_first_trial_is_the_plain_attack(self, attacked, tmp_path):
+        model, _, data, test = attacked
+        tuned = tune(attacked, trials=1, directory=tmp_path)
+        plain = kp.attacks.reverse_engineering(model, data, test, recipe=RECIPE)
+        assert tuned.history == plain.history
+        assert tuned.accuracies == plain.accuracies
+        # Its directory is no other search's.
+        with pytest.raises(ValueError, match="directory of this search"):
+            tune(attacked, trials=1, directory=tmp_path, seed=1)
+
+    def test_an_interrupted_search_goes_on(
+        self, attacked, tmp_path, monkeypatch
+    ):
+        whole = tune(attacked, trials=3, directory=tmp_path / "whole")
+        run, calls = training.run, []
+
+        def interrupted(*args, **kwargs):
+            calls.append(1)
+            if len(calls) == 2:
+                raise KeyboardInterrupt
+            return run(*args, **kwargs)
+
+        monkeypatch.setattr(training, "run", interrupted)
+        folder = tmp_path / "parts"
+        with pytest.raises(KeyboardInterrupt):
+            tune(attacked, trials=3, directory=folder)
+        parts = tune(attacked, trials=3, directory=folder)
+        assert len(calls) == 2 + 2
+        assert parts.accuracies == whole.accuracies
+        assert parts.history == whole.history
+        # All is there: nothing is trained.
+        again = tune(attacked, trials=3, directory=folder)
+        assert len(calls) == 2 + 2
+        assert again.history == whole.history
+        files = [path for path in folder.rglob("*") if path.is_file()]
+        assert {path.suffix for path in files} == {".json"}
+
+    def test_hyperband_gives_most_trials_few_epochs(self, attacked):
+        recipe = training.Recipe(epochs=3, batch_size=20)
+        result = tune(attacked, trials=6, search="hyperband", recipe=recipe)
+        epochs = [told["epochs"] for told in result.history]
+        assert epochs[0] == 3
+        assert epochs[1:4] == [1, 1, 1]
+        assert len(epochs) == 6
+
+    @pytest.mark.parametrize(
+        "arguments, message",
+        [
+            ({"search": "grid"}, "search to be one of"),
+            ({"trials": 0}, "trials of 1 or more"),
+        ],
+    )
+    def test_wrong_arguments(self, attacked, arguments, message):
+        with pytest.raises(ValueError, match=message):
+            tune(attacked, **arguments)
