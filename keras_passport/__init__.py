@@ -16,6 +16,7 @@ __version__ = "0.1.0"
 
 _WHERE = {
     "attacks": None,
+    "audit": None,
     "metrics": None,
     "plots": None,
     "PassportError": "errors",

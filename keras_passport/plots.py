@@ -4,8 +4,9 @@ matplotlib is imported where it is used, and through its object-oriented
 interface: nothing here touches pyplot, its current figure or its settings.
 """
 
+import itertools
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -16,9 +17,13 @@ _VALID = "#d62728"
 _FAKE = "#1f77b4"
 _INK = "#333333"
 _FAINT = "#d9d9d9"
+_PLAIN = "#7f7f7f"
+# Neither the original's green nor the valid passport's red.
+_CURVES = (_FAKE, "#ff7f0e", "#9467bd", "#8c564b", "#17becf", "#e377c2")
 
 # Above so many valid accuracies, lines would hide one another.
 _MOST_LINES = 10
+_MOST_MARKS = 30
 
 
 def plot_fakes(result: Mapping, path) -> None:
@@ -58,64 +63,196 @@ def plot_fakes(result: Mapping, path) -> None:
     ... )
     """
     path = _picture_path(path)
-    original = _accuracies(result, "original_accuracy")[0]
-    valid = _accuracies(result, "valid_accuracy")
-    fakes = _accuracies(result, "fake_accuracies")
-
     figure = _figure(7.6, 3.9)
-    axes = figure.add_subplot()
-    _style(axes)
-    bins = np.arange(101)
-    original_line = axes.axvline(
-        original, color=_ORIGINAL, linewidth=1.6, zorder=4
-    )
-    counts, _, bars = axes.hist(
-        fakes,
-        bins,
-        color=_FAKE,
-        alpha=0.9,
-        edgecolor="white",
-        linewidth=0.4,
-        zorder=2,
-    )
-    top = counts.max()
-    if len(valid) > _MOST_LINES:
-        counts, _, valid_mark = axes.hist(
-            valid, bins, color=_VALID, alpha=0.65, zorder=3
-        )
-        top = max(top, counts.max())
-    else:
-        # Wider than the original's line, which may lie on top of it.
-        for accuracy in valid:
-            valid_mark = axes.axvline(
-                accuracy,
-                color=_VALID,
-                linewidth=4.5 if len(valid) == 1 else 2.5,
-                alpha=0.6,
-                zorder=3,
-            )
-    axes.set_xlim(0, 100)
-    axes.set_xticks(range(0, 101, 10))
-    axes.set_ylim(0, 1.08 * top)
-    axes.yaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
-    axes.set_xlabel("Test accuracy (%)")
-    axes.set_ylabel("Passports per 1 % of accuracy")
-    if result.get("title"):
-        axes.set_title(result["title"], color=_INK, fontsize=12, pad=10)
     # Outside the axes, so that it hides no bar wherever the fakes lie.
     figure.legend(
-        [original_line, valid_mark, bars],
-        [
-            f"Original: {original:.1f} %",
-            _label(valid, "Valid passport", "valid passports"),
-            _label(fakes, "1 fake", "fakes", with_maximum=True),
-        ],
+        *_histogram(figure.add_subplot(), result),
         loc="outside lower center",
         ncols=3,
         fontsize=9.5,
         frameon=False,
         labelcolor=_INK,
         handlelength=1.4,
+        columnspacing=1.8,
+    )
+    _write(figure, path)
+
+
+def plot_histograms(result: Mapping, path) -> None:
+    """Draws several histograms of accuracies, as Figures 6 to 9 do.
+
+    One panel for each passport function, kind of fake, network or attack.
+
+    Args:
+        result: Mapping with
+            `"panels"`: sequence of at least one mapping as `plot_fakes` takes
+            it; `"attack"` there is an optional word for the trials, which
+            are fakes otherwise (`"RevA"` for Figure 7);
+            `"title"`: optional string.
+        path: The file to write, as in `plot_fakes`.
+
+    Raises:
+        ValueError: As `plot_fakes` does, or if there are no panels.
+        FileNotFoundError: If the path's folder does not exist.
+
+    Example:
+
+    >>> panel = {
+    ...     "original_accuracy": 92.7,
+    ...     "valid_accuracy": 92.4,
+    ...     "fake_accuracies": [66.8, 67.1],
+    ...     "attack": "RevA",
+    ... }
+    >>> plot_histograms(
+    ...     {"panels": [{**panel, "title": f} for f in ("V2", "V3")]},
+    ...     "figure7.png",
+    ... )
+    """
+    path = _picture_path(path)
+    panels = _sequence(result, "panels")
+    columns = min(len(panels), 3 if len(panels) != 4 else 2)
+    rows = -(-len(panels) // columns)
+    figure = _figure(1.2 + 4.2 * columns, 0.4 + 3.7 * rows)
+    grid = list(figure.subplots(rows, columns, squeeze=False).flat)
+    for axes, panel in zip(grid, panels, strict=False):
+        handles, labels = _histogram(axes, panel)
+        axes.legend(
+            handles,
+            labels,
+            loc="upper center",
+            bbox_to_anchor=(0.5, -0.17),
+            fontsize=8.5,
+            frameon=False,
+            labelcolor=_INK,
+            handlelength=1.4,
+        )
+    for axes in grid[len(panels) :]:
+        axes.set_visible(False)
+    if result.get("title"):
+        figure.suptitle(result["title"], color=_INK, fontsize=12)
+    _write(figure, path)
+
+
+def plot_curves(result: Mapping, path) -> None:
+    """Draws accuracies against an attacker's means, or noise (Figure 5).
+
+    Args:
+        result: Mapping with
+            `"x_label"`: string, such as "Part of the training set (%)";
+            `"log"`: optional, whether that axis is logarithmic, with a tick
+            at every x;
+            `"curves"`: mapping from a name to a mapping with `"x"`, a
+            sequence of numbers, and `"accuracies"`, as long: a number in per
+            cent, or a sequence of several trials', of which all are drawn as
+            points and the means joined. A curve of a single x is a point.
+            The name "From scratch" gets a broken grey line: it is no attack,
+            but what an attacker's data are worth without the network;
+            `"valid_accuracy"`, `"original_accuracy"`, `"chance"`: optional
+            numbers in per cent, drawn as lines;
+            `"title"`: optional string.
+        path: The file to write, as in `plot_fakes`.
+
+    Raises:
+        ValueError: If an entry is missing or holds something else.
+        FileNotFoundError: If the path's folder does not exist.
+
+    Example:
+
+    >>> plot_curves(
+    ...     {
+    ...         "x_label": "Elements with noise (%)",
+    ...         "curves": {
+    ...             "noise": {
+    ...                 "x": [0, 50, 100],
+    ...                 "accuracies": [[92.4], [41.0, 38.2], [10.1, 9.9]],
+    ...             }
+    ...         },
+    ...         "valid_accuracy": 92.4,
+    ...         "chance": 10.0,
+    ...     },
+    ...     "figure5.png",
+    ... )
+    """
+    path = _picture_path(path)
+    curves = {
+        str(name): _curve(_mapping(result["curves"], name), name)
+        for name in _mapping(result, "curves")
+    }
+    if not curves:
+        raise ValueError("Expected 'curves' of at least one name. Received: {}")
+    figure = _figure(7.6, 4.2)
+    axes = figure.add_subplot()
+    _style(axes)
+    for key, label, color, style in (
+        ("original_accuracy", "Original", _ORIGINAL, "-"),
+        ("valid_accuracy", "Valid passport", _VALID, "-"),
+        ("chance", "Chance", "#999999", ":"),
+    ):
+        if result.get(key) is not None:
+            [height] = _accuracies(result, key)
+            axes.axhline(
+                height,
+                color=color,
+                linestyle=style,
+                linewidth=1.6,
+                label=f"{label}: {height:.1f} %",
+                zorder=2,
+            )
+    colors = itertools.cycle(_CURVES)
+    markers = itertools.cycle("osD^vPX*")
+    for name, (x, trials) in curves.items():
+        plain = name == "From scratch"
+        color = _PLAIN if plain else next(colors)
+        marker = "s" if plain else next(markers)
+        axes.plot(
+            x,
+            [values.mean() for values in trials],
+            color=color,
+            linestyle="--" if plain else "-",
+            marker=marker if len(x) <= _MOST_MARKS else None,
+            markersize=5,
+            linewidth=1.7,
+            label=name,
+            clip_on=False,
+            zorder=4,
+        )
+        for place, values in zip(x, trials, strict=True):
+            if len(values) > 1:
+                axes.plot(
+                    [place] * len(values),
+                    values,
+                    color=color,
+                    linestyle="none",
+                    marker=marker,
+                    markersize=3,
+                    alpha=0.5,
+                    clip_on=False,
+                    zorder=3,
+                )
+    places = np.unique(np.concatenate([x for x, _ in curves.values()]))
+    if result.get("log") and len(places) > 1:
+        if places[0] <= 0:
+            raise ValueError(
+                "Expected every x above 0 on a logarithmic axis. "
+                f"Received: {places[0]:g}"
+            )
+        axes.set_xscale("log")
+        axes.set_xticks(places, [f"{place:g}" for place in places])
+        axes.set_xticks([], minor=True)
+    axes.margins(x=0.03)
+    axes.set_ylim(0, 100)
+    axes.set_yticks(range(0, 101, 20))
+    axes.set_xlabel(result.get("x_label", ""))
+    axes.set_ylabel("Test accuracy (%)")
+    if result.get("title"):
+        axes.set_title(result["title"], color=_INK, fontsize=12, pad=10)
+    figure.legend(
+        loc="outside lower center",
+        ncols=3,
+        fontsize=9.5,
+        frameon=False,
+        labelcolor=_INK,
+        handlelength=2.2,
         columnspacing=1.8,
     )
     _write(figure, path)
@@ -229,6 +366,58 @@ def plot_training(history: Mapping, path) -> None:
     _write(figure, path)
 
 
+def _histogram(axes, result):
+    """One histogram with its lines; handles and labels of its legend."""
+    original = _accuracies(result, "original_accuracy")[0]
+    valid = _accuracies(result, "valid_accuracy")
+    fakes = _accuracies(result, "fake_accuracies")
+    word = result.get("attack")
+    _style(axes)
+    bins = np.arange(101)
+    original_line = axes.axvline(
+        original, color=_ORIGINAL, linewidth=1.6, zorder=4
+    )
+    counts, _, bars = axes.hist(
+        fakes,
+        bins,
+        color=_FAKE,
+        alpha=0.8,
+        edgecolor="white",
+        linewidth=0.4,
+        # Before the lines, which are higher: trials may reach them.
+        zorder=5,
+    )
+    top = counts.max()
+    if len(valid) > _MOST_LINES:
+        counts, _, valid_mark = axes.hist(
+            valid, bins, color=_VALID, alpha=0.65, zorder=3
+        )
+        top = max(top, counts.max())
+    else:
+        # Wider than the original's line, which may lie on top of it.
+        for accuracy in valid:
+            valid_mark = axes.axvline(
+                accuracy,
+                color=_VALID,
+                linewidth=4.5 if len(valid) == 1 else 2.5,
+                alpha=0.6,
+                zorder=3,
+            )
+    axes.set_xlim(0, 100)
+    axes.set_xticks(range(0, 101, 10))
+    axes.set_ylim(0, 1.08 * top)
+    axes.yaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
+    axes.set_xlabel("Test accuracy (%)")
+    axes.set_ylabel(f"{'Trials' if word else 'Passports'} per 1 % of accuracy")
+    if result.get("title"):
+        axes.set_title(result["title"], color=_INK, fontsize=12, pad=10)
+    return [original_line, valid_mark, bars], [
+        f"Original: {original:.1f} %",
+        _label(valid, "Valid passport", "valid passports"),
+        _label(fakes, word or "1 fake", word or "fakes", with_maximum=True),
+    ]
+
+
 def _by_epoch(axes, values, **style):
     axes.plot(
         np.arange(1, len(values) + 1),
@@ -305,6 +494,28 @@ def _mapping(parent, key):
             f"Received: {key}={value!r}"
         )
     return value
+
+
+def _sequence(parent, key):
+    value = parent.get(key)
+    if not isinstance(value, Sequence) or not value or isinstance(value, str):
+        raise ValueError(
+            f"Expected '{key}' to be a non-empty sequence. Received: {value!r}"
+        )
+    return value
+
+
+def _curve(curve, name):
+    """x, and per x an array of accuracies."""
+    x = _numbers(curve, "x", f"{name}.x")
+    trials = _sequence(curve, "accuracies")
+    if len(trials) != len(x):
+        raise ValueError(
+            f"Expected '{name}' to have as many accuracies as x. "
+            f"Received: {len(trials)} and {len(x)}"
+        )
+    label = f"{name}.accuracies"
+    return x, [_accuracies({"": values}, "", label) for values in trials]
 
 
 def _numbers(mapping, key, name=None):

@@ -1,5 +1,7 @@
 """Fake passports, against binding each one and running the model."""
 
+import json
+
 import keras
 import numpy as np
 import pytest
@@ -10,7 +12,7 @@ from keras_passport.attacks import fake
 from keras_passport.derivation import DEFAULT_KEY_SCALING
 from test_case import randomize, small_resnet
 
-KINDS = ["random_pattern", "fixed_image", "random_image"]
+KINDS = ["random_pattern", "fixed_image", "random_image", "known_images"]
 CLASSES = 4
 
 
@@ -125,6 +127,36 @@ class TestFakePassports:
         )
         result = kp.attacks.fake_passports(model, KINDS[0], 2, data)
         assert result.entropies == (0.0, 0.0)
+
+    @pytest.mark.parametrize("kind", KINDS)
+    def test_a_series_in_parts_is_the_whole(self, model, data, kind):
+        sources = attacker(model, kind)
+
+        def tried(n, start=0):
+            return kp.attacks.fake_passports(
+                model, kind, n, data, seed=1, start=start, **sources
+            )
+
+        whole, parts = tried(5), tried(2).joined(tried(3, start=2))
+        for name in ("accuracies", "entropies", "history"):
+            assert getattr(parts, name) == getattr(whole, name)
+        assert parts.budget == whole.budget
+        read = json.loads(json.dumps(whole.to_dict()))
+        assert kp.attacks.AttackResult.from_dict(read) == whole
+
+    @pytest.mark.parametrize("kind", KINDS)
+    def test_guesses_at_known_images_are_told(self, model, data, kind):
+        result = kp.attacks.fake_passports(
+            model, kind, 3, data, seed=1, **attacker(model, kind)
+        )
+        if kind != "known_images":
+            assert result.history == ()
+            return
+        guesses = np.asarray([fake["images"] for fake in result.history])
+        layers = len(kp.protected_layers(model))
+        assert guesses.shape == (3, layers, 2)
+        assert np.all(guesses[..., 0] != guesses[..., 1])
+        assert not np.all(guesses == guesses[:, :1])
 
     @pytest.mark.parametrize(
         "arguments, message",

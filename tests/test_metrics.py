@@ -105,6 +105,11 @@ class TestIntervals:
         )
         assert exact_low < low < 92.72 < high < exact_high
 
+    def test_strength_interval_is_newcombes(self):
+        """His Table II (a): 56 of 70 against 48 of 80."""
+        received = metrics.strength_interval(56, 70, 48, 80)
+        np.testing.assert_allclose(received, (5.24, 33.39), atol=0.005)
+
     @pytest.mark.parametrize("trials", [1, 20, 200, 1000])
     def test_no_success_bounds_the_probability(self, trials):
         low, high = metrics.success_interval(0, trials)

@@ -24,6 +24,19 @@ HISTORY = {
 }
 
 
+CURVES = {
+    "x_label": "Part of the training set (%)",
+    "log": True,
+    "curves": {
+        "RevA": {"x": [1, 10, 100], "accuracies": [12.0, [30.0, 34.0], 60.0]},
+        "From scratch": {"x": [10], "accuracies": [40.0]},
+    },
+    "valid_accuracy": 86.9,
+    "chance": 10.0,
+}
+PANELS = {"panels": [RESULT, {**RESULT, "attack": "RevA", "title": "V3"}]}
+
+
 def without(mapping, *keys):
     return {key: mapping[key] for key in mapping if key not in keys}
 
@@ -187,9 +200,90 @@ class TestPlotTraining:
         assert not list(tmp_path.iterdir())
 
 
+class TestPlotHistograms:
+    @pytest.mark.parametrize("count", [1, 2, 3, 4, 5, 7])
+    def test_a_panel_each(self, tmp_path, drawn, count):
+        panels = [{**RESULT, "title": f"V{i}"} for i in range(count)]
+        plots.plot_histograms({"panels": panels}, tmp_path / "figure.png")
+        shown = [axes for axes in drawn[0].axes if axes.get_visible()]
+        assert [axes.get_title() for axes in shown] == [
+            panel["title"] for panel in panels
+        ]
+
+    def test_figure_7(self, tmp_path, drawn):
+        """What an attack reaches is seen where the valid passport is."""
+        valid = [86.1, 86.4, 86.9, 87.2, 87.4]
+        panel = {
+            **RESULT,
+            "valid_accuracy": valid,
+            "fake_accuracies": valid,
+            "attack": "RevA",
+        }
+        plots.plot_histograms({"panels": [panel]}, tmp_path / "figure.png")
+        (axes,) = drawn[0].axes
+        words = [text.get_text() for text in axes.get_legend().get_texts()]
+        assert words[2] == "5 RevA: 86.8 ± 0.5 %, max 87.4 %"
+        lines = max(line.get_zorder() for line in axes.lines)
+        assert lines < axes.patches[0].get_zorder()
+
+    @pytest.mark.parametrize("bad", [None, [], "V1", 3])
+    def test_no_panels(self, tmp_path, bad):
+        with pytest.raises(ValueError, match="Expected 'panels'.*Received"):
+            plots.plot_histograms({"panels": bad}, tmp_path / "figure.png")
+
+
+class TestPlotCurves:
+    def test_figure_8(self, tmp_path, drawn):
+        plots.plot_curves(CURVES, tmp_path / "figure.png")
+        (axes,) = drawn[0].axes
+        lines = {line.get_label(): line for line in axes.lines}
+        assert list(lines["RevA"].get_ydata()) == [12.0, 32.0, 60.0]
+        assert lines["From scratch"].get_linestyle() == "--"
+        assert lines["Valid passport: 86.9 %"].get_ydata()[0] == 86.9
+        assert "Chance: 10.0 %" in lines
+        assert axes.get_xscale() == "log"
+        assert axes.get_ylim() == (0, 100)
+
+    def test_no_logarithm_of_0(self, tmp_path):
+        curves = {"RevA": {"x": [0, 1], "accuracies": [1.0, 2.0]}}
+        with pytest.raises(ValueError, match="x above 0.*Received: 0"):
+            plots.plot_curves({**CURVES, "curves": curves}, tmp_path / "a.png")
+
+    def test_figure_5(self, tmp_path, drawn):
+        noise = {"x": [0, 50, 100], "accuracies": [[90.0] * 2, [30, 40], 10]}
+        plots.plot_curves({"curves": {"noise": noise}}, tmp_path / "figure.png")
+        (axes,) = drawn[0].axes
+        assert axes.get_xscale() == "linear"
+        # The means, and the trials of two places.
+        assert len(axes.lines) == 3
+
+    @pytest.mark.parametrize(
+        "curves, name",
+        [
+            (None, "curves"),
+            ({}, "curves"),
+            ({"RevA": [1.0]}, "RevA"),
+            ({"RevA": {"x": [1], "accuracies": 5.0}}, "accuracies"),
+            ({"RevA": {"x": [1, 2], "accuracies": [5.0]}}, "RevA"),
+            ({"RevA": {"x": [1], "accuracies": [[]]}}, r"RevA\.accuracies"),
+            ({"RevA": {"x": ["a"], "accuracies": [1.0]}}, r"RevA\.x"),
+            ({"RevA": {"x": [1], "accuracies": [101]}}, r"RevA\.accuracies"),
+        ],
+    )
+    def test_bad_curves_are_refused(self, tmp_path, curves, name):
+        with pytest.raises(ValueError, match=rf"Expected '{name}'.*Received"):
+            plots.plot_curves({"curves": curves}, tmp_path / "figure.png")
+        assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize(
     "plot, numbers",
-    [(plots.plot_fakes, RESULT), (plots.plot_training, HISTORY)],
+    [
+        (plots.plot_fakes, RESULT),
+        (plots.plot_training, HISTORY),
+        (plots.plot_histograms, PANELS),
+        (plots.plot_curves, CURVES),
+    ],
 )
 class TestFiles:
     @pytest.mark.parametrize(

@@ -91,11 +91,6 @@ class Job(abc.ABC):
             from_logits=from_logits,
         )
         self.scaling = {"key_scaling": config["key_scaling"]}
-        self.scope = training.strategy_scope(config["strategy"])
-=======
-        self.scaling = {}
-        if config["key_scaling"]:
-            self.scaling["key_scaling"] = config["key_scaling"]
         self.directory = RunDirectory(
             flags.FLAGS.run_dir
             or pathlib.Path("runs") / f"{name}-{self.kind}-{self.function}"

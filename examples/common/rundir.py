@@ -45,6 +45,12 @@ class RunDirectory:
         self.passport = self.owner / "passport.h5"
         self.fakes = self.checkpoints / "fakes.json"
         self.protected = self.public / "protected.keras"
+        # Of `attack.py` and `evaluate_protection.py`.
+        self.attacks = self.path / "attacks"
+        self.protection = self.path / "protection.json"
+        self.report = self.path / "report.html"
+        self.noise = self.owner / "noise.json"
+        self.hits = self.owner / "hits.json"
 
     def checkpoint(self, stage: str) -> pathlib.Path:
         """What an interrupted training of a stage goes on from."""

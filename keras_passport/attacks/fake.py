@@ -20,7 +20,12 @@ from keras_passport.errors import PassportError
 from keras_passport.geometry import digest
 from keras_passport.passports import Passport
 
-ATTACK_KINDS = ("random_pattern", "fixed_image", "random_image")
+ATTACK_KINDS = (
+    "random_pattern",
+    "fixed_image",
+    "random_image",
+    "known_images",
+)
 
 
 def fake_passports(
@@ -48,13 +53,15 @@ def fake_passports(
         model: Protected classifier with one output of class scores. Keys that
             are bound to it are not used.
         kind: `"random_pattern"` (T1: fresh patterns each time),
-            `"fixed_image"` (T2: the feature maps of other images) or
-            `"random_image"` (T3: other images, one drawn per layer and role).
+            `"fixed_image"` (T2: the feature maps of other images),
+            `"random_image"` (T3: other images, one drawn per layer and role)
+            or `"known_images"` (T3 by one who knows the owner's images, and
+            has but to guess which layer and role takes which).
         n: How many fakes.
         data: Tuple of inputs, float array `(examples, ...)` (or a dict for
             several inputs), and integer labels `(examples,)`.
         images: For image kinds, the attacker's images, in the model's input
-            domain, 2 or more.
+            domain, 2 or more; the owner's for `"known_images"`.
         reference: For image kinds, the attacker's network of the same
             architecture.
         key_scaling: The scaling of keys that the model was trained with: it
@@ -66,7 +73,9 @@ def fake_passports(
         progress: Whether to show a progress bar with the current maximum.
 
     Returns:
-        An `AttackResult` with the accuracy under each fake.
+        An `AttackResult` with the accuracy under each fake. For
+        `"known_images"` its history has the guesses, per fake `"images"`: per
+        layer, in the graph's order, the number of the image for each role.
 
     Raises:
         ValueError: If an argument is out of range.
@@ -100,6 +109,10 @@ def fake_passports(
         )
     seed = secrets.randbits(64) if seed is None else seed
     draw = _maker(model, kind, images, reference, key_scaling, seed)
+    guesses = ()
+    if kind == "known_images":
+        guess = _guesser(model, kind, images, seed)
+        guesses = [guess(number) for number in range(start, start + n)]
     judge = Judge(model, x, y, batch_size)
     bar = None
     if progress:
@@ -124,6 +137,7 @@ def fake_passports(
         },
         budget={"fakes": n, "examples": len(y), "start": start, "seed": seed},
         seconds=time.monotonic() - began,
+        history=tuple({"images": guess.tolist()} for guess in guesses),
     )
 
 
@@ -182,17 +196,12 @@ def _maker(
 ) -> collections.abc.Callable[[int], np.ndarray]:
     """A function from a fake's number to its packed keys `(1, K)`."""
     check_key_scaling(key_scaling)
-    root = str(seed).encode().rjust(16, b"0")
-
-    def seed_of(number):
-        return derive(root, FAKE, str(number))
-
     if kind == "random_pattern":
 
         def pattern(number):
             return Passport.random_pattern(
                 model,
-                seed=seed_of(number),
+                seed=_seed_of(seed, number),
                 key_scaling=key_scaling,
                 domain=FAKE,
             ).packed()
@@ -200,26 +209,43 @@ def _maker(
         return pattern
 
     pool = _image_keys(model, images, reference)
+    guess = _guesser(model, kind, images, seed)
     roles = models.function_of(model).roles
-    count = len(next(iter(pool.values())))
 
     def of_images(number):
-        rng = np.random.default_rng(list(seed_of(number)))
-        if kind == "fixed_image":
-            pair = rng.choice(count, len(roles), replace=False)
-            chosen = {path: pair for path in pool}
-        else:
-            chosen = {
-                path: rng.choice(count, len(roles), replace=False)
-                for path in pool
-            }
         rows = []
-        for path, keys in pool.items():
-            drawn = dict(zip(roles, keys[chosen[path]], strict=True))
+        for keys, chosen in zip(pool.values(), guess(number), strict=True):
+            drawn = dict(zip(roles, keys[chosen], strict=True))
             rows += scale_keys(drawn, key_scaling).values()
         return np.concatenate([key.ravel() for key in rows])[None]
 
     return of_images
+
+
+def _guesser(
+    model, kind, images, seed
+) -> collections.abc.Callable[[int], np.ndarray] | None:
+    """A function from a fake's number to its images, `(layers, roles)`."""
+    if kind == "random_pattern":
+        return None
+    layers = len(models.protected_layers(model))
+    roles = len(models.function_of(model).roles)
+    count = len(_first(images))
+
+    def guess(number):
+        rng = np.random.default_rng(list(_seed_of(seed, number)))
+        # No two roles take the same one, as in a passport.
+        draws = [
+            rng.choice(count, roles, replace=False)
+            for _ in range(1 if kind == "fixed_image" else layers)
+        ]
+        return np.broadcast_to(draws, (layers, roles))
+
+    return guess
+
+
+def _seed_of(seed: int, number: int) -> bytes:
+    return derive(str(seed).encode().rjust(16, b"0"), FAKE, str(number))
 
 
 def _image_keys(model, images, reference) -> dict:

@@ -71,3 +71,25 @@ class AttackResult:
         fields = dataclasses.asdict(bare)
         del fields["model"], fields["public"]
         return fields
+
+    @classmethod
+    def from_dict(cls, fields: dict) -> "AttackResult":
+        """The result whose `to_dict` this was, before or after JSON."""
+        return cls(
+            **{
+                name: tuple(value) if isinstance(value, list) else value
+                for name, value in fields.items()
+            }
+        )
+
+    def joined(self, rest: "AttackResult") -> "AttackResult":
+        """A series of fakes with what it was gone on with, as one result."""
+        fakes = len(self.accuracies) + len(rest.accuracies)
+        return dataclasses.replace(
+            self,
+            accuracies=self.accuracies + rest.accuracies,
+            entropies=self.entropies + rest.entropies,
+            history=self.history + rest.history,
+            budget={**self.budget, "fakes": fakes},
+            seconds=self.seconds + rest.seconds,
+        )

@@ -1,0 +1,324 @@
+"""The attacks by name, what each is given, and how much it may spend.
+
+A new attack is one more entry of `ATTACKS`.
+"""
+
+import dataclasses
+import hashlib
+import json
+import pathlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import keras
+
+import keras_passport as kp
+from common.case import Case
+from common.errors import UserError
+from common.rundir import read_json, write_json
+from keras_passport.attacks import AttackResult, Recipe
+
+# Fakes that are tried between two writings of what they reached: so many, and
+# of a long series a twentieth, since all of them are written each time.
+_CHUNK = 1000
+_PARTS = 20
+
+
+@dataclasses.dataclass(frozen=True)
+class Budget:
+    """What an attack may spend. Each attack uses some of it.
+
+    Attributes:
+        num_fakes: fake passports to try.
+        examples: the judge's pictures that each fake is tried on.
+        source: the attacker's data: `"defender"` or `"disjoint"`.
+        fraction: part of them that the attacker has, in (0, 1].
+        epochs: passes over them.
+        trials: trainings, of which the attacker's validation chooses.
+        seed: of all draws.
+    """
+
+    num_fakes: int = 100
+    examples: int = 500
+    source: str = "defender"
+    fraction: float = 1.0
+    epochs: int = 10
+    trials: int = 1
+    seed: int = 0
+
+
+_FAKES = ("num_fakes", "examples", "seed")
+_ALL = ("quick", "standard", "full")
+_LONG = _ALL[1:]
+_TRAINING = ("source", "fraction", "epochs", "trials", "seed")
+
+
+@dataclasses.dataclass(frozen=True)
+class Attack:
+    """One attack.
+
+    Attributes:
+        title: for tables and figures.
+        knowledge: what the attacker has besides the published network.
+        uses: names of the `Budget`'s fields that matter to it.
+        run: `(case, budget)` -> `AttackResult`: the attack itself; of the
+            budget it may use `uses` alone.
+        control: whether it is no attack on the protection but a measure for
+            those that are, such as training from scratch.
+        in_parts: whether `run` takes the number of the trial to start with
+            as a third argument, and returns some of a long series.
+        levels: batteries that it is in.
+        unfit: why a case has nothing for this attack; None if it has.
+    """
+
+    title: str
+    knowledge: str
+    uses: tuple[str, ...]
+    run: Callable[..., AttackResult]
+    control: bool = False
+    in_parts: bool = False
+    levels: tuple[str, ...] = _ALL
+    unfit: Callable[[Case], str | None] = lambda case: None
+
+
+def _recipe(case: Case, budget: Budget, **options: Any) -> Recipe:
+    """How attackers train; of few data, in smaller batches."""
+    pictures = budget.fraction * len(case.examples(budget.source)[1])
+    return Recipe(
+        epochs=budget.epochs,
+        batch_size=int(min(128, max(16, pictures // 16))),
+        augment=case.augment,
+        **options,
+    )
+
+
+def _fakes(kind: str, title: str, knowledge: str) -> Attack:
+    def run(case, budget, start=0):
+        sources = {}
+        if kind != "random_pattern":
+            known = kind == "known_images"
+            sources["images"] = case.known_images if known else case.images
+            sources["reference"] = case.reference
+        return kp.attacks.fake_passports(
+            case.model,
+            kind,
+            min(
+                max(_CHUNK, budget.num_fakes // _PARTS),
+                budget.num_fakes - start,
+            ),
+            case.judges(budget.examples),
+            key_scaling=case.key_scaling,
+            seed=budget.seed,
+            start=start,
+            **sources,
+        )
+
+    def unfit(case):
+        if kind != "random_pattern" and case.reference is None:
+            return "the run has no original to make feature maps with"
+        if kind == "known_images" and case.known_images is None:
+            return "the passport is none of random images"
+        return None
+
+    return Attack(title, knowledge, _FAKES, run, in_parts=True, unfit=unfit)
+
+
+def _training(
+    title: str, attack: Callable[..., AttackResult], **options: Any
+) -> Attack:
+    """An attack that trains on labelled pictures.
+
+    Args:
+        title: for tables and figures.
+        attack: of `kp.attacks`, called as `reverse_engineering` is.
+        options: arguments of its own; `control` and `levels` are the entry's.
+    """
+    own = {k: options.pop(k) for k in ("control", "levels") if k in options}
+
+    def run(case, budget):
+        return attack(
+            case.model,
+            case.examples(budget.source),
+            case.judges(),
+            fraction=budget.fraction,
+            recipe=_recipe(case, budget),
+            restarts=budget.trials,
+            seed=budget.seed,
+            **options,
+        )
+
+    return Attack(title, "labelled pictures", _TRAINING, run, **own)
+
+
+ATTACKS: dict[str, Attack] = {
+    "fake_random_pattern": _fakes(
+        "random_pattern", "Fakes, random patterns (T1)", "nothing"
+    ),
+    "fake_fixed_image": _fakes(
+        "fixed_image",
+        "Fakes, fixed images (T2)",
+        "other pictures, the unprotected network",
+    ),
+    "fake_random_image": _fakes(
+        "random_image",
+        "Fakes, random images (T3)",
+        "other pictures, the unprotected network",
+    ),
+    "fake_known_images": _fakes(
+        "known_images",
+        "Fakes of the owner's images (T3)",
+        "the owner's pictures, the unprotected network",
+    ),
+    "reverse_engineering": _training("RevA", kp.attacks.reverse_engineering),
+    "ambiguity_ierb": _training("IERB", kp.attacks.ambiguity, block="IERB"),
+    "ambiguity_cerb": _training("CERB", kp.attacks.ambiguity, block="CERB"),
+    **{
+        f"fine_tuning_{method.lower()}": _training(
+            f"Fine-tuning, {method}",
+            kp.attacks.fine_tuning,
+            method=method,
+            levels=levels,
+        )
+        for method, levels in (
+            ("FTAL", _ALL),
+            ("FTLL", _LONG),
+            ("RTAL", _LONG),
+            ("RTLL", _LONG),
+        )
+    },
+    "fresh_normalization": _training(
+        "Fresh normalisations, all trained", kp.attacks.fresh_normalization
+    ),
+    "from_scratch": _training(
+        "From scratch", kp.attacks.from_scratch, control=True
+    ),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Level:
+    """How thorough a battery is.
+
+    Attributes:
+        budget: of every attack, but for its data.
+        fractions: parts of the data that attackers have.
+        sources: where the data come from.
+    """
+
+    budget: Budget
+    fractions: tuple[float, ...]
+    sources: tuple[str, ...] = ("defender",)
+
+
+LEVELS: dict[str, Level] = {
+    "quick": Level(Budget(100, 500, epochs=10), (0.1, 1.0)),
+    "standard": Level(
+        Budget(1000, 1000, epochs=20),
+        (0.01, 0.1, 0.5, 1.0),
+        ("defender", "disjoint"),
+    ),
+    "full": Level(
+        Budget(10_000, 1000, epochs=60, trials=3),
+        (0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0),
+        ("defender", "disjoint"),
+    ),
+}
+# How many more epochs few data may be passed over.
+_MOST_PASSES = 5
+
+
+def plan(battery: str, seed: int = 0) -> Iterator[tuple[str, Budget]]:
+    """The attacks of a battery of `LEVELS`, each with what it may spend."""
+    level = LEVELS[battery]
+    for name, attack in ATTACKS.items():
+        if battery not in attack.levels:
+            continue
+        budget = dataclasses.replace(level.budget, seed=seed)
+        if "fraction" not in attack.uses:
+            yield name, budget
+            continue
+        for source in level.sources if "source" in attack.uses else (None,):
+            for fraction in level.fractions:
+                passes = min(_MOST_PASSES, 1 / fraction)
+                yield (
+                    name,
+                    dataclasses.replace(
+                        budget,
+                        fraction=fraction,
+                        source=source or budget.source,
+                        epochs=round(budget.epochs * passes),
+                    ),
+                )
+
+
+def used(name: str, budget: Budget) -> dict[str, Any]:
+    """What of a budget an attack uses, in plain values."""
+    return {field: getattr(budget, field) for field in ATTACKS[name].uses}
+
+
+def record_path(
+    folder: pathlib.Path, case: Case, name: str, budget: Budget
+) -> pathlib.Path:
+    """Where an attack's record lies: it belongs to what it was made of."""
+    made_of = [name, used(name, budget), case.fingerprint]
+    digest = hashlib.sha256(json.dumps(made_of).encode()).hexdigest()
+    return folder / f"{name}-{digest[:8]}.json"
+
+
+def perform(
+    case: Case, name: str, budget: Budget, folder: pathlib.Path
+) -> dict[str, Any]:
+    """An attack's record: read if it is finished, else made and written.
+
+    Args:
+        case: what to attack.
+        name: of the attack, in `ATTACKS`.
+        budget: what it may spend.
+        folder: of the records; it is made if need be.
+
+    Returns:
+        Plain values: `attack`, `title`, `knowledge`, `control`, `budget`,
+        `examples` (the judge's), `result` (an `AttackResult`'s `to_dict`) and
+        `backend`.
+    """
+    attack = ATTACKS[name]
+    if reason := attack.unfit(case):
+        raise UserError(f"{name} can't be tried: {reason}.")
+    folder.mkdir(parents=True, exist_ok=True)
+    path = record_path(folder, case, name, budget)
+    found = read_json(path)
+    if found is not None:
+        return found
+    if attack.in_parts:
+        result = _in_parts(case, attack, budget, path.with_suffix(".part"))
+    else:
+        result = attack.run(case, budget)
+    count = budget.examples if "examples" in attack.uses else None
+    record = {
+        "attack": name,
+        "title": attack.title,
+        "knowledge": attack.knowledge,
+        "control": attack.control,
+        "budget": used(name, budget),
+        "examples": len(case.judges(count)[1]),
+        "result": result.to_dict(),
+        "backend": keras.backend.backend(),
+    }
+    write_json(path, record)
+    path.with_suffix(".part").unlink(missing_ok=True)
+    # Each attack leaves compiled functions behind.
+    keras.utils.clear_session()
+    # What was read of a file and what was just made are the same.
+    return read_json(path)
+
+
+def _in_parts(case, attack, budget, part) -> AttackResult:
+    """A long series of fakes, gone on with where it was interrupted."""
+    found = read_json(part)
+    result = AttackResult.from_dict(found) if found else None
+    while (done := len(result.accuracies) if result else 0) < budget.num_fakes:
+        some = attack.run(case, budget, done)
+        result = result.joined(some) if result else some
+        if len(result.accuracies) < budget.num_fakes:
+            write_json(part, result.to_dict())
+    return result

@@ -1,0 +1,175 @@
+"""What only a passport's owner can measure: never a part of an attack."""
+
+import dataclasses
+from collections.abc import Sequence
+
+import keras
+import numpy as np
+
+from keras_passport.attacks.fake import Judge
+from keras_passport.errors import PassportError
+from keras_passport.passports import Passport
+
+
+def right_guesses(passport: Passport, history: Sequence[dict]) -> np.ndarray:
+    """Which of their images fakes happened to get right.
+
+    Whoever sees how many of a guess are right can search for the passport:
+    it is the owner's to know.
+
+    Args:
+        passport: A random_image passport.
+        history: Of `attacks.fake_passports` with `"known_images"`.
+
+    Returns:
+        Boolean array `(fakes, layers, roles)`.
+
+    Raises:
+        PassportError: If the passport is of another kind, or the guesses are
+            for another number of layers.
+    """
+    if passport.kind != "random_image":
+        raise PassportError(
+            "Expected a random_image passport, of which each layer has "
+            f"images of its own. Received: one of kind {passport.kind}"
+        )
+    chosen = np.asarray(
+        [
+            [
+                getattr(entry, f"{role}_image")
+                for role in passport.function.roles
+            ]
+            for entry in passport.layers.values()
+        ]
+    )
+    guesses = np.asarray([fake["images"] for fake in history])
+    if guesses.shape[1:] != chosen.shape:
+        raise PassportError(
+            f"Expected guesses of shape (fakes, {chosen.shape[0]} layers, "
+            f"{chosen.shape[1]} roles). Received: shape={guesses.shape}"
+        )
+    return guesses == chosen
+
+
+def add_noise(
+    passport: Passport,
+    fraction: float,
+    *,
+    scale: float = 1.0,
+    replace: bool = False,
+    seed: int | Sequence[int] = 0,
+) -> Passport:
+    """A passport with noise on a part of its elements, p + e(c) (Figure 5).
+
+    Args:
+        passport: The valid one. Elements are those of its feature maps, or of
+            its keys where it has no maps.
+        fraction: c, in [0, 1]: the part of each map's elements.
+        scale: Standard deviation of the normal noise, in that of the map.
+        replace: Whether noise around the map's mean takes the elements'
+            place. Added to them, it averages out the more the larger a map
+            is: F takes the mean over all positions.
+        seed: Of places and noise.
+
+    Returns:
+        A new `Passport`, as secret as the valid one.
+
+    Raises:
+        ValueError: If an argument is out of range.
+
+    Example:
+
+    >>> noisy = add_noise(passport, 0.25, replace=True)
+
+    Reference:
+
+    - Fan, Ng, Chan: Digital Passport, Section 3.2, Figure 5.
+    """
+    if not 0 <= fraction <= 1 or not scale >= 0:
+        raise ValueError(
+            "Expected a fraction in [0, 1] and a scale of 0 or more. "
+            f"Received: fraction={fraction}, scale={scale}"
+        )
+    rng = np.random.default_rng(seed)
+
+    def noisy(array):
+        array = array.copy()
+        flat = array.reshape(-1)
+        places = rng.permutation(flat.size)[: round(fraction * flat.size)]
+        noise = rng.normal(scale=scale * flat.std(), size=places.size)
+        flat[places] = noise + (flat.mean() if replace else flat[places])
+        return array
+
+    layers = {}
+    for path, entry in passport.layers.items():
+        changed = {}
+        for role in passport.function.roles:
+            name = role if getattr(entry, role) is not None else f"{role}_key"
+            changed[name] = noisy(getattr(entry, name))
+            changed[f"{role}_image"] = None
+        layers[path] = dataclasses.replace(entry, **changed)
+    return Passport(
+        "feature_maps",
+        passport.function,
+        layers,
+        passport.seed,
+        passport.key_scaling,
+    )
+
+
+def accuracy_under_noise(
+    model: keras.Model,
+    passport: Passport,
+    data: tuple,
+    *,
+    fractions: Sequence[float] = (0.0, 0.1, 0.25, 0.5, 0.75, 1.0),
+    scale: float = 1.0,
+    replace: bool = False,
+    repeats: int = 5,
+    seed: int = 0,
+    batch_size: int = 500,
+) -> dict:
+    """Accuracy against the part of a passport's elements that has noise.
+
+    Args:
+        model: Protected classifier with one output.
+        passport: Its valid passport.
+        data: Inputs and integer labels.
+        fractions: Values of c, in [0, 1].
+        scale: As for `add_noise`.
+        replace: As for `add_noise`.
+        repeats: Noisy passports per fraction.
+        seed: Of all noise.
+        batch_size: Examples per call.
+
+    Returns:
+        Dict of the arguments and `"accuracies"`: per fraction a list of
+        `repeats` fractions. No value of the passport is in it.
+
+    Raises:
+        ValueError: If an argument is out of range.
+        PassportError: If the passport does not fit the model.
+    """
+    passport.check(model)
+    judge = Judge(model, *data, batch_size)
+
+    def measure(number, fraction, repeat):
+        noisy = add_noise(
+            passport,
+            fraction,
+            scale=scale,
+            replace=replace,
+            seed=[seed, number, repeat],
+        )
+        return judge(noisy.packed())[0]
+
+    return {
+        "fractions": [float(fraction) for fraction in fractions],
+        "scale": scale,
+        "replace": replace,
+        "seed": seed,
+        "accuracies": [
+            [measure(number, fraction, repeat) for repeat in range(repeats)]
+            for number, fraction in enumerate(fractions)
+        ],
+    }

@@ -1,0 +1,430 @@
+"""Attacks on a run's network: planted cases, and the programs as users run."""
+
+import html.parser
+import json
+import re
+import shutil
+import stat
+
+import keras
+import numpy as np
+import pytest
+
+import keras_passport as kp
+from common import battery, evaluation, verdict
+from common.battery import Budget, Level
+from common.case import Owner
+from common.errors import UserError
+from common.rundir import RunDirectory
+from keras_passport.attacks import AttackResult
+from test_case import REPOSITORY
+from test_examples import SMALL, run, succeed
+
+FAKES = [name for name in battery.ATTACKS if name.startswith("fake_")]
+ATTACK = REPOSITORY / "examples" / "attack.py"
+EVALUATE = REPOSITORY / "examples" / "evaluate_protection.py"
+FEW = Level(Budget(num_fakes=4, examples=60, epochs=1), (1.0,))
+
+
+@pytest.fixture(autouse=True)
+def few(monkeypatch):
+    monkeypatch.setitem(battery.LEVELS, "quick", FEW)
+
+
+def linear_classifier(scale=1.0):
+    """Classifies digits by their pixels; a convolution's part is `0`."""
+    from common import data
+
+    digits = data.load("digits")
+    x = digits.normalize(digits.x_train).reshape(len(digits.x_train), -1)
+    x = np.concatenate([x, np.ones((len(x), 1))], axis=1)
+    weights = np.linalg.lstsq(x, np.eye(10)[digits.y_train], rcond=None)[0]
+    inputs = keras.Input((8, 8, 1))
+    hidden = keras.layers.Conv2D(4, 3, use_bias=False)(inputs)
+    hidden = keras.layers.BatchNormalization()(hidden)
+    hidden = keras.layers.GlobalAveragePooling2D()(hidden)
+    side = keras.layers.Dense(10, name="pixels")(keras.layers.Flatten()(inputs))
+    rest = keras.layers.Dense(
+        10, use_bias=False, kernel_initializer="zeros", name="rest"
+    )(hidden)
+    model = keras.Model(inputs, keras.layers.Add()([side, rest]))
+    model.get_layer("pixels").set_weights(
+        [scale * weights[:-1], scale * weights[-1]]
+    )
+    return model
+
+
+def planted(folder, base):
+    """A run's directory around a network that was never trained here."""
+    directory = RunDirectory(folder)
+    directory.public.mkdir(parents=True)
+    directory.owner.mkdir()
+    model = kp.protect(base)
+    images = np.random.default_rng(0).normal(size=(5, 8, 8, 1))
+    passport = kp.Passport.random_image(
+        model, images.astype("float32"), reference=base
+    )
+    passport.save(directory.passport)
+    base.save(directory.original)
+    model.save(directory.protected)
+    directory.config.write_text(json.dumps({"dataset": "digits"}))
+    return Owner(folder)
+
+
+def rows_of(owner):
+    return json.loads(owner.directory.protection.read_text())["rows"]
+
+
+class TestPlanted:
+    def test_a_network_that_ignores_its_passport(self, tmp_path):
+        owner = planted(tmp_path / "run", linear_classifier())
+        lines, complete = evaluation.evaluate(owner, "quick", FAKES)
+        assert complete
+        rows = rows_of(owner)
+        assert [row["attack"] for row in rows] == FAKES
+        assert {row["status"] for row in rows} == {"falls"}
+        for row in rows:
+            assert row["successes"] == row["trials"] == 4
+            assert not row["paralysed"]
+        text = "\n".join(lines)
+        assert "not well-protected (S > 50)" in text
+        assert ": well-protected" not in text
+        page = owner.directory.report.read_text()
+        assert "not well-protected" in page
+
+    def test_a_network_that_always_says_the_same(self, tmp_path):
+        owner = planted(tmp_path / "run", linear_classifier(scale=0.0))
+        lines, _ = evaluation.evaluate(owner, "quick", FAKES)
+        rows = rows_of(owner)
+        assert {row["status"] for row in rows} == {"void"}
+        assert all(row["paralysed"] for row in rows)
+        assert {row["entropy"] for row in rows} == {0.0}
+        text = "\n".join(lines)
+        assert "No verdict" in text
+        assert "paralysed for its owner too" in text
+        assert "well-protected" not in text
+        assert '<div class="verdict ">' in owner.directory.report.read_text()
+
+
+NUMBERS = {"valid": 285, "total": 300, "chance": 10.0}
+LABELS = np.arange(300) % 10
+
+
+def record(accuracy, validation=(), control=False, title="An attack"):
+    result = AttackResult(
+        name="attack",
+        accuracies=(accuracy,),
+        entropies=(1.0,),
+        knowledge={},
+        budget={},
+        seconds=1.0,
+        validation=validation,
+    )
+    return {
+        "attack": "attack",
+        "title": title,
+        "knowledge": "nothing",
+        "control": control,
+        "budget": {},
+        "examples": 300,
+        "result": result.to_dict(),
+    }
+
+
+def judged(*records, missing=()):
+    rows = [verdict.row(some, NUMBERS, LABELS) for some in records]
+    return rows, verdict.verdict(rows, NUMBERS, list(missing))
+
+
+class TestVerdict:
+    def test_a_failed_training_is_no_strength(self):
+        rows, lines = judged(record(0.11, validation=(0.1,)))
+        assert rows[0]["status"] == "failed"
+        assert lines[0] == "No verdict: no attack came to a result."
+        assert "Failed attacks" in lines[1]
+
+    def test_the_worst_case_comes_first(self):
+        rows, lines = judged(
+            record(0.1, title="Weak"),
+            record(0.8, validation=(0.8,), title="Strong"),
+            record(0.9, validation=(0.9,), control=True, title="Scratch"),
+        )
+        statuses = [row["status"] for row in rows]
+        assert statuses == ["holds", "falls", "control"]
+        assert lines[0].startswith("Worst case: Strong reaches 80.0 %")
+        assert "not well-protected" in lines[0]
+        assert rows[1]["strength"] == pytest.approx(15.0)
+
+    def test_what_holds_is_said_of_what_was_tried(self):
+        _, lines = judged(record(0.1), missing=["RevA (error: no memory)"])
+        assert "well-protected (S > 50) against the attacks tried" in lines[0]
+        assert "Not tried: RevA (error: no memory)." in lines
+
+    def test_a_close_call_is_said(self):
+        _, lines = judged(record(0.44))
+        assert "The interval of S has 50 in it" in lines[1]
+
+
+class TestBattery:
+    @pytest.fixture
+    def owner(self, tmp_path):
+        return planted(tmp_path / "run", linear_classifier())
+
+    def test_a_killed_battery_goes_on(self, owner, monkeypatch):
+        calls = []
+        tried = kp.attacks.fake_passports
+
+        def stopped(model, kind, *args, **options):
+            calls.append(kind)
+            if len(calls) == 3:
+                raise KeyboardInterrupt
+            return tried(model, kind, *args, **options)
+
+        monkeypatch.setattr(kp.attacks, "fake_passports", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            evaluation.evaluate(owner, "quick", FAKES)
+        assert not owner.directory.report.exists()
+        evaluation.evaluate(owner, "quick", FAKES)
+        assert calls == [
+            "random_pattern",
+            "fixed_image",
+            "random_image",
+            "random_image",
+            "known_images",
+        ]
+        before = rows_of(owner)
+        for path in owner.directory.attacks.iterdir():
+            path.unlink()
+        evaluation.evaluate(owner, "quick", FAKES)
+        for one, other in zip(before, rows_of(owner), strict=True):
+            assert {**one, "seconds": 0} == {**other, "seconds": 0}
+
+    def test_a_long_series_goes_on(self, owner, monkeypatch):
+        budget = Budget(num_fakes=7, examples=60)
+        name, folder = "fake_random_image", owner.directory.attacks
+        whole = battery.perform(owner.case, name, budget, folder)
+        battery.record_path(folder, owner.case, name, budget).unlink()
+        monkeypatch.setattr(battery, "_CHUNK", 3)
+        tried, calls = kp.attacks.fake_passports, []
+
+        def stopped(*args, start, **options):
+            calls.append(start)
+            if len(calls) == 2:
+                raise KeyboardInterrupt
+            return tried(*args, start=start, **options)
+
+        monkeypatch.setattr(kp.attacks, "fake_passports", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            battery.perform(owner.case, name, budget, folder)
+        parts = battery.perform(owner.case, name, budget, folder)
+        assert calls == [0, 3, 3, 6]
+        for key in ("accuracies", "entropies", "history", "budget"):
+            assert parts["result"][key] == whole["result"][key]
+        assert len(list(folder.iterdir())) == 1
+
+    def test_data_and_epochs_are_those_of_the_budget(self, owner):
+        few, all_of_them = (
+            battery.perform(
+                owner.case,
+                "reverse_engineering",
+                Budget(source="disjoint", fraction=fraction, epochs=2),
+                owner.directory.attacks,
+            )
+            for fraction in (0.5, 1.0)
+        )
+        mine = len(owner.case.examples("disjoint")[1])
+        assert all_of_them["result"]["budget"]["images"] == mine
+        assert few["result"]["budget"]["images"] == pytest.approx(mine / 2, 0.1)
+        [history] = few["result"]["history"]
+        assert len(history["history"]["val_accuracy"]) == 2
+        # The pixels' part alone is as good as that.
+        assert few["result"]["accuracies"][0] > 0.8
+
+    def test_an_attack_that_breaks_costs_no_other(self, owner, monkeypatch):
+        def broken(case, budget, start):
+            raise RuntimeError("out of memory\nand more")
+
+        attack = battery.ATTACKS["fake_fixed_image"]
+        monkeypatch.setitem(
+            battery.ATTACKS,
+            "fake_fixed_image",
+            battery.Attack(
+                "Broken", "nothing", attack.uses, broken, True, True
+            ),
+        )
+        lines, complete = evaluation.evaluate(owner, "quick", FAKES)
+        assert not complete
+        assert len(rows_of(owner)) == 3
+        assert "Broken (error: RuntimeError: out of memory)" in lines[-1]
+        monkeypatch.setitem(battery.ATTACKS, "fake_fixed_image", attack)
+        _, complete = evaluation.evaluate(owner, "quick", FAKES)
+        assert complete
+        assert len(rows_of(owner)) == 4
+
+    def test_another_network_has_other_records(self, owner, tmp_path):
+        other = planted(tmp_path / "other", linear_classifier())
+        paths = {
+            battery.record_path(tmp_path, one.case, "fake_fixed_image", budget)
+            for one in (owner, other)
+            for budget in (Budget(), Budget(seed=1), Budget(epochs=3))
+        }
+        # Epochs are nothing to fakes.
+        assert len(paths) == 4
+
+    def test_every_attack_names_what_it_uses(self):
+        fields = set(Budget.__dataclass_fields__)
+        for name, attack in battery.ATTACKS.items():
+            assert set(attack.uses) <= fields, name
+            assert "seed" in attack.uses, name
+        for level in battery.LEVELS:
+            names = {name for name, _ in battery.plan(level)}
+            assert names >= {*FAKES, "reverse_engineering", "from_scratch"}
+        assert {name for name, _ in battery.plan("full")} == set(
+            battery.ATTACKS
+        )
+
+    def test_attackers_and_judge_share_no_picture(self, owner):
+        case = owner.case
+        mine, _ = case.examples("disjoint")
+        judges, labels = case.judges()
+        assert len(mine) + len(judges) == len(case.dataset.x_test)
+        assert len(case.judges(60)[1]) == 60
+        assert set(labels) == set(range(10))
+        rows = {row.tobytes() for row in mine}
+        # A few digits are in the data twice.
+        assert sum(row.tobytes() in rows for row in judges) <= 2
+
+    def test_augmented_pictures_stay_in_their_domain(self, owner):
+        x, _ = owner.case.judges(20)
+        rng = np.random.default_rng(0)
+        shown = owner.case.augment(x, rng)
+        assert shown.shape == x.shape
+        assert shown.min() >= x.min() - 1e-5
+        assert shown.max() <= x.max() + 1e-5
+        assert np.any(shown != x)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run") / "digits"
+    succeed(*SMALL, f"--run_dir={folder}")
+    return folder
+
+
+class Page(html.parser.HTMLParser):
+    """Tags that are open, and what the page would load."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.open, self.loads = [], []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        if tag not in ("meta", "img"):
+            self.open.append(tag)
+        self.loads += [v for k, v in attrs if k in ("src", "href")]
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+
+class TestPrograms:
+    def test_one_attack(self, finished):
+        output, _ = succeed(
+            f"--run_dir={finished}",
+            "--attack=fake_fixed_image",
+            "--num_fakes=3",
+            "--examples=50",
+            program=ATTACK,
+        )
+        assert "Fakes, fixed images (T2)" in output
+        [path] = (finished / "attacks").glob("fake_fixed_image-*.json")
+        found = json.loads(path.read_text())
+        assert found["budget"]["num_fakes"] == 3
+        assert len(found["result"]["accuracies"]) == 3
+        assert str(path) in output
+
+    def test_the_battery(self, finished):
+        flags = (
+            f"--run_dir={finished}",
+            "--budget=quick",
+            "--only=fake_random_pattern,fake_known_images",
+        )
+        output, _ = succeed(*flags, program=EVALUATE)
+        assert "report.html" in output
+        text = (finished / "report.html").read_text()
+        page = Page(text)
+        assert page.open == []
+        assert len(page.loads) == 3
+        for address in page.loads:
+            assert address.startswith("data:image/png;base64,")
+        assert 'name="viewport"' in text
+        assert "<script" not in text and "http" not in text
+
+        # What tells secrets is the owner's alone.
+        for name in ("hits.json", "noise.json"):
+            mode = (finished / "owner" / name).stat().st_mode
+            assert stat.S_IMODE(mode) == 0o600
+        hits = json.loads((finished / "owner" / "hits.json").read_text())
+        assert len(hits["right"]) == 100
+        passport = kp.Passport.load(finished / "owner" / "passport.h5")
+        words = re.sub(r"base64,[^\"]*", "", text) + "".join(
+            path.read_text()
+            for path in (
+                finished / "protection.json",
+                *(finished / "attacks").iterdir(),
+            )
+        )
+        assert passport.seed.hex() not in words
+        assert "right" not in json.loads(
+            (finished / "protection.json").read_text()
+        )
+        for entry in passport.layers.values():
+            for value in entry.key("gamma").ravel()[:20]:
+                digits = repr(float(value))
+                assert len(digits) < 10 or digits not in words
+
+    @pytest.mark.parametrize(
+        "program, flags, expected",
+        [
+            (ATTACK, ("--attack=magic",), "fake_random_pattern"),
+            (
+                ATTACK,
+                ("--attack=fake_random_pattern", "--fraction=0.5"),
+                "takes --num_fakes",
+            ),
+            (EVALUATE, ("--only=magic",), "magic"),
+        ],
+    )
+    def test_wrong_flags(self, finished, program, flags, expected):
+        status, output, errors = run(
+            f"--run_dir={finished}", *flags, program=program
+        )
+        assert status != 0
+        assert expected in output + errors
+        assert "Traceback" not in errors
+
+    def test_no_run_is_named_in_one_line(self, tmp_path):
+        status, _, errors = run(f"--run_dir={tmp_path}", program=EVALUATE)
+        assert status != 0
+        assert errors.strip().splitlines()[-1].endswith("holds no run.")
+        assert "Traceback" not in errors
+
+
+class TestRunsThatAreNotFinished:
+    def test_what_is_missing_is_named(self, finished, tmp_path):
+        for name, expected in (
+            ("owner/passport.h5", "passport.h5"),
+            ("public/protected.keras", "protected.keras is missing"),
+            ("config.json", "holds no run"),
+        ):
+            folder = tmp_path / "run"
+            shutil.copytree(finished, folder, dirs_exist_ok=True)
+            (folder / name).unlink()
+            with pytest.raises((UserError, kp.PassportError), match=expected):
+                Owner(folder)
+
+    def test_other_data_than_ours(self, tmp_path):
+        (tmp_path / "config.json").write_text('{"dataset": "my pictures"}')
+        with pytest.raises(UserError, match="Received: my pictures"):
+            Owner(tmp_path)

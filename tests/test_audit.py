@@ -1,0 +1,112 @@
+"""What the owner measures: right guesses, passports with noise."""
+
+import keras
+import numpy as np
+import pytest
+
+import keras_passport as kp
+from test_case import randomize, small_resnet
+
+
+@pytest.fixture
+def model():
+    return kp.protect(randomize(small_resnet(classes=4)))
+
+
+@pytest.fixture
+def images(model):
+    rng = np.random.default_rng(1)
+    return rng.normal(size=(5, *model.input_shape[1:])).astype("float32")
+
+
+@pytest.fixture
+def passport(model, images):
+    reference = randomize(small_resnet(classes=4), seed=2)
+    return kp.Passport.random_image(model, images, reference=reference)
+
+
+class TestRightGuesses:
+    def test_one_is_right_in_n(self, model, images, passport):
+        rng = np.random.default_rng(0)
+        x = rng.normal(size=(2, *model.input_shape[1:])).astype("float32")
+        result = kp.attacks.fake_passports(
+            model,
+            "known_images",
+            200,
+            (x, [0, 1]),
+            images=images,
+            reference=randomize(small_resnet(classes=4), seed=2),
+            seed=3,
+        )
+        right = kp.audit.right_guesses(passport, result.history)
+        assert right.shape == (200, len(passport.layers), 2)
+        assert right.mean() == pytest.approx(1 / 5, abs=0.05)
+
+    def test_the_passports_own_choices_are_right(self, passport):
+        chosen = [
+            [entry.gamma_image, entry.beta_image]
+            for entry in passport.layers.values()
+        ]
+        other = [[beta, gamma] for gamma, beta in chosen]
+        right = kp.audit.right_guesses(
+            passport, [{"images": chosen}, {"images": other}]
+        )
+        assert right[0].all()
+        assert not right[1].any()
+
+    def test_other_passports_are_refused(self, model, passport):
+        pattern = kp.Passport.random_pattern(model)
+        with pytest.raises(kp.PassportError, match="Received: .*pattern"):
+            kp.audit.right_guesses(pattern, [{"images": [[0, 1]]}])
+        with pytest.raises(kp.PassportError, match=r"Received: shape=\(1, 1"):
+            kp.audit.right_guesses(passport, [{"images": [[0, 1]]}])
+
+
+class TestNoise:
+    @pytest.mark.parametrize("replace", [False, True])
+    @pytest.mark.parametrize("fraction", [0.0, 0.25, 1.0])
+    def test_so_many_elements_change(self, passport, fraction, replace):
+        noisy = kp.audit.add_noise(passport, fraction, replace=replace, seed=1)
+        for path, entry in passport.layers.items():
+            for role in ("gamma", "beta"):
+                before = entry.array(role)
+                changed = before != noisy.layers[path].array(role)
+                assert changed.sum() == round(fraction * before.size)
+
+    def test_of_keys_where_there_are_no_maps(self, model, passport):
+        layers = {
+            path: kp.PassportEntry(
+                entry.geometry,
+                gamma_key=entry.key("gamma"),
+                beta_key=entry.key("beta"),
+            )
+            for path, entry in passport.layers.items()
+        }
+        solved = kp.Passport("feature_maps", "V3", layers, passport.seed)
+        noisy = kp.audit.add_noise(solved, 1.0)
+        noisy.check(model)
+        assert np.all(noisy.packed() != solved.packed())
+
+    def test_without_noise_the_accuracy_is_the_valid_one(self, model, passport):
+        kp.bind(model, passport)
+        x = np.random.default_rng(0).normal(size=(40, *model.input_shape[1:]))
+        scores = keras.ops.convert_to_numpy(model(x, training=False))
+        # An untrained network says the same of all.
+        model.layers[-1].bias.assign_sub(scores.mean(0))
+        labels = (scores - scores.mean(0)).argmax(-1)
+        found = kp.audit.accuracy_under_noise(
+            model, passport, (x, labels), fractions=(0.0, 1.0), repeats=2
+        )
+        assert found["accuracies"][0] == [1.0, 1.0]
+        assert np.mean(found["accuracies"][1]) < 0.9
+        again = kp.audit.accuracy_under_noise(
+            model, passport, (x, labels), fractions=(0.0, 1.0), repeats=2
+        )
+        assert again == found
+
+    @pytest.mark.parametrize(
+        "wrong", [{"fraction": 1.5}, {"fraction": 0.5, "scale": -1}]
+    )
+    def test_wrong_arguments(self, passport, wrong):
+        with pytest.raises(ValueError, match="Expected a fraction in"):
+            kp.audit.add_noise(passport, **wrong)
