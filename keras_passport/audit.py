@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import keras
 import numpy as np
 
-from keras_passport.attacks.fake import Judge
+from keras_passport.attacks.fake import Judge, fake_passports
 from keras_passport.errors import PassportError
 from keras_passport.passports import Passport
 
@@ -49,6 +49,55 @@ def right_guesses(passport: Passport, history: Sequence[dict]) -> np.ndarray:
             f"{chosen.shape[1]} roles). Received: shape={guesses.shape}"
         )
     return guesses == chosen
+
+
+def accuracies(
+    model: keras.Model,
+    passport: Passport,
+    data: tuple,
+    *,
+    fakes: int = 10,
+    seed: int = 0,
+    batch_size: int = 500,
+) -> dict[str, float]:
+    """What the valid passport, and fake ones, reach with a model.
+
+    It is for a model that somebody changed: a protection that outlives
+    pruning, fine-tuning and rewrites keeps the one high and the others low.
+
+    Args:
+        model: Protected classifier with one output, of the passport's
+            architecture; what is bound to it is not used.
+        passport: The owner's.
+        data: Inputs and integer labels.
+        fakes: How many fake random patterns to try, 1 or more.
+        seed: Of the fakes.
+        batch_size: Examples per call.
+
+    Returns:
+        Dict of fractions: `"valid"`, and the mean and maximum of the fakes,
+        `"fakes"` and `"best_fake"`.
+
+    Raises:
+        ValueError: If an argument is out of range.
+        PassportError: If the passport does not fit the model.
+
+    Example:
+
+    >>> accuracies(attacks.prune(model, 0.5), passport, (x, y))["valid"]
+    """
+    passport.check(model)
+    tried = fake_passports(
+        model,
+        "random_pattern",
+        fakes,
+        data,
+        key_scaling=passport.key_scaling,
+        seed=seed,
+        batch_size=batch_size,
+    )
+    valid, _ = Judge(model, *data, batch_size)(passport.packed())
+    return {"valid": valid, "fakes": tried.mean, "best_fake": tried.accuracy}
 
 
 def add_noise(

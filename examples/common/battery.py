@@ -22,6 +22,9 @@ from keras_passport.attacks import AttackResult, Recipe
 # of a long series a twentieth, since all of them are written each time.
 _CHUNK = 1000
 _PARTS = 20
+# Trials of a tuned attacker, at least; pictures that statistics are matched on.
+_TUNED = 40
+_UNLABELLED = 1024
 
 
 @dataclasses.dataclass(frozen=True)
@@ -150,6 +153,94 @@ def _training(
     return Attack(title, "labelled pictures", _TRAINING, run, **own)
 
 
+def _tuned(case, budget):
+    return kp.attacks.tune_reverse_engineering(
+        case.model,
+        case.examples(budget.source),
+        case.judges(),
+        trials=max(_TUNED, budget.trials),
+        fraction=budget.fraction,
+        recipe=_recipe(case, budget),
+        seed=budget.seed,
+    )
+
+
+def _spectral(case, budget):
+    return kp.attacks.spectral(
+        case.model,
+        case.examples(budget.source),
+        case.judges(),
+        fraction=budget.fraction,
+        restarts=budget.trials,
+        seed=budget.seed,
+    )
+
+
+def _statistics(case, budget):
+    pictures, _ = case.examples(budget.source)
+    return kp.attacks.statistics_matching(
+        case.model, pictures[:_UNLABELLED], case.judges(), seed=budget.seed
+    )
+
+
+def _disclosed(case, budget):
+    del budget  # A closed form has nothing to spend.
+    return kp.attacks.key_forgery(
+        case.model, case.judges(), parameters=case.disclosed()
+    )
+
+
+def _found(attack: Callable) -> Callable:
+    """An attack that finds γ and β: the record does without them."""
+
+    def run(case, budget):
+        result = attack(case, budget)
+        history = tuple(
+            {k: v for k, v in about.items() if k != "parameters"}
+            for about in result.history
+        )
+        return dataclasses.replace(result, history=history)
+
+    return run
+
+
+def _then_reva(attack: Callable) -> Callable:
+    """RevA that starts from what another attack found."""
+
+    def run(case, budget):
+        found = attack(case, budget)
+        result = kp.attacks.reverse_engineering(
+            case.model,
+            case.examples(budget.source),
+            case.judges(),
+            fraction=budget.fraction,
+            start=found.history[found.chosen]["parameters"],
+            recipe=_recipe(case, budget),
+            restarts=budget.trials,
+            seed=budget.seed,
+        )
+        return dataclasses.replace(
+            result,
+            name=f"{found.name}, then {result.name}",
+            seconds=found.seconds + result.seconds,
+        )
+
+    return run
+
+
+def fine_tuned(case: Case, budget: Budget) -> AttackResult:
+    """Fine-tuning of all layers, with the models that came of it."""
+    return kp.attacks.fine_tuning(
+        case.model,
+        case.examples(budget.source),
+        case.judges(),
+        fraction=budget.fraction,
+        recipe=_recipe(case, budget),
+        seed=budget.seed,
+        keep_model=True,
+    )
+
+
 ATTACKS: dict[str, Attack] = {
     "fake_random_pattern": _fakes(
         "random_pattern", "Fakes, random patterns (T1)", "nothing"
@@ -170,6 +261,38 @@ ATTACKS: dict[str, Attack] = {
         "the owner's pictures, the unprotected network",
     ),
     "reverse_engineering": _training("RevA", kp.attacks.reverse_engineering),
+    "reverse_engineering_tuned": Attack(
+        "RevA, tuned", "labelled pictures", _TRAINING, _tuned, levels=_LONG
+    ),
+    "spectral": Attack(
+        "Spectral", "labelled pictures", _TRAINING, _found(_spectral)
+    ),
+    "spectral_reva": Attack(
+        "Spectral, then RevA",
+        "labelled pictures",
+        _TRAINING,
+        _then_reva(_spectral),
+        levels=_LONG,
+    ),
+    "statistics": Attack(
+        "Statistics matching",
+        "unlabelled pictures",
+        ("source", "seed"),
+        _found(_statistics),
+    ),
+    "statistics_reva": Attack(
+        "Statistics matching, then RevA",
+        "labelled pictures",
+        _TRAINING,
+        _then_reva(_statistics),
+    ),
+    "key_forgery": Attack(
+        "Key forgery",
+        "γ and β, disclosed by a holder",
+        (),
+        _disclosed,
+        control=True,
+    ),
     "ambiguity_ierb": _training("IERB", kp.attacks.ambiguity, block="IERB"),
     "ambiguity_cerb": _training("CERB", kp.attacks.ambiguity, block="CERB"),
     **{

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import hashlib
+from collections.abc import Callable
 from typing import Any
 
 import keras
@@ -34,6 +35,8 @@ class Case:
         known_images: the owner's identity pictures, normalised, for the
             attacker who knows them; None if the passport has none to guess.
         fingerprint: of the published file and of the passport.
+        disclosed: returns γ and β of the valid passport by path, as a holder
+            may give them away.
     """
 
     model: keras.Model
@@ -42,6 +45,7 @@ class Case:
     key_scaling: str
     known_images: np.ndarray | None
     fingerprint: str
+    disclosed: Callable[[], dict] = dataclasses.field(repr=False)
 
     @functools.cached_property
     def _parts(self) -> tuple:
@@ -129,7 +133,16 @@ class Owner:
             key_scaling=self.passport.key_scaling,
             known_images=known,
             fingerprint=digest.hexdigest(),
+            disclosed=lambda: self.hidden_parameters(model),
         )
+
+    def hidden_parameters(self, model: keras.Model) -> dict:
+        """γ and β of the passport by path; None for what is not hidden."""
+        rows = self.passport.rows()
+        return {
+            path: layer.hidden_parameters(rows[path])
+            for path, layer in kp.protected_layers(model).items()
+        }
 
     def reference_numbers(self) -> dict[str, Any]:
         """Right answers of original and valid passport, of how many."""

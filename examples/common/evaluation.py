@@ -1,5 +1,6 @@
 """The whole battery on one run, and its report."""
 
+import dataclasses
 import time
 
 import numpy as np
@@ -14,6 +15,12 @@ from common.rundir import PRIVATE, read_json, write_json
 # judged.
 _NOISE = {"Added": {}, "In their place": {"replace": True}}
 _NOISE_EXAMPLES = 1000
+# Parts of the kernels' weights that are pruned, and part of the training set
+# that everything is fine-tuned on.
+_PRUNED = tuple(i / 10 for i in range(1, 10))
+_FINE_TUNED = 0.1
+# Fakes that are tried on a changed network.
+_CHANGE_FAKES = 5
 
 
 def evaluate(
@@ -67,6 +74,7 @@ def evaluate(
             flush=True,
         )
     _write_hits(owner, records)
+    changes = _changes(owner, level, seed)
     lines = verdict.verdict(rows, numbers, missing + errors)
     facts = _facts(owner, numbers, level)
     write_json(
@@ -80,10 +88,12 @@ def evaluate(
             "facts": facts,
             "rows": rows,
             "verdict": lines,
+            "changes": changes,
             "figures": page.figures(records, rows, numbers, _noise(owner)),
         },
     )
-    return [*verdict.table(rows, numbers), *lines], not errors
+    table = verdict.table(rows, numbers)
+    return [*table, *verdict.changes_table(changes), *lines], not errors
 
 
 def _facts(owner, numbers, level):
@@ -151,3 +161,47 @@ def _noise(owner):
             )
         write_json(path, found, PRIVATE)
     return {name: found[name] for name in _NOISE}
+
+
+def _changes(owner, level, seed):
+    """What changes of the network leave to the owner: dict by change."""
+    path, case = owner.directory.changes, owner.case
+    budget = battery.LEVELS[level].budget
+    made_of = [case.fingerprint, seed, budget.epochs]
+    found = read_json(path) or {}
+    if found.get("of") == made_of:
+        return found["changes"]
+
+    def fine_tuned():
+        epochs = dataclasses.replace(
+            budget, fraction=_FINE_TUNED, epochs=5 * budget.epochs, seed=seed
+        )
+        return battery.fine_tuned(case, epochs).public
+
+    made = {
+        "none": lambda: case.model,
+        **{
+            f"{100 * fraction:.0f} % of the weights pruned": (
+                lambda fraction=fraction: kp.attacks.prune(case.model, fraction)
+            )
+            for fraction in _PRUNED
+        },
+        f"all trained on {100 * _FINE_TUNED:.0f} % of the data": fine_tuned,
+        **{
+            name: lambda rewrite=rewrite: rewrite(case.model, seed=seed).model
+            for name, rewrite in (
+                ("filters scaled", kp.attacks.scale_filters),
+                ("filters' signs flipped", kp.attacks.flip_signs),
+                ("channels permuted", kp.attacks.permute_channels),
+            )
+        },
+    }
+    examples = case.judges(_NOISE_EXAMPLES)
+    changes = {
+        name: kp.audit.accuracies(
+            make(), owner.passport, examples, fakes=_CHANGE_FAKES, seed=seed
+        )
+        for name, make in made.items()
+    }
+    write_json(path, {"of": made_of, "changes": changes}, PRIVATE)
+    return changes

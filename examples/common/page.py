@@ -70,7 +70,8 @@ def write(path: pathlib.Path, content: dict[str, Any]) -> None:
     Args:
         path: of the page.
         content: `title`, `facts` (dict), `numbers`, `rows`, `verdict` (as of
-            `common.verdict`) and `figures`: list of tuples of a drawing
+            `common.verdict`), `changes` (as for `verdict.changes_table`) and
+            `figures`: list of tuples of a drawing
             function of `kp.plots`, its mapping and a caption.
     """
     rows = content["rows"]
@@ -90,6 +91,8 @@ def write(path: pathlib.Path, content: dict[str, Any]) -> None:
             for word, meaning in _WORDS.items()
         )
         + "</p>",
+        "<h2>What changes of the network leave to its owner</h2>",
+        _changes(content["changes"]),
         '<h2>Figures</h2>\n<div class="figures">',
         *(_figure(*figure) for figure in content["figures"]),
         "</div>",
@@ -114,6 +117,26 @@ def _facts(facts):
         for name, value in facts.items()
     )
     return f'<div class="table"><table class="facts">{cells}</table></div>'
+
+
+def _changes(changes):
+    head = "".join(
+        f'<th class="number">{name}</th>'
+        for name in ("Valid passport", "Fakes, mean", "Best fake")
+    )
+    rows = "".join(
+        f"<tr><th>{html.escape(name)}</th>"
+        + "".join(
+            f'<td class="number">{100 * value:.1f}</td>'
+            for value in found.values()
+        )
+        + "</tr>"
+        for name, found in changes.items()
+    )
+    return (
+        f'<div class="table"><table><tr><th>Change</th>{head}</tr>{rows}'
+        "</table></div>"
+    )
 
 
 def _table(rows, top):

@@ -50,6 +50,7 @@ class RunDirectory:
         self.protection = self.path / "protection.json"
         self.report = self.path / "report.html"
         self.noise = self.owner / "noise.json"
+        self.changes = self.owner / "changes.json"
         self.hits = self.owner / "hits.json"
 
     def checkpoint(self, stage: str) -> pathlib.Path:

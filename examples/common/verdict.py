@@ -159,9 +159,29 @@ def verdict(
     return lines
 
 
+def changes_table(changes: dict[str, dict]) -> list[str]:
+    """What the owner is left with, as lines of text.
+
+    Args:
+        changes: from a change to what `kp.audit.accuracies` returns.
+    """
+    return [
+        "",
+        f"{'change of the network':<40}{'valid':>8}{'fakes':>8}{'best':>8}",
+        *(
+            f"{name:<40}"
+            + "".join(f"{100 * value:8.1f}" for value in found.values())
+            for name, found in changes.items()
+        ),
+        "",
+    ]
+
+
 def _same_data(one, other):
     data = ("source", "fraction")
-    return all(one["budget"].get(k) == other["budget"].get(k) for k in data)
+    return "fraction" in one["budget"] and all(
+        one["budget"].get(k) == other["budget"].get(k) for k in data
+    )
 
 
 def named(row: dict) -> str:
