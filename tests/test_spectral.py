@@ -76,7 +76,7 @@ class TestDirections:
 
     def test_an_untrained_kernel_says_nothing(self):
         model = kp.protect(dense_model())
-        gammas = np.random.default_rng(0).normal(size=(500, 24))
+        gammas = np.random.default_rng(0).normal(size=(5000, 24))
         basis = kp.attacks.spectral_directions(model)["dense1"]
         mean = np.mean([share(basis, gamma) for gamma in gammas])
         assert mean == pytest.approx(len(basis) / 24, rel=0.1)

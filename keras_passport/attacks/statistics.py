@@ -485,7 +485,8 @@ def _searched(block, own, restarts, width, rng):
         rng.integers(0, len(candidates), block.units) for _ in range(restarts)
     ]
     found = dict(search.anneal(choice, rng) for choice in choices)
-    best = sorted(found, key=found.get)[:KEPT]
+    # What a search starts from is fitted, too.
+    best = [*sorted(found, key=found.get)[:KEPT], (0,) * block.units]
     # All signs at once are hard to tell: pictures and negatives look alike.
     best.append(search.anneal(mirrored[list(best[0])], rng)[0])
     channels = np.arange(block.units)
