@@ -279,12 +279,14 @@ ATTACKS: dict[str, Attack] = {
         "unlabelled pictures",
         ("source", "seed"),
         _found(_statistics),
+        levels=_LONG,
     ),
     "statistics_reva": Attack(
         "Statistics matching, then RevA",
         "labelled pictures",
         _TRAINING,
         _then_reva(_statistics),
+        levels=_LONG,
     ),
     "key_forgery": Attack(
         "Key forgery",
