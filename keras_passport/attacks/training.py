@@ -42,7 +42,7 @@ class Recipe:
     epochs: int = 20
     batch_size: int = 64
     optimizer: str = "adam"
-    learning_rate: float = 0.01
+    learning_rate: float = 0.003
     schedule: str = "cosine"
     weight_decay: float = 0.0
     augment: Callable[[Any, np.random.Generator], Any] | None = None
@@ -89,7 +89,7 @@ class Recipe:
             )
             model.made_for = made_for
         for variable in model.optimizer.variables:
-            variable.assign(keras.ops.zeros_like(variable))
+            variable.assign(np.zeros(variable.shape))
 
     def _optimizer(self, model):
         decay = self.weight_decay or None
