@@ -44,7 +44,7 @@ def ambiguity(
         fraction: As for `reverse_engineering`.
         start: Likewise, where h comes from.
         statistics: Likewise.
-        recipe: Likewise; `Recipe(learning_rate=0.003)` if not given.
+        recipe: Likewise; `Recipe(learning_rate=0.01)` if not given.
         restarts: Likewise.
         seed: Likewise.
         keep_model: Likewise.
@@ -86,7 +86,7 @@ def ambiguity(
         fraction=fraction,
         start=start,
         statistics=statistics,
-        recipe=recipe or training.Recipe(learning_rate=0.003),
+        recipe=recipe or training.Recipe(learning_rate=0.01),
         restarts=restarts,
         seed=seed,
         keep_model=keep_model,
@@ -137,7 +137,7 @@ class Blocks(Opened):
         super().reset(model, parameters)
         for dense in keras.tree.flatten(self._blocks):
             dense.kernel.assign(dense.kernel_initializer(dense.kernel.shape))
-            dense.bias.assign(ops.zeros_like(dense.bias))
+            dense.bias.assign(ops.zeros(dense.bias.shape))
 
     def _pairs(self):
         blocks = iter(self._blocks)

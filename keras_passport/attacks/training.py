@@ -13,9 +13,10 @@ from keras_passport import metrics
 from keras_passport.attacks.opened import Opened
 from keras_passport.attacks.result import AttackResult
 
-# Part of the attacker's data that chooses between epochs and between trials,
-# and how many examples of a class there must be for it to be set apart.
-VALIDATION = 0.1
+# Part of the attacker's data that chooses between epochs and between trials:
+# the least, the number of pictures that tells trials apart, the most; and how
+# many examples of a class there must be for it to be set apart.
+LEAST, WANTED, MOST = 0.1, 100, 0.25
 ENOUGH = 10
 # Of moving statistics, which a short training must not leave half estimated.
 MOMENTUM = 0.9
@@ -42,7 +43,7 @@ class Recipe:
     epochs: int = 20
     batch_size: int = 64
     optimizer: str = "adam"
-    learning_rate: float = 0.01
+    learning_rate: float = 0.003
     schedule: str = "cosine"
     weight_decay: float = 0.0
     augment: Callable[[Any, np.random.Generator], Any] | None = None
@@ -89,7 +90,7 @@ class Recipe:
             )
             model.made_for = made_for
         for variable in model.optimizer.variables:
-            variable.assign(keras.ops.zeros_like(variable))
+            variable.assign(np.zeros(variable.shape))
 
     def _optimizer(self, model):
         decay = self.weight_decay or None
@@ -153,21 +154,24 @@ def share(data: tuple, fraction: float, seed: int) -> tuple:
     return _divided(data, fraction, seed)[0]
 
 
-def split(data: tuple, seed: int, fraction: float = VALIDATION) -> tuple:
+def split(data: tuple, seed: int) -> tuple:
     """Divides an attacker's data into a training and a validation part.
 
     Args:
         data: Tuple of inputs (array or dict) and integer labels.
         seed: Which part.
-        fraction: The validation's, of each class.
 
     Returns:
-        Two tuples of inputs and labels. Where there are fewer than 10
-        examples per class, both are all of the data: a handful of pictures
-        tells an attacker less than the training does.
+        Two tuples of inputs and labels. The validation part is a tenth of
+        each class; more, up to a quarter, where that is under 100 examples.
+        Where there are fewer than 10 examples per class, both parts are all
+        of the data: a handful of pictures tells an attacker less than the
+        training does.
     """
-    if len(data[1]) < ENOUGH * len(np.unique(data[1])):
+    count = len(data[1])
+    if count < ENOUGH * len(np.unique(data[1])):
         return data, data
+    fraction = max(LEAST, min(MOST, WANTED / count))
     validation, training = _divided(data, fraction, seed)
     return training, validation
 
@@ -329,7 +333,7 @@ def run(
     Args:
         name: Of the attack.
         trials: What to train, in order.
-        data: The attacker's inputs and labels, of which `split` sets a tenth
+        data: The attacker's inputs and labels, of which `split` sets some
             apart.
         test: The judge's inputs and labels: nothing is chosen by them.
         seed: Of the validation part and of the order of the data.

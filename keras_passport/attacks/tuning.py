@@ -63,7 +63,8 @@ def tune_reverse_engineering(
     Raises:
         ValueError: If an argument is out of range, or the directory is
             another search's.
-        ImportError: If keras-tuner is missing.
+        ImportError: If keras-tuner is missing: it comes with the extra
+            `keras-passport[tune]`.
 
     Example:
 
