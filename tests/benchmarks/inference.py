@@ -2,6 +2,7 @@
 
     python tests/benchmarks/inference.py --net=resnet18 --batch=64
     python tests/benchmarks/inference.py --net=ResNet50 --size=224 --batch=1
+    python tests/benchmarks/inference.py --net=MobileNetV2 --size=224 --batch=16
 
 Compiled calls of the original, of the bound model, of the one that takes the
 passport as an input, and of the unlocked and folded one, alternately. Their
