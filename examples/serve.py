@@ -23,8 +23,8 @@ import numpy as np
 from absl import app, flags
 
 import keras_passport as kp
-from common import data, run
-from common.errors import UserError
+from common import data
+from common.errors import UserError, in_one_line
 from common.rundir import RunDirectory, load_model, read_json
 
 _RUN_DIR = flags.DEFINE_string(
@@ -159,7 +159,8 @@ class Server:
 
 
 def main(_):
-    run.main(Server)
+    with in_one_line():
+        Server().run()
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from keras_passport.attacks import training
 from keras_passport.attacks.ambiguity import BLOCKS, Blocks
 from model_case import predict
 
-RECIPE = training.Recipe(epochs=4, batch_size=20)
+RECIPE = training.Recipe(epochs=20, batch_size=20)
 
 
 class TestBlocks:
@@ -47,7 +47,7 @@ class TestBlocks:
             blocks.assign(changed)
             np.testing.assert_allclose(blocks.parameters[first], before[first])
 
-    def test_a_block_is_what_the_paper_says(self):
+    def test_a_block_is_a_shortcut_and_two_layers(self):
         model, passport, *_ = target(count=4)
         true = hidden(model, passport)
         blocks = Blocks(model, true, expansion=3)

@@ -563,7 +563,7 @@ def test_show(made, capsys):
     for expected in (
         "random_pattern",
         "V3",
-        "fan_in",
+        "orthogonal",
         passport.fingerprint,
         f"{passport.packed().size} numbers in 2 layers",
         "first_conv   gamma beta  3x3x3",

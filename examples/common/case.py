@@ -52,7 +52,8 @@ class Case:
         """The attacker's part of the test set, and the judge's."""
         pictures = self.dataset.normalize(self.dataset.x_test)
         examples = pictures, self.dataset.y_test
-        return training.split(examples, seed=0, fraction=1 - _DISJOINT)
+        judges, attackers = training.divide(examples, 1 - _DISJOINT, seed=0)
+        return attackers, judges
 
     def examples(self, source: str) -> tuple[np.ndarray, np.ndarray]:
         """An attacker's labelled data: normalised pictures, and labels.

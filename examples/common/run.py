@@ -8,11 +8,11 @@ from typing import Any
 
 import keras
 import numpy as np
-from absl import flags, logging
+from absl import flags
 
 import keras_passport as kp
 from common import data, distribution, report, training
-from common.errors import UserError
+from common.errors import in_one_line
 from common.identity import identity_images
 from common.rundir import (
     PRIVATE,
@@ -38,17 +38,10 @@ def main(make_job: Callable[[distribution.Distribution], "Job"]) -> None:
         make_job: makes it, for what it is spread over; what it raises is the
             user's to hear, too.
     """
-    if not flags.FLAGS["verbosity"].present:
-        # tensorflow-datasets and JAX tell much at the default one.
-        logging.set_verbosity(logging.WARNING)
-    try:
+    with in_one_line():
         spread = distribution.start(flags.FLAGS.strategy)
         with spread.guarded():
             make_job(spread).run()
-    except (UserError, kp.PassportError) as error:
-        sys.exit(f"{pathlib.Path(sys.argv[0]).name}: {error}")
-    except KeyboardInterrupt:
-        sys.exit("\nInterrupted; the same command goes on from here.")
 
 
 class Job(abc.ABC):

@@ -151,7 +151,7 @@ def share(data: tuple, fraction: float, seed: int) -> tuple:
         fraction: How much of each class, in (0, 1]; at least one example.
         seed: Which.
     """
-    return _divided(data, fraction, seed)[0]
+    return divide(data, fraction, seed)[0]
 
 
 def split(data: tuple, seed: int) -> tuple:
@@ -172,11 +172,12 @@ def split(data: tuple, seed: int) -> tuple:
     if count < ENOUGH * len(np.unique(data[1])):
         return data, data
     fraction = max(LEAST, min(MOST, WANTED / count))
-    validation, training = _divided(data, fraction, seed)
+    validation, training = divide(data, fraction, seed)
     return training, validation
 
 
-def _divided(data, fraction, seed):
+def divide(data: tuple, fraction: float, seed: int) -> tuple:
+    """A stratified part of labelled data, and the rest; as for `share`."""
     x, y = data
     y = np.asarray(y).reshape(-1)
     if not 0 < fraction <= 1:
