@@ -84,14 +84,21 @@ class Attack:
     unfit: Callable[[Case], str | None] = lambda case: None
 
 
-def _recipe(case: Case, budget: Budget, **options: Any) -> Recipe:
+# How an attacker trains, but for epochs and batches: γ and β alone take larger
+# steps than kernels do.
+_RECIPE = Recipe()
+_REVA = Recipe(learning_rate=0.05)
+_BLOCKS = Recipe(learning_rate=0.01)
+
+
+def _recipe(case: Case, budget: Budget, like: Recipe = _RECIPE) -> Recipe:
     """How attackers train; of few data, in smaller batches."""
     pictures = budget.fraction * len(case.examples(budget.source)[1])
-    return Recipe(
+    return dataclasses.replace(
+        like,
         epochs=budget.epochs,
         batch_size=int(min(128, max(16, pictures // 16))),
         augment=case.augment,
-        **options,
     )
 
 
@@ -127,13 +134,17 @@ def _fakes(kind: str, title: str, knowledge: str) -> Attack:
 
 
 def _training(
-    title: str, attack: Callable[..., AttackResult], **options: Any
+    title: str,
+    attack: Callable[..., AttackResult],
+    recipe: Recipe = _RECIPE,
+    **options: Any,
 ) -> Attack:
     """An attack that trains on labelled pictures.
 
     Args:
         title: for tables and figures.
         attack: of `kp.attacks`, called as `reverse_engineering` is.
+        recipe: how it trains, but for what the budget says.
         options: arguments of its own; `control` and `levels` are the entry's.
     """
     own = {k: options.pop(k) for k in ("control", "levels") if k in options}
@@ -144,7 +155,7 @@ def _training(
             case.examples(budget.source),
             case.judges(),
             fraction=budget.fraction,
-            recipe=_recipe(case, budget),
+            recipe=_recipe(case, budget, recipe),
             restarts=budget.trials,
             seed=budget.seed,
             **options,
@@ -160,7 +171,7 @@ def _tuned(case, budget):
         case.judges(),
         trials=max(_TUNED, budget.trials),
         fraction=budget.fraction,
-        recipe=_recipe(case, budget),
+        recipe=_recipe(case, budget, _REVA),
         seed=budget.seed,
     )
 
@@ -215,7 +226,7 @@ def _then_reva(attack: Callable) -> Callable:
             case.judges(),
             fraction=budget.fraction,
             start=found.history[found.chosen]["parameters"],
-            recipe=_recipe(case, budget),
+            recipe=_recipe(case, budget, _REVA),
             restarts=budget.trials,
             seed=budget.seed,
         )
@@ -260,7 +271,9 @@ ATTACKS: dict[str, Attack] = {
         "Fakes of the owner's images (T3)",
         "the owner's pictures, the unprotected network",
     ),
-    "reverse_engineering": _training("RevA", kp.attacks.reverse_engineering),
+    "reverse_engineering": _training(
+        "RevA", kp.attacks.reverse_engineering, _REVA
+    ),
     "reverse_engineering_tuned": Attack(
         "RevA, tuned", "labelled pictures", _TRAINING, _tuned, levels=_LONG
     ),
@@ -295,8 +308,12 @@ ATTACKS: dict[str, Attack] = {
         _disclosed,
         control=True,
     ),
-    "ambiguity_ierb": _training("IERB", kp.attacks.ambiguity, block="IERB"),
-    "ambiguity_cerb": _training("CERB", kp.attacks.ambiguity, block="CERB"),
+    "ambiguity_ierb": _training(
+        "IERB", kp.attacks.ambiguity, _BLOCKS, block="IERB"
+    ),
+    "ambiguity_cerb": _training(
+        "CERB", kp.attacks.ambiguity, _BLOCKS, block="CERB"
+    ),
     **{
         f"fine_tuning_{method.lower()}": _training(
             f"Fine-tuning, {method}",
