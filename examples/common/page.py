@@ -32,7 +32,7 @@ figcaption, small, .quiet { color: #555; font-size: .875rem; }
 .verdict p { margin: .25rem 0; }
 .verdict p:first-child { font-weight: 600; }
 .table { overflow-x: auto; }
-.attacks { min-width: 44rem; }
+.attacks { min-width: 56rem; }
 .facts th { border-bottom-color: #ddd; }
 .figures { display: grid; gap: 1rem;
   grid-template-columns: repeat(auto-fit, minmax(min(24rem, 100%), 1fr)); }
