@@ -82,6 +82,7 @@ class Job(abc.ABC):
             weight_decay=config["weight_decay"],
             seed=config["seed"],
             from_logits=from_logits,
+            steps_per_execution=config.get("steps_per_execution", 1),
         )
         self.scaling = {"key_scaling": config["key_scaling"]}
         self.directory = RunDirectory(

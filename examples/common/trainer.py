@@ -35,6 +35,12 @@ flags.DEFINE_enum(
     ["none", "float16", "bfloat16"],
     "Type that the networks compute in.",
 )
+flags.DEFINE_integer(
+    "steps_per_execution",
+    1,
+    "Training steps in one call of the device; more pay on a GPU.",
+    lower_bound=1,
+)
 
 
 def main(name: str, build: Callable[..., keras.Model], **options: Any) -> None:

@@ -36,6 +36,7 @@ class Recipe:
         seed: of the order of the data, and of its augmentation.
         from_logits: whether the network's outputs are logits, and not
             probabilities.
+        steps_per_execution: steps in one call of the device.
     """
 
     epochs: int
@@ -44,6 +45,7 @@ class Recipe:
     weight_decay: float
     seed: int
     from_logits: bool = True
+    steps_per_execution: int = 1
 
     def optimizer(
         self, model: keras.Model, steps_per_epoch: int
@@ -121,6 +123,7 @@ def train(
             keras.losses.SparseCategoricalCrossentropy(recipe.from_logits),
             metrics=["accuracy"],
             auto_scale_loss=False,
+            steps_per_execution=recipe.steps_per_execution,
         )
         history = _restore(model, checkpoint)
     # The chief removes it when it is done: others must have read it by then.

@@ -1,0 +1,157 @@
+"""Tables 2 and 4 of the paper: every function with every kind of passport.
+
+The paper's network on all of CIFAR-10, on a GPU with JAX (what follows `--`
+goes to the trainer):
+
+    KERAS_BACKEND=jax python examples/tables.py --dir=runs/tables -- \
+        --data_dir=folder_of_cifar10_npz --depth=18 --width=64 --epochs=200 \
+        --mixed_precision=bfloat16 --steps_per_execution=10 --num_fakes=1000
+
+The same on the digits, in some ten minutes on two cores:
+
+    python examples/tables.py --dir=runs/tables-digits -- --dataset=digits
+
+Each network is a run of its own in a folder of `--dir`, with RevA behind it.
+They are trained in turn, against one original; interrupted, the same command
+goes on. `tables.json` has all that the two tables are made of.
+"""
+
+import pathlib
+import subprocess
+import sys
+
+from absl import app, flags
+
+from common.errors import UserError, in_one_line
+from common.rundir import RunDirectory, read_json, write_json
+from keras_passport.attacks import AttackResult
+
+_KINDS = {
+    "random_pattern": "T1",
+    "fixed_image": "T2",
+    "random_image": "T3",
+}
+_HERE = pathlib.Path(__file__).parent
+
+_DIR = flags.DEFINE_string("dir", None, "Where the runs go.", required=True)
+_NETWORK = flags.DEFINE_enum(
+    "network", "resnet", ["resnet", "vgg", "alexnet"], "Which trainer."
+)
+_FUNCTIONS = flags.DEFINE_list("functions", ["V1", "V2", "V3"], "Which rows.")
+_KIND = flags.DEFINE_list("kinds", list(_KINDS), "Which kinds of passport.")
+_FRACTION = flags.DEFINE_float(
+    "fraction", 1.0, "Part of the training set that RevA has.", 0, 1
+)
+_EPOCHS = flags.DEFINE_integer("reva_epochs", 20, "Of RevA.", 1)
+
+
+def run(program: str, *arguments: str) -> None:
+    """Runs a program of this folder; its output is shown as it comes."""
+    command = [sys.executable, str(_HERE / program), *arguments]
+    if status := subprocess.run(command).returncode:
+        raise UserError(
+            f"{program} {' '.join(arguments)} ended with status {status}."
+        )
+
+
+def measure(
+    function: str, kind: str, folder: pathlib.Path, trainer: list[str]
+) -> dict:
+    """One network's numbers, in per cent; trains and attacks it if need be."""
+    directory = RunDirectory(folder / f"{function}-{_KINDS[kind]}")
+    original = folder / "original.keras"
+    # A run goes on with the flags that it was started with.
+    started = read_json(directory.config)
+    if original.exists() and (started is None or started["reference"]):
+        trainer = [*trainer, f"--reference={original}"]
+    run(
+        f"cifar_{_NETWORK.value}.py",
+        f"--run_dir={directory.path}",
+        f"--function={function}",
+        f"--passport={kind}",
+        *trainer,
+    )
+    if not original.exists():
+        original.write_bytes(directory.original.read_bytes())
+    data = [a for a in trainer if a.startswith("--data_dir")]
+    run(
+        "attack.py",
+        f"--run_dir={directory.path}",
+        "--attack=reverse_engineering",
+        f"--fraction={_FRACTION.value}",
+        f"--epochs={_EPOCHS.value}",
+        *data,
+    )
+    result = read_json(directory.result)
+    budget = {"fraction": _FRACTION.value, "epochs": _EPOCHS.value}
+    records = map(
+        read_json, directory.attacks.glob("reverse_engineering-*.json")
+    )
+    reverse = max(
+        AttackResult.from_dict(record["result"]).accuracy
+        for record in records
+        if budget.items() <= record["budget"].items()
+    )
+    valid = result["valid_accuracy"]
+    return {
+        "network": result["network"],
+        "original": result["original_accuracy"],
+        "valid": valid,
+        "inconsistency": result["inconsistency"],
+        "fakes": result["fake_mean"],
+        "fake_deviation": result["fake_deviation"],
+        "best_fake": result["fake_maximum"],
+        "strength": result["protection_strength"],
+        "reva": 100 * reverse,
+        "reva_strength": valid - 100 * reverse,
+    }
+
+
+def table(rows: dict[str, dict]) -> list[str]:
+    """The tables' rows as lines of text."""
+    columns = {
+        "original": "original",
+        "valid": "valid",
+        "I": "inconsistency",
+        "fakes": "fakes",
+        "(dev.)": "fake_deviation",
+        "best": "best_fake",
+        "S": "strength",
+        "RevA": "reva",
+        "S RevA": "reva_strength",
+    }
+    return [
+        "Test accuracy in %; fakes of the passport's own kind (Table 2), and "
+        "RevA (Table 4)",
+        f"{'':8}" + "".join(f"{name:>10}" for name in columns),
+        *(
+            f"{name:8}" + "".join(f"{row[c]:10.2f}" for c in columns.values())
+            for name, row in rows.items()
+        ),
+    ]
+
+
+def main(arguments):
+    with in_one_line():
+        for flag, known in (
+            (_FUNCTIONS, ["V1", "V2", "V3"]),
+            (_KIND, list(_KINDS)),
+        ):
+            if unknown := [v for v in flag.value if v not in known]:
+                raise UserError(
+                    f"Expected --{flag.name} of {', '.join(known)}. "
+                    f"Received: {', '.join(unknown)}"
+                )
+        folder = pathlib.Path(_DIR.value)
+        folder.mkdir(parents=True, exist_ok=True)
+        rows = {}
+        for function in _FUNCTIONS.value:
+            for kind in _KIND.value:
+                name = f"{function}/{_KINDS[kind]}"
+                rows[name] = measure(function, kind, folder, arguments[1:])
+                write_json(folder / "tables.json", rows)
+        print(*table(rows), sep="\n")
+
+
+if __name__ == "__main__":
+    app.run(main)
