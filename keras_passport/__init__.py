@@ -25,6 +25,7 @@ _WHERE = {
     "KernelAdapter": "kernels",
     "register_kernel_layer": "kernels",
     "PassportNormalization": "layers",
+    "hide_statistics": "hiding",
     "LeakReport": "leaks",
     "find_leaks": "leaks",
     "ProtectedModel": "models",

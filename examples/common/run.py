@@ -3,7 +3,7 @@
 import abc
 import pathlib
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import keras
@@ -169,15 +169,24 @@ class Job(abc.ABC):
         if self.fine_tunes:
             # Few steps, and a model with a momentum that is made for many.
             self._estimate_statistics(model)
+        if self.config["hide_statistics"]:
+            try:
+                kp.hide_statistics(model, self._some_batches())
+            except kp.PassportError as error:
+                print(f"Statistics are published as they are. {error}")
         self._finish(model, "protected", path)
         return model
 
     def _estimate_statistics(self, model: keras.Model) -> None:
+        kp.estimate_statistics(model, self._some_batches())
+
+    def _some_batches(self) -> Iterator[np.ndarray]:
+        """Training pictures that statistics are estimated from."""
         batches = data.TrainingBatches(
             self.dataset, self.recipe.batch_size, self.recipe.seed
         )
         count = min(len(batches), -(-_STATISTICS // batches.batch_size))
-        kp.estimate_statistics(model, (batches[i][0] for i in range(count)))
+        return (batches[i][0] for i in range(count))
 
     def _make_passport(
         self,

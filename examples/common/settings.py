@@ -29,6 +29,12 @@ flags.DEFINE_enum(
     "sqrt(size / 2), with which He's initialisation makes scales of about 1, "
     "or so and at right angles to each other.",
 )
+flags.DEFINE_bool(
+    "hide_statistics",
+    True,
+    "Publish no statistics of single channels, from which scales and shifts "
+    "can be found: they become part of the hidden parameters (V2, V3).",
+)
 flags.DEFINE_list(
     "identity_images",
     None,

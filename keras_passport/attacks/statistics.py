@@ -360,6 +360,9 @@ class _Block:
                 layer.normalization.moving_variance,
             )
         )
+        if not np.any(mean) and np.ptp(variance) == 0.0:
+            # Hidden (`kp.hide_statistics`), or never estimated.
+            return None
         bias = getattr(layer.layer, "bias", None)
         if bias is not None:
             mean = mean - ops.convert_to_numpy(bias)
