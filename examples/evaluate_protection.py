@@ -30,6 +30,12 @@ _BUDGET = flags.DEFINE_enum(
 _ONLY = flags.DEFINE_list(
     "only", None, "Attacks to try, by name; all if not given."
 )
+_FRACTIONS = flags.DEFINE_list(
+    "fractions",
+    None,
+    "Parts of the data that attackers have (0.1,1); as the budget says if not "
+    "given.",
+)
 _SEED = flags.DEFINE_integer("seed", 0, "Of all draws of the attacks.", 0)
 flags.mark_flag_as_required("run_dir")
 
@@ -41,14 +47,28 @@ def main(_):
                 f"Expected --only of {', '.join(battery.ATTACKS)}. "
                 f"Received: {', '.join(unknown)}"
             )
+        fractions = _fractions(_FRACTIONS.value)
         owner = Owner(_RUN_DIR.value, _DATA_DIR.value)
         lines, complete = evaluate(
-            owner, _BUDGET.value, _ONLY.value, _SEED.value
+            owner, _BUDGET.value, _ONLY.value, _SEED.value, fractions
         )
         print("", *lines, sep="\n")
         print(f"The report is {owner.directory.report}")
         if not complete:
             sys.exit("Not all attacks came to a result; see above.")
+
+
+def _fractions(given: list[str] | None) -> list[float] | None:
+    try:
+        fractions = given and [float(part) for part in given]
+    except ValueError:
+        fractions = [0.0]
+    if fractions and not all(0 < part <= 1 for part in fractions):
+        raise UserError(
+            "Expected --fractions of numbers in (0, 1]. "
+            f"Received: {','.join(given)}"
+        )
+    return fractions
 
 
 if __name__ == "__main__":

@@ -283,6 +283,13 @@ class TestBattery:
             battery.ATTACKS
         )
 
+    def test_a_battery_on_other_parts_of_the_data(self):
+        budgets = dict(battery.plan("quick", fractions=[0.25]))
+        assert budgets["fine_tuning_ftal"].fraction == 0.25
+        level = battery.LEVELS["quick"].budget
+        assert budgets["fine_tuning_ftal"].epochs == 4 * level.epochs
+        assert budgets["fake_random_image"].fraction == Budget.fraction
+
     def test_attackers_and_judge_share_no_picture(self, owner):
         case = owner.case
         mine, _ = case.examples("disjoint")
@@ -394,6 +401,7 @@ class TestPrograms:
                 "takes --num_fakes",
             ),
             (EVALUATE, ("--only=magic",), "magic"),
+            (EVALUATE, ("--fractions=0.1,none",), "Received: 0.1,none"),
         ],
     )
     def test_wrong_flags(self, finished, program, flags, expected):

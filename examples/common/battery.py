@@ -7,7 +7,7 @@ import dataclasses
 import hashlib
 import json
 import pathlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import keras
@@ -369,8 +369,17 @@ LEVELS: dict[str, Level] = {
 _MOST_PASSES = 5
 
 
-def plan(battery: str, seed: int = 0) -> Iterator[tuple[str, Budget]]:
-    """The attacks of a battery of `LEVELS`, each with what it may spend."""
+def plan(
+    battery: str, seed: int = 0, fractions: Sequence[float] | None = None
+) -> Iterator[tuple[str, Budget]]:
+    """The attacks of a battery of `LEVELS`, each with what it may spend.
+
+    Args:
+        battery: its name.
+        seed: of all draws.
+        fractions: parts of the data that attackers have, in (0, 1]; the
+            level's own if not given.
+    """
     level = LEVELS[battery]
     for name, attack in ATTACKS.items():
         if battery not in attack.levels:
@@ -380,7 +389,7 @@ def plan(battery: str, seed: int = 0) -> Iterator[tuple[str, Budget]]:
             yield name, budget
             continue
         for source in level.sources if "source" in attack.uses else (None,):
-            for fraction in level.fractions:
+            for fraction in fractions or level.fractions:
                 passes = min(_MOST_PASSES, 1 / fraction)
                 yield (
                     name,

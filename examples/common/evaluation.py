@@ -24,7 +24,11 @@ _CHANGE_FAKES = 5
 
 
 def evaluate(
-    owner: Owner, level: str, only: list[str] | None = None, seed: int = 0
+    owner: Owner,
+    level: str,
+    only: list[str] | None = None,
+    seed: int = 0,
+    fractions: list[float] | None = None,
 ) -> tuple[list[str], bool]:
     """Runs what is left of a battery, and writes the report.
 
@@ -33,6 +37,7 @@ def evaluate(
         level: of `battery.LEVELS`.
         only: names of attacks; all if not given.
         seed: of the attacks.
+        fractions: as for `battery.plan`.
 
     Returns:
         The lines to print, and whether all attacks came to a result.
@@ -42,7 +47,7 @@ def evaluate(
     records, rows, missing, errors = [], [], [], []
     planned = [
         (name, budget)
-        for name, budget in battery.plan(level, seed)
+        for name, budget in battery.plan(level, seed, fractions)
         if only is None or name in only
     ]
     for number, (name, budget) in enumerate(planned, 1):
