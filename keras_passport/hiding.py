@@ -27,18 +27,23 @@ def hide_statistics(model: keras.Model, batches) -> keras.Model:
         γ' = γ σ / σ_n,  β' = β - γ μ_n / σ_n
 
     They follow from kernel and passport as before: kernels change as little
-    as possible, along the keys. What remains of the network's function is
-    exact but for that change; some epochs of `fit` with a small learning rate
-    regain what it costs. Statistics stay frozen in it: so call this last, and
-    leave `trainable` of the model as it is.
+    as possible, along the keys. What the network computes is the same but for
+    that change, whose own effect on the statistics is made up for.
+
+    Call it when the training is done: from now on statistics are frozen, and
+    without those of the batch a training diverges with a learning rate that
+    was fine before; a thirtieth of it was. Leave the model's `trainable` as it
+    is. Whoever estimates the statistics of a published network anew makes the
+    valid passport fail; its owner can set them back.
 
     Args:
         model: Bound protected model whose training is done, with function V3
             or V2 (V1 publishes β, and a mean can't hide there). Passport
             layers with layer or group normalisation have no statistics and
             stay as they are; so do normalisations that are not protected.
-        batches: Iterable of inputs as the model takes them, each with as many
-            examples as in training; some thousands of pictures together.
+        batches: Iterable of inputs as the model was trained on, augmented
+            likewise, each with as many examples; 2,000 pictures together were
+            as good as 6,000.
 
     Returns:
         The model itself.
@@ -52,8 +57,8 @@ def hide_statistics(model: keras.Model, batches) -> keras.Model:
 
     Example:
 
-    >>> model = hide_statistics(model, np.array_split(images, 20))
-    >>> model.fit(x, y, epochs=2)
+    >>> model.fit(x, y, batch_size=128, epochs=30)
+    >>> model = hide_statistics(model, np.array_split(x[:2560], 20))
     >>> model.save("protected.keras")
     """
     layers = {

@@ -170,12 +170,15 @@ class Job(abc.ABC):
             # Few steps, and a model with a momentum that is made for many.
             self._estimate_statistics(model)
         if self.config["hide_statistics"]:
-            try:
-                kp.hide_statistics(model, self._some_batches())
-            except kp.PassportError as error:
-                print(f"Statistics are published as they are. {error}")
+            self._hide_statistics(model)
         self._finish(model, "protected", path)
         return model
+
+    def _hide_statistics(self, model: keras.Model) -> None:
+        try:
+            kp.hide_statistics(model, self._some_batches())
+        except kp.PassportError as error:
+            print(f"Statistics are published as they are. {error}")
 
     def _estimate_statistics(self, model: keras.Model) -> None:
         kp.estimate_statistics(model, self._some_batches())
