@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 import keras_passport as kp
-from keras_passport.attacks import statistics
+from keras_passport.attacks import moments, statistics
 from test_case import nested_model, plain_cnn, sequential_cnn, small_resnet
 
 
@@ -100,7 +100,7 @@ class TestMatchStatistics:
 
     def test_layers_that_meet_are_solved_together(self):
         model, _ = trained(small_resnet)
-        flow = statistics._Flow(kp.models.public(model))
+        flow = moments.Flow(kp.models.public(model))
         assert list(flow.blocks()) == [
             (["stem_conv"], ["block0_1_conv"]),
             (["block0_1_conv"], ["block0_2_conv"]),
@@ -122,9 +122,9 @@ class TestMoments:
         model, truth = trained(base)
         x = pictures(16, seed=4)
         kp.estimate_statistics(model, [x])
-        flow = statistics._Flow(kp.models.public(model))
+        flow = moments.Flow(kp.models.public(model))
         group, readers = next(flow.blocks())
-        block = statistics._Block(flow, group, readers, flow.inputs(x))
+        block = moments.Block(flow, group, readers, flow.inputs(x))
         other = {group[0]: tuple(-value for value in truth[group[0]])}
         first, second = block.moments([other, truth])[0]
         chosen = np.arange(block.units) + block.units
@@ -138,8 +138,8 @@ class TestMoments:
 
     def test_a_search_counts_what_the_moments_say(self):
         model, truth = trained(plain_cnn)
-        flow = statistics._Flow(kp.models.public(model))
-        block = statistics._Block(
+        flow = moments.Flow(kp.models.public(model))
+        block = moments.Block(
             flow, *next(flow.blocks()), flow.inputs(pictures(8))
         )
         own = {path: truth[path] for path in block.group}

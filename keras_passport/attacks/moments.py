@@ -1,0 +1,289 @@
+"""Moments of what each channel adds to the layers that read it."""
+
+import dataclasses
+
+import keras
+import numpy as np
+from keras import ops
+
+from keras_passport import graph, models, normalization
+from keras_passport.errors import PassportError
+
+# Most numbers in one array.
+CHUNK = 2**24
+
+
+class Flow:
+    """Which protected layers feed which, and parts of the graph to run."""
+
+    def __init__(self, model):
+        if any(graph.is_model(layer) for _, layer in graph.walk(model)):
+            raise PassportError(
+                "Expected a model without nested models, whose graph can be "
+                f"followed. Received: '{model.name}'"
+            )
+        self._functional = graph.functional_of(model)
+        self.graph = graph.Graph(model)
+        self.layers = models.protected_layers(model)
+        self.nodes = {
+            path: self.graph.calls[id(layer)][0]
+            for path, layer in self.layers.items()
+        }
+        paths = {id(node): path for path, node in self.nodes.items()}
+        self._sources = {
+            path: self._feeding(node, paths)
+            for path, node in self.nodes.items()
+        }
+
+    def _feeding(self, node, paths):
+        """Paths of the protected layers that feed a call without others."""
+        found, pending, seen = set(), list(node.input_tensors), set()
+        while pending:
+            tensor = pending.pop()
+            producer = self.graph.maker(tensor)
+            if producer is None or id(producer) in seen:
+                continue
+            seen.add(id(producer))
+            if id(producer) in paths:
+                found.add(paths[id(producer)])
+            else:
+                pending.extend(producer.input_tensors)
+        return found
+
+    def blocks(self):
+        """Layers to solve for together, and those whose inputs they make."""
+        solved = set()
+        for sources in [*self._sources.values(), set(self.layers)]:
+            new = sources - solved
+            solved |= new
+            if new:
+                yield (
+                    [path for path in self.layers if path in new],
+                    [
+                        path
+                        for path, some in self._sources.items()
+                        if some & new and some <= solved
+                    ],
+                )
+
+    def inputs(self, images) -> dict:
+        """The model's inputs, by their tensors' ids."""
+        given = keras.tree.flatten(images)
+        return {
+            id(tensor): np.asarray(array, "float32")
+            for tensor, array in zip(
+                self._functional.inputs, given, strict=True
+            )
+        }
+
+    def entering(self, path, known):
+        """What enters a protected layer."""
+        return self.graph.value(self.nodes[path].input_tensors[0], known)
+
+
+@dataclasses.dataclass
+class Reader:
+    """A layer whose published statistics are equations, and these."""
+
+    path: str
+    mean: np.ndarray  # Without the kernel layer's bias.
+    variance: np.ndarray
+    live: np.ndarray  # Of channels that vary.
+
+
+class Block:
+    """Protected layers that are solved for together.
+
+    Args:
+        flow: The model's `Flow`.
+        group: Their paths.
+        readers: Paths of layers that read what they, and known ones, make.
+        known: Dict from tensors' ids to arrays over all pictures.
+    """
+
+    def __init__(self, flow, group, readers, known):
+        self._flow, self._known = flow, known
+        self.group = group
+        self._count = len(next(iter(known.values())))
+        layers = [flow.layers[path] for path in group]
+        self.units = layers[0].adapter.units(layers[0].layer)
+        self._normalized = {path: self._normalize(path) for path in group}
+        found = [self._reader(path) for path in readers]
+        self.readers = [reader for reader in found if reader is not None]
+
+    def roles(self):
+        """What is unknown: pairs of path and role.
+
+        Behind an addition, only the sum of its layers' β counts.
+        """
+        pairs = [
+            (path, role)
+            for path in self.group
+            for role in self._flow.layers[path].function.roles
+        ]
+        shifts = [pair for pair in pairs if pair[1] == "beta"]
+        return [pair for pair in pairs if pair not in shifts[1:]]
+
+    def _parts(self, size):
+        for at in range(0, self._count, size):
+            part = slice(at, at + size)
+            yield part, {i: array[part] for i, array in self._known.items()}
+
+    def _normalize(self, path):
+        """A layer's normalised outputs, by the pictures' own moments."""
+        layer = self._flow.layers[path]
+        outputs = []
+        for _, known in self._parts(256):
+            output = layer.layer(self._flow.entering(path, known))
+            for part in layer.between:
+                output = part(output)
+            outputs.append(ops.convert_to_numpy(output))
+        outputs = np.concatenate(outputs)
+        axis = normalization.channel_axis(layer.normalization, outputs.ndim)
+        axes = tuple(i for i in range(outputs.ndim) if i != axis)
+        mean, variance = (
+            moment(outputs, axis=axes, keepdims=True)
+            for moment in (np.mean, np.var)
+        )
+        epsilon = layer.normalization.epsilon
+        return (outputs - mean) / np.sqrt(variance + epsilon)
+
+    def outputs(self, parameters, part=slice(None)) -> dict:
+        """What the layers make of γ and β, by tensors' ids."""
+        made = {}
+        for path in self.group:
+            layer, values = self._flow.layers[path], self._normalized[path]
+            axis = normalization.channel_axis(layer.normalization, values.ndim)
+            gamma, beta = (
+                _along(value, axis, values.ndim) for value in parameters[path]
+            )
+            output = ops.convert_to_tensor(
+                values[part] * gamma + beta, "float32"
+            )
+            tensor = self._flow.nodes[path].outputs[0]
+            made[id(tensor)] = ops.convert_to_numpy(layer.activation(output))
+        return made
+
+    def _reader(self, path):
+        """The equations that a layer gives, if it does."""
+        layer = self._flow.layers[path]
+        if (
+            not isinstance(layer.normalization, keras.layers.BatchNormalization)
+            or layer.between
+            or getattr(layer.layer, "activation", None)
+            not in (None, keras.activations.linear)
+            or not self._is_channelwise(path)
+        ):
+            return None
+        mean, variance = (
+            ops.convert_to_numpy(value).astype("float64")
+            for value in (
+                layer.normalization.moving_mean,
+                layer.normalization.moving_variance,
+            )
+        )
+        if not np.any(mean) and np.ptp(variance) == 0.0:
+            # Hidden (`kp.hide_statistics`), or never estimated.
+            return None
+        bias = getattr(layer.layer, "bias", None)
+        if bias is not None:
+            mean = mean - ops.convert_to_numpy(bias)
+        live = variance > 1e-6 * np.max(variance)
+        return Reader(path, mean[live], variance[live], live)
+
+    def _is_channelwise(self, path):
+        """Whether each channel of a layer's input is one of the group's."""
+        layer = self._flow.layers[path]
+        if layer.adapter.channels(layer.layer) != self.units:
+            return False
+        odd = np.arange(self.units) % 2 == 1
+        entering = []
+        for signs in (1.0, -1.0, np.where(odd, -1.0, 1.0)):
+            some = np.full(self.units, 0.1) * signs
+            pair = (np.ones(self.units) * signs, some)
+            _, known = next(self._parts(4))
+            known.update(
+                self.outputs({p: pair for p in self.group}, slice(0, 4))
+            )
+            value = ops.convert_to_numpy(self._flow.entering(path, known))
+            entering.append(value)
+        axis = layer.adapter.channel_axis(layer.layer)
+        chosen = _along(odd, axis, value.ndim)
+        return np.array_equal(
+            entering[2], np.where(chosen, entering[1], entering[0])
+        )
+
+    def moments(self, candidates, products=True):
+        """Moments of what each channel adds to each reader's outputs.
+
+        Args:
+            candidates: List of parameters of the group; channel c under
+                candidate k is number k·C + c.
+            products: Whether of all pairs; else of each and the sum over all
+                channels under the first candidate.
+
+        Returns:
+            Per reader, first moments `(k·C, outputs)`, and second moments
+            `(outputs, k·C, k·C)` or `(outputs, k·C)`.
+        """
+        totals = [[0.0, 0.0, 0] for _ in self.readers]
+        at, size = 0, 4
+        while at < self._count:
+            part = slice(at, min(at + size, self._count))
+            entering = [self._entering(some, part) for some in candidates]
+            for i, reader in enumerate(self.readers):
+                added = np.concatenate(
+                    [self._added(reader, arrays[i]) for arrays in entering],
+                    axis=1,
+                )
+                other = added
+                if not products:
+                    other = added[:, : self.units].sum(axis=1, keepdims=True)
+                total = totals[i]
+                total[0] += added.sum(axis=-1, dtype="float64").T
+                total[1] += added @ other.transpose(0, 2, 1)
+                total[2] += added.shape[-1]
+            at, size = (
+                part.stop,
+                max(4, min(256, CHUNK * (part.stop - at) // added.size)),
+            )
+        return [
+            (first / count, (second if products else second[..., 0]) / count)
+            for first, second, count in totals
+        ]
+
+    def _entering(self, parameters, part):
+        """What enters the readers under parameters of the group."""
+        known = {i: array[part] for i, array in self._known.items()}
+        known.update(self.outputs(parameters, part))
+        return [
+            ops.convert_to_numpy(self._flow.entering(reader.path, known))
+            for reader in self.readers
+        ]
+
+    def _added(self, reader, array):
+        """What each channel alone adds: `(outputs, channels, positions)`."""
+        layer = self._flow.layers[reader.path]
+        axis = layer.adapter.channel_axis(layer.layer) % array.ndim
+        alone = np.stack(
+            [
+                array * _along(row, axis, array.ndim)
+                for row in np.eye(self.units, dtype="float32")
+            ]
+        )
+        outputs = ops.convert_to_numpy(
+            layer.layer(alone.reshape(-1, *array.shape[1:]))
+        )
+        bias = getattr(layer.layer, "bias", None)
+        outputs = np.moveaxis(outputs, axis, -1)[..., reader.live]
+        if bias is not None:
+            outputs = outputs - ops.convert_to_numpy(bias)[reader.live]
+        outputs = outputs.reshape(self.units, -1, outputs.shape[-1])
+        return outputs.transpose(2, 0, 1)
+
+
+def _along(values, axis, rank):
+    """Values of channels in a shape that broadcasts over an array."""
+    shape = [1] * rank
+    shape[axis] = -1
+    return np.asarray(values).reshape(shape)
