@@ -91,6 +91,9 @@ class TestRunDirectory:
         kp.bind(model, kp.Passport.load(folder / "owner" / "passport.h5"))
         x = np.zeros((2, *model.input_shape[1:]), "float32")
         assert np.all(np.isfinite(model.predict(x, verbose=0)))
+        for layer in kp.protected_layers(model).values():
+            mean = keras.ops.convert_to_numpy(layer.normalization.moving_mean)
+            assert not mean.any()
 
     def test_no_secret_is_in_what_may_be_published(self, finished, tmp_path):
         folder, output = finished
@@ -251,7 +254,7 @@ class TestKinds:
     )
     def test_kinds_and_functions(self, tmp_path, finished, kind, function):
         reference = finished[0] / "owner" / "original.keras"
-        succeed(
+        output, _ = succeed(
             *SMALL,
             f"--passport={kind}",
             f"--function={function}",
@@ -260,6 +263,8 @@ class TestKinds:
         )
         passport = kp.Passport.load(tmp_path / "run" / "owner" / "passport.h5")
         assert (passport.kind, passport.function.name) == (kind, function)
+        told = "Statistics are published as they are" in output
+        assert told == (function == "V1")
 
     def test_other_backend(self, tmp_path, finished):
         reference = finished[0] / "owner" / "original.keras"

@@ -48,7 +48,8 @@ _ROWS = flags.DEFINE_list(
         )
     ],
     "KIND:SCALING:GRADIENT. Decoupled ones start from γ = 1 or -1 and β = 0 "
-    "(kp.calibrate), coupled ones as initialised.",
+    "(kp.calibrate), coupled ones as initialised. orthogonal*0.5 has keys of "
+    "half the size; its fakes do not.",
 )
 
 # Pictures that judge, that fakes are judged on, and that an attacker has.
@@ -109,6 +110,7 @@ def traces(model: keras.Model, passport: kp.Passport) -> dict:
 def measure(row, original, dataset, mine) -> dict:
     """All that is measured of one protected network, in per cent."""
     kind, scaling, gradient = row.split(":")
+    scaling, _, factor = scaling.partition("*")
     model = kp.protect(original, function=_FUNCTION.value)
     for layer in kp.protected_layers(model).values():
         layer.decouple = gradient == "decoupled"
@@ -132,6 +134,9 @@ def measure(row, original, dataset, mine) -> dict:
         )
         fakes.update(images=mine[0][:60], reference=original)
     kp.bind(model, passport)
+    keys, size = passport.keys(model), float(factor or 1)
+    for path, layer in kp.protected_layers(model).items():
+        layer.bind_keys(**{r: size * key for r, key in keys[path].items()})
     if gradient == "decoupled":
         kp.calibrate(model)
     train(model, dataset)
