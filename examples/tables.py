@@ -5,11 +5,14 @@ goes to the trainer):
 
     KERAS_BACKEND=jax python examples/tables.py --dir=runs/tables -- \
         --data_dir=folder_of_cifar10_npz --depth=18 --width=64 --epochs=200 \
-        --mixed_precision=bfloat16 --steps_per_execution=10 --num_fakes=1000
+        --mixed_precision=bfloat16 --steps_per_execution=10 --num_fakes=1000 \
+        --nohide_statistics
 
-The same on the digits, in some ten minutes on two cores:
+The paper's networks publish their statistics, hence the last flag. The same
+on the digits, in some ten minutes on two cores:
 
-    python examples/tables.py --dir=runs/tables-digits -- --dataset=digits
+    python examples/tables.py --dir=runs/tables-digits -- --dataset=digits \
+        --nohide_statistics
 
 Each network is a run of its own in a folder of `--dir`, with RevA behind it.
 They are trained in turn, against one original; interrupted, the same command

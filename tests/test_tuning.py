@@ -1,5 +1,6 @@
 """The search over RevA's settings."""
 
+import dataclasses
 import json
 import tempfile
 
@@ -85,15 +86,38 @@ class TestTuneReverseEngineering:
         with pytest.raises(KeyboardInterrupt):
             tune(attacked, trials=3, directory=folder)
         parts = tune(attacked, trials=3, directory=folder)
-        assert len(calls) == 2 + 2
+        # The second trial, the third, and one of them all on another split.
+        assert len(calls) == 2 + 3
         assert parts.accuracies == whole.accuracies
         assert parts.history == whole.history
         # All is there: nothing is trained.
         again = tune(attacked, trials=3, directory=folder)
-        assert len(calls) == 2 + 2
+        assert len(calls) == 2 + 3
         assert again.history == whole.history
         files = [path for path in folder.rglob("*") if path.is_file()]
         assert {path.suffix for path in files} == {".json"}
+
+    def test_who_leads_by_luck_is_found_out(self, attacked, monkeypatch):
+        run, again = training.run, []
+
+        def told(name, trials, *args, seed, **kwargs):
+            result = run(name, trials, *args, seed=seed, **kwargs)
+            if seed:
+                again.append(seed)
+            lucky = trials[0].recipe == RECIPE
+            value = (1.0, 0.25, 0.25)[seed] if lucky else 0.75
+            return dataclasses.replace(
+                result, validation=(value,), losses=(1.0,)
+            )
+
+        monkeypatch.setattr(training, "run", told)
+        result = tune(attacked, trials=9)
+        # The first trial once more, then another until it led on all three.
+        assert again == [1, 1, 2]
+        assert result.validation == (0.625, *8 * [0.75])
+        assert result.history[0]["validation_on_splits"] == [1.0, 0.25]
+        chosen = result.history[result.chosen]
+        assert chosen["validation_on_splits"] == [0.75, 0.75, 0.75]
 
     def test_hyperband_gives_most_trials_few_epochs(self, attacked):
         recipe = training.Recipe(epochs=3, batch_size=20)
