@@ -6,6 +6,7 @@ gradients flow.
 """
 
 import keras
+import numpy as np
 from keras import ops
 
 SUPPORTED = (
@@ -61,6 +62,16 @@ def normalize(layer, inputs, gamma, beta, training=None, mask=None):
         return _scale_and_shift(layer, inputs, scale, shift)
     outputs = layer(inputs, training=training, mask=mask)
     return _scale_and_shift(layer, outputs, gamma, beta)
+
+
+def tells_channels_apart(layer) -> bool:
+    """Whether a batch normalisation's statistics differ between channels.
+
+    Those that `kp.hide_statistics` leaves, or that never were estimated, don't.
+    """
+    mean = ops.convert_to_numpy(layer.moving_mean)
+    variance = ops.convert_to_numpy(layer.moving_variance)
+    return bool(np.any(mean) or np.ptp(variance) > 0.0)
 
 
 def folds_into(kernel_layer, layer) -> bool:

@@ -119,6 +119,13 @@ class TestTuneReverseEngineering:
         chosen = result.history[result.chosen]
         assert chosen["validation_on_splits"] == [0.75, 0.75, 0.75]
 
+    def test_hidden_statistics_are_not_tried(self):
+        model, passport, data, test = target(base=tiny_cnn, count=40)
+        kp.hide_statistics(kp.bind(model, passport), [data[0]])
+        result = tune((kp.unbind(model), passport, data, test), trials=6)
+        tried = {told["statistics"] for told in result.history}
+        assert tried == {"re-estimated"}
+
     def test_hyperband_gives_most_trials_few_epochs(self, attacked):
         recipe = training.Recipe(epochs=3, batch_size=20)
         result = tune(attacked, trials=5, search="hyperband", recipe=recipe)

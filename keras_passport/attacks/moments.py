@@ -169,6 +169,7 @@ class Block:
         layer = self._flow.layers[path]
         if (
             not isinstance(layer.normalization, keras.layers.BatchNormalization)
+            or not normalization.tells_channels_apart(layer.normalization)
             or layer.between
             or getattr(layer.layer, "activation", None)
             not in (None, keras.activations.linear)
@@ -182,9 +183,6 @@ class Block:
                 layer.normalization.moving_variance,
             )
         )
-        if not np.any(mean) and np.ptp(variance) == 0.0:
-            # Hidden (`kp.hide_statistics`), or never estimated.
-            return None
         bias = getattr(layer.layer, "bias", None)
         if bias is not None:
             mean = mean - ops.convert_to_numpy(bias)

@@ -10,7 +10,7 @@ import time
 import keras
 import numpy as np
 
-from keras_passport import files, models
+from keras_passport import files, models, normalization
 from keras_passport.attacks import reverse, training
 from keras_passport.attacks.result import AttackResult
 
@@ -119,8 +119,9 @@ def _search(
             "data": _fingerprint([data[1], test[1]]),
         },
     )
-    oracle = _oracle(search, recipe, seed, folder)
     opener = reverse.Opener(model)
+    choices = _statistics(opener.public)
+    oracle = _oracle(search, recipe, seed, folder, choices)
 
     def attack(start, statistics, recipe, split=0, keep_model=False):
         trial = opener.trial(start, statistics, recipe, [seed, 0])
@@ -254,7 +255,19 @@ def _settings(values, recipe):
     }
 
 
-def _oracle(search, recipe, seed, folder):
+def _statistics(model) -> list[bool]:
+    """Whether to re-estimate statistics: what there is to choose from."""
+    found = [
+        layer.normalization
+        for layer in models.protected_layers(model).values()
+        if isinstance(layer.normalization, keras.layers.BatchNormalization)
+    ]
+    # Hidden ones belong to γ and β that are hidden too: of no use to others.
+    published = all(map(normalization.tells_channels_apart, found))
+    return [False, True] if published else [True]
+
+
+def _oracle(search, recipe, seed, folder, statistics):
     """A keras-tuner oracle that proposes trials, as far as it had come."""
     import keras_tuner
 
@@ -263,7 +276,7 @@ def _oracle(search, recipe, seed, folder):
     space.Choice("optimizer", list(training.OPTIMIZERS))
     space.Choice("schedule", list(training.SCHEDULES))
     space.Choice("start", list(reverse.STARTS))
-    space.Boolean("statistics")
+    space.Choice("statistics", statistics)
     options = {
         "objective": keras_tuner.Objective("val_accuracy", "max"),
         "hyperparameters": space,
