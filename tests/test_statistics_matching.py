@@ -17,7 +17,7 @@ def pictures(count=48, seed=0):
     return np.kron(coarse, np.ones((1, 4, 4, 1), "float32")) + 0.3 * fine
 
 
-def trained(base, function="V3", seed=0):
+def trained(base, function="V3", seed=0, size=1.0):
     """A protected net with statistics of its own, and its γ and β."""
     model = kp.protect(base(), function)
     rng = np.random.default_rng(seed)
@@ -32,7 +32,9 @@ def trained(base, function="V3", seed=0):
         units = layer.adapter.units(layer.layer)
         gamma = rng.uniform(0.5, 1.2, units) * rng.choice([-1, 1], units)
         beta = rng.normal(0.0, 0.2, units)
-        truth[path] = gamma.astype("float32"), beta.astype("float32")
+        truth[path] = tuple(
+            (size * value).astype("float32") for value in (gamma, beta)
+        )
         wanted = {}
         for role, value in zip(("gamma", "beta"), truth[path], strict=True):
             if role in layer.function.roles:
@@ -78,6 +80,19 @@ class TestMatchStatistics:
             found["second_conv"], start["second_conv"], strict=True
         ):
             np.testing.assert_array_equal(received, expected)
+
+    @pytest.mark.parametrize("size", [0.3, 3.0])
+    def test_hidden_parameters_may_be_small_or_large(self, size):
+        """Weight decay leaves a third of what a training starts with."""
+        model, truth = trained(plain_cnn, size=size)
+        kp.unbind(model)
+        found, _ = kp.attacks.match_statistics(
+            model, pictures(128), restarts=12, rounds=2
+        )
+        signs, correlation = agreement(found["first_conv"], truth["first_conv"])
+        assert signs == 1.0 and correlation > 0.9
+        sizes = np.abs(found["first_conv"][0]) / np.abs(truth["first_conv"][0])
+        assert 0.8 < np.median(sizes) < 1.25
 
     def test_other_statistics_are_not_explained(self):
         """The cost tells an attacker whether what was found is true."""
@@ -136,6 +151,40 @@ class TestMoments:
             square - mean**2, reader.variance, rtol=1e-3, atol=1e-4
         )
 
+    @pytest.mark.parametrize(
+        "options",
+        [
+            {"padding": "same"},
+            {"padding": "valid", "dilation_rate": 2},
+            {"padding": "same", "strides": 2, "kernel_size": (3, 2)},
+        ],
+        ids=str,
+    )
+    def test_windows_are_those_of_the_convolution(self, options, monkeypatch):
+        conv = keras.layers.Conv2D(
+            **{"filters": 5, "kernel_size": 3, "use_bias": False, **options}
+        )
+        x = np.random.default_rng(0).normal(size=(6, 9, 8, 4))
+        x = x.astype("float32")
+        alone = np.stack([x * row for row in np.eye(4, dtype="float32")])
+        expected = np.stack(
+            [keras.ops.convert_to_numpy(conv(some)) for some in alone]
+        )
+        windows = moments.Windows(conv, x.shape[1:], len(x))
+        part = slice(2, 5)
+        received = windows.added(x[part], part)
+        wanted = np.moveaxis(expected[:, part], -1, 0).reshape(5, 4, -1)
+        np.testing.assert_allclose(received, wanted, rtol=1e-4, atol=1e-5)
+        # Some places of each picture, each with all that it had.
+        monkeypatch.setattr(moments, "PLACES", 24)
+        windows = moments.Windows(conv, x.shape[1:], len(x))
+        some = windows.added(x, slice(0, 6)).reshape(5, 4, 6, 4)
+        every = np.moveaxis(expected, -1, 0).reshape(5, 4, 6, -1)
+        for picture in range(6):
+            gaps = some[:, :, picture, :, None] - every[:, :, picture, None]
+            found = np.abs(gaps).max(axis=(0, 1)) < 1e-4
+            assert found.any(axis=1).all() and found.any(axis=0).sum() == 4
+
     def test_a_search_counts_what_the_moments_say(self):
         model, truth = trained(plain_cnn)
         flow = moments.Flow(kp.models.public(model))
@@ -151,7 +200,15 @@ class TestMoments:
         )
         rng = np.random.default_rng(0)
         choice = rng.integers(0, len(candidates), block.units)
-        costs = search._costs(choice)
+        # Come to by changes, as in a search.
+        before = rng.integers(0, len(candidates), block.units)
+        sums = search.sums(before)
+        for channel, (old, new) in enumerate(zip(before, choice, strict=True)):
+            sums[0].change(channel, old, new)
+        costs = search._costs(choice, sums)
+        np.testing.assert_allclose(
+            costs, search._costs(choice, search.sums(choice)), rtol=1e-3
+        )
         choice[3] = 5
         (path,) = block.group
         mixed = {

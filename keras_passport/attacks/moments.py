@@ -11,6 +11,9 @@ from keras_passport.errors import PassportError
 
 # Most numbers in one array.
 CHUNK = 2**24
+# Places of all pictures together that moments of a convolution are taken at:
+# how pictures differ is a larger error than how their places do.
+PLACES = 2**15
 
 
 class Flow:
@@ -89,6 +92,76 @@ class Reader:
     mean: np.ndarray  # Without the kernel layer's bias.
     variance: np.ndarray
     live: np.ndarray  # Of channels that vary.
+    pictures: int  # That the attacker has.
+    windows: "Windows | None" = None
+
+
+class Windows:
+    """What a convolution's kernel meets, at some places of each picture.
+
+    A channel's part of an output is a sum over one window. Windows at some
+    places are far fewer than the outputs of a picture for each channel.
+
+    Args:
+        layer: A stock Keras convolution of one group.
+        shape: Of what enters it, without the batch, channels last.
+        count: How many pictures there are.
+    """
+
+    def __init__(self, layer, shape, count):
+        *space, channels = shape
+        kernel = ops.convert_to_numpy(layer.kernel)
+        taps = int(np.prod(layer.kernel_size))
+        self._kernel = kernel.reshape(taps, channels, -1)
+        # A picture whose pixels are their own numbers, 0 outside of it, shows
+        # which pixels each window has, by the layer's own strides and padding.
+        numbers = 1.0 + np.arange(np.prod(space), dtype="float32")
+        found = ops.conv(
+            numbers.reshape(1, *space, 1),
+            np.eye(taps, dtype="float32").reshape(*layer.kernel_size, 1, taps),
+            strides=layer.strides,
+            padding=layer.padding,
+            data_format="channels_last",
+            dilation_rate=layer.dilation_rate,
+        )
+        self._pixels = np.rint(ops.convert_to_numpy(found)).astype(int)
+        self._pixels = self._pixels.reshape(-1, taps)
+        places = len(self._pixels)
+        self._places = np.broadcast_to(np.arange(places), (count, places))
+        if count * places > PLACES:
+            # All draws of a search are of the same places.
+            rng = np.random.default_rng(0)
+            some = max(1, PLACES // count)
+            self._places = np.stack(
+                [rng.choice(places, some, False) for _ in range(count)]
+            )
+
+    @staticmethod
+    def fit(layer) -> bool:
+        """Whether a layer's windows can be taken."""
+        return (
+            type(layer)
+            in (keras.layers.Conv1D, keras.layers.Conv2D, keras.layers.Conv3D)
+            and layer.groups == 1
+            and layer.padding in ("same", "valid")
+        )
+
+    def added(self, array, part):
+        """What each channel alone adds: `(outputs, channels, places)`.
+
+        Args:
+            array: What enters the layer, channels last, for a part of the
+                pictures.
+            part: Slice of all pictures that they are.
+        """
+        flat = array.reshape(len(array), -1, array.shape[-1])
+        outside = np.zeros_like(flat[:, :1])
+        flat = np.concatenate([outside, flat], axis=1)
+        pixels = self._pixels[self._places[part]]
+        rows = np.arange(len(flat))[:, None, None]
+        windows = flat[rows, pixels].reshape(-1, *self._kernel.shape[:2])
+        made = self._kernel.transpose(1, 2, 0) @ windows.transpose(2, 1, 0)
+        return made.transpose(1, 0, 2)
 
 
 class Block:
@@ -99,7 +172,12 @@ class Block:
         group: Their paths.
         readers: Paths of layers that read what they, and known ones, make.
         known: Dict from tensors' ids to arrays over all pictures.
+
+    Attributes:
+        usual: Size of γ that is usual here.
     """
+
+    usual = 1.0
 
     def __init__(self, flow, group, readers, known):
         self._flow, self._known = flow, known
@@ -155,11 +233,10 @@ class Block:
             layer, values = self._flow.layers[path], self._normalized[path]
             axis = normalization.channel_axis(layer.normalization, values.ndim)
             gamma, beta = (
-                _along(value, axis, values.ndim) for value in parameters[path]
+                _along(value, axis, values.ndim).astype("float32")
+                for value in parameters[path]
             )
-            output = ops.convert_to_tensor(
-                values[part] * gamma + beta, "float32"
-            )
+            output = ops.convert_to_tensor(values[part] * gamma + beta)
             tensor = self._flow.nodes[path].outputs[0]
             made[id(tensor)] = ops.convert_to_numpy(layer.activation(output))
         return made
@@ -187,7 +264,29 @@ class Block:
         if bias is not None:
             mean = mean - ops.convert_to_numpy(bias)
         live = variance > 1e-6 * np.max(variance)
-        return Reader(path, mean[live], variance[live], live)
+        return Reader(
+            path,
+            mean[live],
+            variance[live],
+            live,
+            self._count,
+            self._windows(path),
+        )
+
+    def _windows(self, path):
+        """The windows of a layer's inputs, if it is a plain convolution."""
+        layer = self._flow.layers[path]
+        if not Windows.fit(layer.layer):
+            return None
+        _, known = next(self._parts(1))
+        neutral = np.ones(self.units), np.zeros(self.units)
+        known.update(
+            self.outputs({p: neutral for p in self.group}, slice(0, 1))
+        )
+        value = ops.convert_to_numpy(self._flow.entering(path, known))
+        axis = layer.adapter.channel_axis(layer.layer)
+        shape = np.moveaxis(value, axis, -1).shape[1:]
+        return Windows(layer.layer, shape, self._count)
 
     def _is_channelwise(self, path):
         """Whether each channel of a layer's input is one of the group's."""
@@ -231,7 +330,10 @@ class Block:
             entering = [self._entering(some, part) for some in candidates]
             for i, reader in enumerate(self.readers):
                 added = np.concatenate(
-                    [self._added(reader, arrays[i]) for arrays in entering],
+                    [
+                        self._added(reader, arrays[i], part)
+                        for arrays in entering
+                    ],
                     axis=1,
                 )
                 other = added
@@ -243,7 +345,7 @@ class Block:
                 total[2] += added.shape[-1]
             at, size = (
                 part.stop,
-                max(4, min(256, CHUNK * (part.stop - at) // added.size)),
+                max(4, min(64, CHUNK * (part.stop - at) // added.size)),
             )
         return [
             (first / count, (second if products else second[..., 0]) / count)
@@ -259,10 +361,13 @@ class Block:
             for reader in self.readers
         ]
 
-    def _added(self, reader, array):
-        """What each channel alone adds: `(outputs, channels, positions)`."""
+    def _added(self, reader, array, part):
+        """What each channel alone adds: `(outputs, channels, places)`."""
         layer = self._flow.layers[reader.path]
         axis = layer.adapter.channel_axis(layer.layer) % array.ndim
+        if reader.windows:
+            last = np.moveaxis(array, axis, -1)
+            return reader.windows.added(last, part)[reader.live]
         alone = np.stack(
             [
                 array * _along(row, axis, array.ndim)

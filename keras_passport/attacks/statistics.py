@@ -1,5 +1,6 @@
 """Statistics matching: what published moments say of the layers before."""
 
+import dataclasses
 import itertools
 import time
 
@@ -13,19 +14,21 @@ from keras_passport.attacks.opened import Opened, neutral
 from keras_passport.attacks.result import AttackResult
 
 # What an attacker expects: errors of a mean (in standard deviations) and of a
-# variance's logarithm, and how sizes of γ and β spread about 1 and 0.
-NOISE = (0.03, 0.06)
-SPREAD = (0.5, 0.3)
-# What a search tries of each channel: factors of γ, and shifts of β, which
-# are halved from round to round.
-FACTORS = (1.0, -1.0, 0.7, -0.7)
-SHIFTS = (0.0, -0.3, 0.3, -0.15, 0.15)
+# variance's logarithm by a single picture, as on CIFAR-10 with the true γ and
+# β; and how γ and β spread, in parts of γ's usual size.
+NOISE = (0.25, 0.6)
+SPREAD = (0.5, 0.5)
+# What a search tries of each channel: factors of γ, and shifts of β in parts
+# of γ's usual size, which are halved from round to round.
+FACTORS = (1.0, -1.0, 0.6, -0.6, 1.4, -1.4)
+SHIFTS = (0.0, -0.4, 0.4, -0.8, 0.8, 1.2)
 # Most candidates of all channels together.
-CANDIDATES = 700
+CANDIDATES = 800
 # An annealing's first and last temperature, and its steps; and how many of
-# what a search finds are fitted.
-HEATS = (100.0, 2.0, 200)
+# what a search finds are fitted for a few steps, and for more.
+HEATS = (1000.0, 2.0, 400)
 KEPT = 6
+FITTED = 2
 
 
 def statistics_matching(
@@ -190,11 +193,15 @@ def match_statistics(
 
 def _solved(block, own, restarts, rounds, rng):
     """Searches and fits in turn; returns γ and β, cost and equations."""
-    best = None
+    own, best = _sized(block, own, rng), None
     for number in range(rounds):
-        tried = []
-        for some in _searched(block, own, restarts, 0.5**number, rng):
-            tried.append(_fitted(block, some))
+        # A few steps tell which are worth the rest.
+        begun = [
+            _fitted(block, some, steps=2)
+            for some in _searched(block, own, restarts, 0.5**number, rng)
+        ]
+        begun.sort(key=lambda pair: pair[1])
+        tried = [_fitted(block, some) for some, _ in begun[:FITTED]]
         own, cost = min(tried, key=lambda pair: pair[1])
         if best is not None and cost > 0.98 * best[1]:
             break
@@ -202,6 +209,40 @@ def _solved(block, own, restarts, rounds, rng):
     equations = 2 * sum(len(reader.mean) for reader in block.readers)
     own, cost = min([best, (own, cost)], key=lambda pair: pair[1])
     return own, cost / equations, equations
+
+
+def _sized(block, own, rng, rounds=3, draws=6):
+    """γ and β as large as the readers' variances say, whatever the signs.
+
+    Training leaves γ at a third of where it starts, and steps that fit it
+    from there would not converge. Sets the block's usual size of γ.
+    """
+    roles = block.roles()
+    for _ in range(rounds):
+        ratios = []
+        for _ in range(draws):
+            drawn = dict(own)
+            for path, role in roles:
+                if role == "gamma":
+                    gamma, beta = own[path]
+                    signs = rng.choice([-1.0, 1.0], block.units)
+                    drawn[path] = gamma * signs, beta
+            moments = block.moments([drawn], products=False)
+            for (first, second), reader in zip(
+                moments, block.readers, strict=True
+            ):
+                square = second.sum(axis=-1)
+                variance = square - first.sum(axis=0) ** 2
+                ratios.append(reader.variance / np.maximum(variance, 1e-12))
+        factor = np.sqrt(np.median(np.concatenate(ratios)))
+        for path, role in roles:
+            i = 0 if role == "gamma" else 1
+            changed = list(own[path])
+            changed[i] = changed[i] * factor
+            own = {**own, path: tuple(changed)}
+    sizes = [np.mean(np.abs(gamma)) for gamma, _ in own.values()]
+    block.usual = float(np.mean(sizes))
+    return own
 
 
 def _searched(block, own, restarts, width, rng):
@@ -244,7 +285,7 @@ def _candidates(block, own, width):
     shifted = [path for path, role in roles if role == "beta"]
     shifts = SHIFTS if shifted else (0.0,)
     # Fewer sizes, then fewer shifts, where channels are many.
-    for factors in (FACTORS, FACTORS[:2]):
+    for factors in (FACTORS, FACTORS[:4], FACTORS[:2]):
         count = len(factors) ** len(scaled) * len(shifts)
         if count * block.units <= CANDIDATES:
             break
@@ -258,7 +299,7 @@ def _candidates(block, own, width):
             changed[path] = changed[path][0] * factor, changed[path][1]
         for path in shifted:
             gamma, beta = changed[path]
-            changed[path] = gamma, beta + width * shift
+            changed[path] = gamma, beta + width * shift * block.usual
         made.append(changed)
     mirrored = [
         changes.index((shift, *(-factor for factor in some)))
@@ -277,12 +318,14 @@ def _unlikely(block, own):
 
 def _expected(block, own):
     """Path, role, distance from what is expected, and its spread."""
+    size = block.usual
     for path, role in block.roles():
         gamma, beta = own[path]
         if role == "gamma":
-            yield path, 0, gamma - np.where(gamma < 0, -1.0, 1.0), SPREAD[0]
+            gap = gamma - np.where(gamma < 0, -size, size)
+            yield path, 0, gap, SPREAD[0] * size
         else:
-            yield path, 1, beta, SPREAD[1]
+            yield path, 1, beta, SPREAD[1] * size
 
 
 class _Search:
@@ -295,8 +338,9 @@ class _Search:
     """
 
     def __init__(self, block, moments, unlikely):
+        # Outputs last: a candidate's row is then one piece of memory.
         self._parts = [
-            (first, second, np.diagonal(second, axis1=1, axis2=2), reader)
+            (first, np.ascontiguousarray(second.transpose(1, 2, 0)), reader)
             for (first, second), reader in zip(
                 moments, block.readers, strict=True
             )
@@ -317,111 +361,190 @@ class _Search:
             Tuple of the choice reached, as a tuple, and its cost.
         """
         choice = np.array(choice)
+        sums = self.sums(choice)
         for heat in np.geomspace(*HEATS):
-            costs = self._costs(choice)
+            costs = self._costs(choice, sums)
             chances = np.exp((costs.min() - costs) / heat).ravel()
             drawn = rng.choice(costs.size, p=chances / chances.sum())
             candidate, channel = np.unravel_index(drawn, costs.shape)
+            for some in sums:
+                some.change(channel, choice[channel], candidate)
             choice[channel] = candidate
         cost = np.inf
         while True:
-            costs = self._costs(choice)
+            costs = self._costs(choice, sums)
             candidate, channel = np.unravel_index(costs.argmin(), costs.shape)
             if costs[candidate, channel] >= cost - 1e-6 * abs(cost):
                 return tuple(choice.tolist()), cost
             cost = costs[candidate, channel]
+            for some in sums:
+                some.change(channel, choice[channel], candidate)
             choice[channel] = candidate
 
-    def _costs(self, choice):
+    def sums(self, choice):
+        """The `_Sums` of a choice, one of each reader."""
+        return [
+            _Sums(first, second, choice) for first, second, _ in self._parts
+        ]
+
+    def _costs(self, choice, sums):
         """Cost of each change of one channel, `(candidates, channels)`."""
-        count, units = self._unlikely.shape
-        channels = np.arange(units)
-        now = choice * units + channels
+        channels = np.arange(len(choice))
         costs = self._unlikely - self._unlikely[choice, channels]
         costs = costs + self._unlikely[choice, channels].sum()
-        for first, second, own, reader in self._parts:
-            rows = second[:, now].sum(axis=1)
-            power = rows[:, now].sum(axis=1)
-            crossed = second.reshape(len(rows), count, units, -1)
-            crossed = crossed[:, :, channels, now]
-            mean = first[now].sum(axis=0) - first[now]
-            mean = mean + first.reshape(count, units, -1)
-            square = (
-                (power[:, None] - 2 * rows[:, now] + own[:, now])[:, None]
-                + 2 * (rows.reshape(-1, count, units) - crossed)
-                + own.reshape(-1, count, units)
-            )
-            misfit = _misfit(reader, mean, square.transpose(1, 2, 0))
+        for (_, _, reader), some in zip(self._parts, sums, strict=True):
+            misfit = _misfit(reader, *some.of_changes(choice))
             costs = costs + np.sum(misfit**2, axis=(0, -1))
         return costs
+
+
+class _Sums:
+    """Sums of moments over chosen candidates, kept as the choice changes.
+
+    Args:
+        first: First moments, `(candidates * channels, outputs)`.
+        second: Second moments, `(candidates * channels, candidates * channels,
+            outputs)`.
+        choice: Candidate of each channel, integers.
+    """
+
+    def __init__(self, first, second, choice):
+        self._units = len(choice)
+        channels = np.arange(self._units)
+        now = choice * self._units + channels
+        outputs = first.shape[-1]
+        by_channel = (-1, self._units, outputs)
+        self._first, self._second = first, second
+        self._mean = first[now].sum(axis=0)
+        self._firsts = first.reshape(by_channel)
+        diagonal = np.arange(len(first))
+        self._own = second[diagonal, diagonal].reshape(by_channel)
+        # With all that is chosen, and with what is chosen of its channel.
+        self._rows = second[now].sum(axis=0).reshape(by_channel)
+        crossed = second.reshape(-1, self._units, *second.shape[1:])
+        self._crossed = crossed[:, channels, now]
+
+    def change(self, channel, old, new):
+        """Takes another candidate for a channel."""
+        old, new = (number * self._units + channel for number in (old, new))
+        self._mean = self._mean + self._first[new] - self._first[old]
+        moved = self._second[new] - self._second[old]
+        self._rows += moved.reshape(self._rows.shape)
+        self._crossed[:, channel] = self._second[new].reshape(self._rows.shape)[
+            :, channel
+        ]
+
+    def of_changes(self, choice):
+        """Mean and square after each change of one channel.
+
+        Returns:
+            Tuple of two arrays `(candidates, channels, outputs)`.
+        """
+        at = choice, np.arange(self._units)
+        power = self._rows[at].sum(axis=0)
+        mean = self._mean - self._firsts[at] + self._firsts
+        square = (
+            (power - 2 * self._rows[at] + self._own[at])
+            + 2 * (self._rows - self._crossed)
+            + self._own
+        )
+        return mean, square
 
 
 def _misfit(reader, mean, square):
     """Errors of means and variances `(2, ..., outputs)`, by what is usual."""
     variance = np.maximum(square - mean**2, 1e-3 * reader.variance)
+    of_mean, of_variance = np.array(NOISE) / np.sqrt(reader.pictures)
     return np.stack(
         [
-            (mean - reader.mean) / np.sqrt(reader.variance) / NOISE[0],
-            np.log(variance / reader.variance) / NOISE[1],
+            (mean - reader.mean) / np.sqrt(reader.variance) / of_mean,
+            np.log(variance / reader.variance) / of_variance,
         ]
     )
 
 
-def _fitted(block, own, steps=4, epsilon=0.02):
+def _fitted(block, own, steps=8):
     """Damped Gauss-Newton steps; returns γ and β, and their cost."""
-    roles, units = block.roles(), block.units
-    best, damping = (None, np.inf), 1.0
+    best, damping = None, 1.0
     for step in range(steps + 1):
-        varied = []
-        for path, role in roles if step < steps else ():
-            changed = list(own[path])
-            changed[role == "beta"] = changed[role == "beta"] + epsilon
-            varied.append({**own, path: tuple(changed)})
-        errors, slopes = [], []
-        moments = block.moments([own, *varied], products=False)
-        for (first, second), reader in zip(moments, block.readers, strict=True):
-            second = second.T
-            mean = first[:units].sum(axis=0)
-            square = second[:units].sum(axis=0)
-            errors.append(_misfit(reader, mean, square))
-            first, second = (
-                value.reshape(-1, units, value.shape[-1])
-                for value in (first, second)
-            )
-            moved_mean = mean + (first[1:] - first[:1])
-            moved_square = square + 2 * (second[1:] - second[:1])
-            slopes.append(
-                (
-                    _misfit(reader, moved_mean, moved_square)
-                    - errors[-1][:, None, None]
-                )
-                / epsilon
-            )
-        error = np.concatenate([some.ravel() for some in errors])
-        expected = list(_expected(block, own))
-        gap = np.concatenate([part[2] for part in expected])
-        spread = np.repeat([part[3] for part in expected], units)
-        cost = float(error @ error + np.sum((gap / spread) ** 2))
-        if cost < best[1]:
-            best, damping = (own, cost), damping / 3
+        tried = _linearized(block, own)
+        if best is None or tried.cost < best.cost:
+            done = best is not None and tried.cost > 0.99 * best.cost
+            best, damping = tried, damping / 3
+            if done:
+                break
         else:
-            return best
-        if step == steps:
-            return best
-        slope = np.concatenate(
-            [np.moveaxis(s, 0, 2).reshape(len(gap), -1) for s in slopes], axis=1
+            damping *= 9
+        if step < steps:
+            own = _stepped(block, best, damping)
+    return best.own, best.cost
+
+
+@dataclasses.dataclass
+class _Linear:
+    """Errors of γ and β, with their derivatives."""
+
+    own: dict
+    error: np.ndarray  # Of all readers' means and variances.
+    slope: np.ndarray  # `(parameters, errors)`
+    gap: np.ndarray  # Of parameters, from what is expected.
+    spread: np.ndarray
+
+    @property
+    def cost(self) -> float:
+        gap = self.gap / self.spread
+        return float(self.error @ self.error + gap @ gap)
+
+
+def _linearized(block, own, epsilon=0.02):
+    units = block.units
+    epsilon = epsilon * block.usual
+    varied = []
+    for path, role in block.roles():
+        changed = list(own[path])
+        changed[role == "beta"] = changed[role == "beta"] + epsilon
+        varied.append({**own, path: tuple(changed)})
+    errors, slopes = [], []
+    moments = block.moments([own, *varied], products=False)
+    for (first, second), reader in zip(moments, block.readers, strict=True):
+        second = second.T
+        mean = first[:units].sum(axis=0)
+        square = second[:units].sum(axis=0)
+        error = _misfit(reader, mean, square)
+        first, second = (
+            value.reshape(-1, units, value.shape[-1])
+            for value in (first, second)
         )
-        change = np.linalg.solve(
-            slope @ slope.T + np.diag((1 + damping) / spread**2),
-            -(slope @ error + gap / spread**2),
-        )
-        change = np.clip(change, -0.5, 0.5).reshape(-1, units)
-        own = dict(own)
-        for (path, role), some in zip(roles, change, strict=True):
-            changed = list(own[path])
-            changed[role == "beta"] = changed[role == "beta"] + some
-            own[path] = tuple(changed)
-    return best
+        moved_mean = mean + (first[1:] - first[:1])
+        moved_square = square + 2 * (second[1:] - second[:1])
+        moved = _misfit(reader, moved_mean, moved_square)
+        slope = (moved - error[:, None, None]) / epsilon
+        errors.append(error.ravel())
+        slopes.append(np.moveaxis(slope, 0, 2).reshape(units * len(varied), -1))
+    expected = list(_expected(block, own))
+    return _Linear(
+        own,
+        np.concatenate(errors),
+        np.concatenate(slopes, axis=1),
+        np.concatenate([part[2] for part in expected]),
+        np.repeat([part[3] for part in expected], units),
+    )
+
+
+def _stepped(block, at, damping):
+    """γ and β after a step from where they were linearised."""
+    change = np.linalg.solve(
+        at.slope @ at.slope.T + np.diag((1 + damping) / at.spread**2),
+        -(at.slope @ at.error + at.gap / at.spread**2),
+    )
+    most = 0.5 * block.usual
+    change = np.clip(change, -most, most).reshape(-1, block.units)
+    own = dict(at.own)
+    for (path, role), some in zip(block.roles(), change, strict=True):
+        changed = list(own[path])
+        changed[role == "beta"] = changed[role == "beta"] + some
+        own[path] = tuple(changed)
+    return own
 
 
 def _pair(values):
