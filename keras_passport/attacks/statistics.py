@@ -419,8 +419,10 @@ class _Sums:
         self._firsts = first.reshape(by_channel)
         diagonal = np.arange(len(first))
         self._own = second[diagonal, diagonal].reshape(by_channel)
-        # With all that is chosen, and with what is chosen of its channel.
-        self._rows = second[now].sum(axis=0).reshape(by_channel)
+        # With all that is chosen, and with what is chosen of its channel. In
+        # double precision, lest changes pile up errors.
+        self._rows = second[now].sum(axis=0, dtype="float64")
+        self._rows = self._rows.reshape(by_channel)
         crossed = second.reshape(-1, self._units, *second.shape[1:])
         self._crossed = crossed[:, channels, now]
 
@@ -428,8 +430,8 @@ class _Sums:
         """Takes another candidate for a channel."""
         old, new = (number * self._units + channel for number in (old, new))
         self._mean = self._mean + self._first[new] - self._first[old]
-        moved = self._second[new] - self._second[old]
-        self._rows += moved.reshape(self._rows.shape)
+        for sign, number in ((1, new), (-1, old)):
+            self._rows += sign * self._second[number].reshape(self._rows.shape)
         self._crossed[:, channel] = self._second[new].reshape(self._rows.shape)[
             :, channel
         ]
