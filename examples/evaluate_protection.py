@@ -6,7 +6,7 @@
 Interrupted, the same command goes on: an attack that is finished is read, not
 tried again. In the run's directory it writes
 
-    attacks/          a record for each attack
+    attacks/          a record for each attack, and what it found of γ and β
     protection.json   the table, the worst case, the verdict
     report.html       the same with figures, one page that needs nothing else
     owner/noise.json  accuracies with noise on the passport (Figure 5)

@@ -222,6 +222,42 @@ class TestBattery:
             assert parts["result"][key] == whole["result"][key]
         assert len(list(folder.iterdir())) == 1
 
+    def test_what_an_attack_found_is_kept_for_the_next(
+        self, owner, monkeypatch
+    ):
+        folder, calls, starts = owner.directory.attacks, [], []
+        found = kp.attacks.statistics_matching
+        reva = kp.attacks.reverse_engineering
+
+        def counted(*args, **options):
+            calls.append("statistics")
+            return found(*args, restarts=1, rounds=1, **options)
+
+        def started(*args, start, **options):
+            starts.append(start)
+            return reva(*args, start=start, **options)
+
+        monkeypatch.setattr(kp.attacks, "statistics_matching", counted)
+        monkeypatch.setattr(kp.attacks, "reverse_engineering", started)
+        for fraction in (0.5, 1.0):
+            budget = Budget(fraction=fraction, epochs=1)
+            record = battery.perform(
+                owner.case, "statistics_reva", budget, folder
+            )
+        assert record["result"]["name"].startswith("statistics matching, then")
+        # Unlabelled pictures are the same whatever part of the labels is had.
+        assert len(calls) == 1
+        [path] = folder.glob("statistics-*.json")
+        history = json.loads(path.read_text())["result"]["history"]
+        assert "parameters" not in history[0]
+        written = json.loads(path.with_suffix(".found").read_text())
+        assert starts == [written, written]
+        # Without it, the first attack is tried again.
+        path.with_suffix(".found").unlink()
+        budget = Budget(fraction=0.2, epochs=1)
+        battery.perform(owner.case, "statistics_reva", budget, folder)
+        assert len(calls) == 2 and starts[2] == written
+
     def test_data_and_epochs_are_those_of_the_budget(self, owner):
         few, all_of_them = (
             battery.perform(

@@ -105,11 +105,18 @@ class TestMatchStatistics:
         _, wrong = kp.attacks.match_statistics(model, pictures(), **options)
         assert wrong[0]["cost"] > 5 * right[0]["cost"]
 
-    def test_a_start_is_kept_where_it_is_right(self):
+    def test_a_start_is_kept_where_it_is_right(self, capsys):
         model, truth = trained(plain_cnn)
         found, _ = kp.attacks.match_statistics(
-            model, pictures(), start=truth, restarts=1, rounds=1
+            model,
+            pictures(),
+            start=truth,
+            restarts=1,
+            rounds=1,
+            progress=True,
         )
+        shown = capsys.readouterr().out
+        assert "2/2" in shown and "cost" in shown
         signs, correlation = agreement(found["first_conv"], truth["first_conv"])
         assert signs == 1.0 and correlation > 0.95
 

@@ -7,6 +7,7 @@ import dataclasses
 import hashlib
 import json
 import pathlib
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -26,6 +27,8 @@ _PARTS = 20
 # Trials of a tuned attacker, at least; pictures that statistics are matched on.
 _TUNED = 40
 _UNLABELLED = 512
+# Of the file beside a record with the γ and β that an attack found.
+_FOUND = ".found"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,6 +74,8 @@ class Attack:
             those that are, such as training from scratch.
         in_parts: whether `run` takes the number of the trial to start with
             as a third argument, and returns some of a long series.
+        first: the attack that it goes on from, if any: `run` takes the γ and
+            β which that one found as a third argument.
         levels: batteries that it is in.
         unfit: why a case has nothing for this attack; None if it has.
     """
@@ -81,6 +86,7 @@ class Attack:
     run: Callable[..., AttackResult]
     control: bool = False
     in_parts: bool = False
+    first: str | None = None
     levels: tuple[str, ...] = _ALL
     unfit: Callable[[Case], str | None] = lambda case: None
 
@@ -103,6 +109,11 @@ def _recipe(case: Case, budget: Budget, like: Recipe = _RECIPE) -> Recipe:
     )
 
 
+def _shows() -> bool:
+    """Whether somebody watches, and wants bars."""
+    return sys.stdout.isatty()
+
+
 def _fakes(kind: str, title: str, knowledge: str) -> Attack:
     def run(case, budget, start=0):
         sources = {}
@@ -121,6 +132,7 @@ def _fakes(kind: str, title: str, knowledge: str) -> Attack:
             key_scaling=case.key_scaling,
             seed=budget.seed,
             start=start,
+            progress=_shows(),
             **sources,
         )
 
@@ -159,6 +171,7 @@ def _training(
             recipe=_recipe(case, budget, recipe),
             restarts=budget.trials,
             seed=budget.seed,
+            progress=_shows(),
             **options,
         )
 
@@ -174,6 +187,7 @@ def _tuned(case, budget):
         fraction=budget.fraction,
         recipe=_recipe(case, budget, _REVA),
         seed=budget.seed,
+        progress=_shows(),
     )
 
 
@@ -185,6 +199,7 @@ def _spectral(case, budget):
         fraction=budget.fraction,
         restarts=budget.trials,
         seed=budget.seed,
+        progress=_shows(),
     )
 
 
@@ -196,7 +211,11 @@ def _statistics(case, budget):
         pictures[:_UNLABELLED], np.random.default_rng(budget.seed)
     )
     return kp.attacks.statistics_matching(
-        case.model, pictures, case.judges(), seed=budget.seed
+        case.model,
+        pictures,
+        case.judges(),
+        seed=budget.seed,
+        progress=_shows(),
     )
 
 
@@ -207,42 +226,18 @@ def _disclosed(case, budget):
     )
 
 
-def _found(attack: Callable) -> Callable:
-    """An attack that finds γ and β: the record does without them."""
-
-    def run(case, budget):
-        result = attack(case, budget)
-        history = tuple(
-            {k: v for k, v in about.items() if k != "parameters"}
-            for about in result.history
-        )
-        return dataclasses.replace(result, history=history)
-
-    return run
-
-
-def _then_reva(attack: Callable) -> Callable:
-    """RevA that starts from what another attack found."""
-
-    def run(case, budget):
-        found = attack(case, budget)
-        result = kp.attacks.reverse_engineering(
-            case.model,
-            case.examples(budget.source),
-            case.judges(),
-            fraction=budget.fraction,
-            start=found.history[found.chosen]["parameters"],
-            recipe=_recipe(case, budget, _REVA),
-            restarts=budget.trials,
-            seed=budget.seed,
-        )
-        return dataclasses.replace(
-            result,
-            name=f"{found.name}, then {result.name}",
-            seconds=found.seconds + result.seconds,
-        )
-
-    return run
+def _reva_from(case, budget, parameters):
+    return kp.attacks.reverse_engineering(
+        case.model,
+        case.examples(budget.source),
+        case.judges(),
+        fraction=budget.fraction,
+        start=parameters,
+        recipe=_recipe(case, budget, _REVA),
+        restarts=budget.trials,
+        seed=budget.seed,
+        progress=_shows(),
+    )
 
 
 def fine_tuned(case: Case, budget: Budget) -> AttackResult:
@@ -283,28 +278,28 @@ ATTACKS: dict[str, Attack] = {
     "reverse_engineering_tuned": Attack(
         "RevA, tuned", "labelled pictures", _TRAINING, _tuned, levels=_LONG
     ),
-    "spectral": Attack(
-        "Spectral", "labelled pictures", _TRAINING, _found(_spectral)
-    ),
+    "spectral": Attack("Spectral", "labelled pictures", _TRAINING, _spectral),
     "spectral_reva": Attack(
         "Spectral, then RevA",
         "labelled pictures",
         _TRAINING,
-        _then_reva(_spectral),
+        _reva_from,
+        first="spectral",
         levels=_LONG,
     ),
     "statistics": Attack(
         "Statistics matching",
         "unlabelled pictures",
         ("source", "seed"),
-        _found(_statistics),
+        _statistics,
         levels=_LONG,
     ),
     "statistics_reva": Attack(
         "Statistics matching, then RevA",
         "labelled pictures",
         _TRAINING,
-        _then_reva(_statistics),
+        _reva_from,
+        first="statistics",
         levels=_LONG,
     ),
     "key_forgery": Attack(
@@ -448,8 +443,11 @@ def perform(
         return found
     if attack.in_parts:
         result = _in_parts(case, attack, budget, path.with_suffix(".part"))
+    elif attack.first:
+        result = _going_on(case, attack, budget, folder)
     else:
         result = attack.run(case, budget)
+    result = _without_found(result, path.with_suffix(_FOUND))
     count = budget.examples if "examples" in attack.uses else None
     record = {
         "attack": name,
@@ -479,3 +477,31 @@ def _in_parts(case, attack, budget, part) -> AttackResult:
         if len(result.accuracies) < budget.num_fakes:
             write_json(part, result.to_dict())
     return result
+
+
+def _going_on(case, attack, budget, folder) -> AttackResult:
+    """An attack that starts from what another found, tried first if need be."""
+    path = record_path(folder, case, attack.first, budget)
+    if not path.with_suffix(_FOUND).exists():
+        path.unlink(missing_ok=True)
+    record = perform(case, attack.first, budget, folder)
+    found = AttackResult.from_dict(record["result"])
+    result = attack.run(case, budget, read_json(path.with_suffix(_FOUND)))
+    return dataclasses.replace(
+        result,
+        name=f"{found.name}, then {result.name}",
+        seconds=found.seconds + result.seconds,
+    )
+
+
+def _without_found(result, path) -> AttackResult:
+    """The result without γ and β that the attack found: those go to a file."""
+    found = [about.get("parameters") for about in result.history]
+    if not any(found):
+        return result
+    write_json(path, found[result.chosen])
+    history = tuple(
+        {k: v for k, v in about.items() if k != "parameters"}
+        for about in result.history
+    )
+    return dataclasses.replace(result, history=history)

@@ -41,6 +41,7 @@ def statistics_matching(
     rounds: int = 3,
     seed: int = 0,
     keep_model: bool = False,
+    progress: bool = False,
 ) -> AttackResult:
     """Finds γ and β by the published statistics of the layers behind them.
 
@@ -58,6 +59,7 @@ def statistics_matching(
         rounds: Likewise.
         seed: Likewise.
         keep_model: Whether the result holds the attacked model.
+        progress: As for `match_statistics`.
 
     Returns:
         An `AttackResult` with one trial. `history[0]["parameters"]` is a dict
@@ -83,6 +85,7 @@ def statistics_matching(
         restarts=restarts,
         rounds=rounds,
         seed=seed,
+        progress=progress,
     )
     opened = Opened(public, parameters)
     seconds = time.monotonic() - began
@@ -127,6 +130,7 @@ def match_statistics(
     restarts: int = 40,
     rounds: int = 3,
     seed: int = 0,
+    progress: bool = False,
 ) -> tuple[dict, list[dict]]:
     """Solves for γ and β that make pictures have the published statistics.
 
@@ -153,6 +157,8 @@ def match_statistics(
         restarts: Random signs that each search starts from, besides `start`.
         rounds: Searches and fits in turn, per layer.
         seed: Of the restarts.
+        progress: Whether to show a progress bar over the layers, with the
+            cost left per equation.
 
     Returns:
         Tuple of a dict from path to γ and β, and a list of dicts as in
@@ -171,6 +177,11 @@ def match_statistics(
     rng = np.random.default_rng(seed)
     known = flow.inputs(images)
     blocks = []
+    bar = None
+    if progress:
+        bar = keras.utils.Progbar(
+            len(flow.layers), stateful_metrics=["cost"], unit_name="layer"
+        )
     for group, readers in flow.blocks():
         block = Block(flow, group, readers, known)
         cost, equations = None, 0
@@ -188,6 +199,9 @@ def match_statistics(
         )
         if readers:
             known.update(block.outputs(parameters))
+        if bar:
+            left = [] if cost is None else [("cost", cost)]
+            bar.add(len(group), left)
     return parameters, blocks
 
 
