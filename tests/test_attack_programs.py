@@ -16,7 +16,7 @@ from common.battery import Budget, Level
 from common.case import Owner
 from common.errors import UserError
 from common.rundir import RunDirectory
-from keras_passport.attacks import AttackResult
+from keras_passport.attacks import AttackResult, training
 from test_case import REPOSITORY
 from test_examples import SMALL, run, succeed
 
@@ -221,6 +221,29 @@ class TestBattery:
         for key in ("accuracies", "entropies", "history", "budget"):
             assert parts["result"][key] == whole["result"][key]
         assert len(list(folder.iterdir())) == 1
+
+    def test_a_killed_search_goes_on(self, owner, monkeypatch):
+        budget = Budget(fraction=0.2, epochs=1)
+        name, folder = "reverse_engineering_tuned", owner.directory.attacks
+        monkeypatch.setattr(battery, "_TUNED", 2)
+        trained, calls = training.run, []
+
+        def stopped(*args, **options):
+            calls.append(1)
+            if len(calls) == 2:
+                raise KeyboardInterrupt
+            return trained(*args, **options)
+
+        monkeypatch.setattr(training, "run", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            battery.perform(owner.case, name, budget, folder)
+        [part] = folder.iterdir()
+        assert part.suffix == ".part"
+        record = battery.perform(owner.case, name, budget, folder)
+        assert len(record["result"]["accuracies"]) == 2
+        # Two trials, the one that was stopped, and the leader once more.
+        assert len(calls) == 4
+        assert [path.suffix for path in folder.iterdir()] == [".json"]
 
     def test_what_an_attack_found_is_kept_for_the_next(
         self, owner, monkeypatch

@@ -7,6 +7,7 @@ import dataclasses
 import hashlib
 import json
 import pathlib
+import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -74,6 +75,8 @@ class Attack:
             those that are, such as training from scratch.
         in_parts: whether `run` takes the number of the trial to start with
             as a third argument, and returns some of a long series.
+        in_folder: whether `run` takes a folder as a third argument, and goes on
+            with what it finds there.
         first: the attack that it goes on from, if any: `run` takes the γ and
             β which that one found as a third argument.
         levels: batteries that it is in.
@@ -86,6 +89,7 @@ class Attack:
     run: Callable[..., AttackResult]
     control: bool = False
     in_parts: bool = False
+    in_folder: bool = False
     first: str | None = None
     levels: tuple[str, ...] = _ALL
     unfit: Callable[[Case], str | None] = lambda case: None
@@ -178,7 +182,7 @@ def _training(
     return Attack(title, "labelled pictures", _TRAINING, run, **own)
 
 
-def _tuned(case, budget):
+def _tuned(case, budget, folder):
     return kp.attacks.tune_reverse_engineering(
         case.model,
         case.examples(budget.source),
@@ -187,6 +191,7 @@ def _tuned(case, budget):
         fraction=budget.fraction,
         recipe=_recipe(case, budget, _REVA),
         seed=budget.seed,
+        directory=folder,
         progress=_shows(),
     )
 
@@ -276,7 +281,12 @@ ATTACKS: dict[str, Attack] = {
         "RevA", kp.attacks.reverse_engineering, _REVA
     ),
     "reverse_engineering_tuned": Attack(
-        "RevA, tuned", "labelled pictures", _TRAINING, _tuned, levels=_LONG
+        "RevA, tuned",
+        "labelled pictures",
+        _TRAINING,
+        _tuned,
+        in_folder=True,
+        levels=_LONG,
     ),
     "spectral": Attack("Spectral", "labelled pictures", _TRAINING, _spectral),
     "spectral_reva": Attack(
@@ -441,8 +451,11 @@ def perform(
     found = read_json(path)
     if found is not None:
         return found
+    part = path.with_suffix(".part")
     if attack.in_parts:
-        result = _in_parts(case, attack, budget, path.with_suffix(".part"))
+        result = _in_parts(case, attack, budget, part)
+    elif attack.in_folder:
+        result = attack.run(case, budget, part)
     elif attack.first:
         result = _going_on(case, attack, budget, folder)
     else:
@@ -460,7 +473,10 @@ def perform(
         "backend": keras.backend.backend(),
     }
     write_json(path, record)
-    path.with_suffix(".part").unlink(missing_ok=True)
+    if part.is_dir():
+        shutil.rmtree(part)
+    else:
+        part.unlink(missing_ok=True)
     # Each attack leaves compiled functions behind.
     keras.utils.clear_session()
     # What was read of a file and what was just made are the same.
