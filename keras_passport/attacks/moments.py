@@ -16,6 +16,9 @@ CHUNK = 2**24
 # than how their places do, and what a search tries is rough.
 PLACES = 2**15
 PAIRS_PLACES = 2**13
+# Most numbers that a search holds of a layer: of wide layers only some outputs
+# are equations, since pairs of channels grow with their square.
+PAIRS = 2**29
 
 
 class Flow:
@@ -93,7 +96,7 @@ class Reader:
     path: str
     mean: np.ndarray  # Without the kernel layer's bias.
     variance: np.ndarray
-    live: np.ndarray  # Of channels that vary.
+    live: np.ndarray  # Numbers of the outputs taken, all of which vary.
     pictures: int  # That the attacker has.
     windows: "Windows | None" = None
 
@@ -108,13 +111,14 @@ class Windows:
         layer: A stock Keras convolution of one group.
         shape: Of what enters it, without the batch, channels last.
         count: How many pictures there are.
+        live: Numbers of the outputs wanted.
     """
 
-    def __init__(self, layer, shape, count):
+    def __init__(self, layer, shape, count, live):
         *space, channels = shape
         kernel = ops.convert_to_numpy(layer.kernel)
         taps = int(np.prod(layer.kernel_size))
-        self._kernel = kernel.reshape(taps, channels, -1)
+        self._kernel = kernel.reshape(taps, channels, -1)[..., live]
         # A picture whose pixels are their own numbers, 0 outside of it, shows
         # which pixels each window has, by the layer's own strides and padding.
         numbers = 1.0 + np.arange(np.prod(space), dtype="float32")
@@ -267,17 +271,20 @@ class Block:
         bias = getattr(layer.layer, "bias", None)
         if bias is not None:
             mean = mean - ops.convert_to_numpy(bias)
-        live = variance > 1e-6 * np.max(variance)
+        live = np.flatnonzero(variance > 1e-6 * np.max(variance))
+        # With a γ of either sign, at least.
+        most = max(1, PAIRS // (2 * self.units) ** 2)
+        live = np.sort(np.random.default_rng(0).permutation(live)[:most])
         return Reader(
             path,
             mean[live],
             variance[live],
             live,
             self._count,
-            self._windows(path),
+            self._windows(path, live),
         )
 
-    def _windows(self, path):
+    def _windows(self, path, live):
         """The windows of a layer's inputs, if it is a plain convolution."""
         layer = self._flow.layers[path]
         if not Windows.fit(layer.layer):
@@ -290,7 +297,7 @@ class Block:
         value = ops.convert_to_numpy(self._flow.entering(path, known))
         axis = layer.adapter.channel_axis(layer.layer)
         shape = np.moveaxis(value, axis, -1).shape[1:]
-        return Windows(layer.layer, shape, self._count)
+        return Windows(layer.layer, shape, self._count, live)
 
     def _is_channelwise(self, path):
         """Whether each channel of a layer's input is one of the group's."""
@@ -372,7 +379,7 @@ class Block:
         axis = layer.adapter.channel_axis(layer.layer) % array.ndim
         if reader.windows:
             last = np.moveaxis(array, axis, -1)
-            return reader.windows.added(last, part, most)[reader.live]
+            return reader.windows.added(last, part, most)
         alone = np.stack(
             [
                 array * _along(row, axis, array.ndim)
