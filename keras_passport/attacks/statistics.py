@@ -150,7 +150,8 @@ def match_statistics(
     Args:
         model: Protected functional model; what is public of it is used alone.
         images: The attacker's pictures, float array `(examples, ...)` or a
-            dict for several inputs; some hundreds are enough.
+            dict for several inputs; some hundreds are enough. Statistics are
+            of pictures as the training showed them: augment them likewise.
         start: Dict from path to γ and β, float arrays `(channels,)`, to
             start from. Defaults to 1 and 0, with V1's β and V2's γ as
             published.
