@@ -204,7 +204,7 @@ class TestBattery:
         name, folder = "fake_random_image", owner.directory.attacks
         whole = battery.perform(owner.case, name, budget, folder)
         battery.record_path(folder, owner.case, name, budget).unlink()
-        monkeypatch.setattr(battery, "_CHUNK", 3)
+        monkeypatch.setattr(battery, "_BETWEEN", 3 * 60)
         tried, calls = kp.attacks.fake_passports, []
 
         def stopped(*args, start, **options):

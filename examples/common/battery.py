@@ -21,9 +21,10 @@ from common.errors import UserError
 from common.rundir import read_json, write_json
 from keras_passport.attacks import AttackResult, Recipe
 
-# Fakes that are tried between two writings of what they reached: so many, and
-# of a long series a twentieth, since all of them are written each time.
-_CHUNK = 1000
+# Fakes that are tried between two writings of what they reached: on so many
+# pictures together, some minutes' work, and of a long series a twentieth, since
+# all of them are written each time.
+_BETWEEN = 500_000
 _PARTS = 20
 # Trials of a tuned attacker, at least; pictures that statistics are matched on.
 _TUNED = 40
@@ -120,6 +121,7 @@ def _shows() -> bool:
 
 def _fakes(kind: str, title: str, knowledge: str) -> Attack:
     def run(case, budget, start=0):
+        some = max(1, _BETWEEN // budget.examples, budget.num_fakes // _PARTS)
         sources = {}
         if kind != "random_pattern":
             known = kind == "known_images"
@@ -128,10 +130,7 @@ def _fakes(kind: str, title: str, knowledge: str) -> Attack:
         return kp.attacks.fake_passports(
             case.model,
             kind,
-            min(
-                max(_CHUNK, budget.num_fakes // _PARTS),
-                budget.num_fakes - start,
-            ),
+            min(some, budget.num_fakes - start),
             case.judges(budget.examples),
             key_scaling=case.key_scaling,
             seed=budget.seed,
