@@ -155,8 +155,16 @@ def measure(row, original, dataset, mine) -> dict:
         "best_fake": 100 * tried.accuracy,
         **traces(model, passport),
     }
-    reverse = attacks.reverse_engineering(model, mine, test, seed=_SEED.value)
+    seed = _SEED.value
+    reverse = attacks.reverse_engineering(model, mine, test, seed=seed)
     result["reva"] = 100 * reverse.accuracy
+    found = attacks.spectral(model, mine, test, seed=seed)
+    result["spectral"] = 100 * found.accuracy
+    start = found.history[found.chosen]["parameters"]
+    reverse = attacks.reverse_engineering(
+        model, mine, test, start=start, seed=seed
+    )
+    result["spectral_reva"] = 100 * reverse.accuracy
     return result
 
 
@@ -177,11 +185,14 @@ def main(_):
     original = networks.resnet((16, 16, 3), 10, depth=14, width=16)
     train(original, dataset)
     test = dataset.normalize(dataset.x_test), dataset.y_test
-    print(f"original: {_accuracy(original, test):.1f}")
+    unprotected = _accuracy(original, test)
+    print(f"original: {unprotected:.1f}")
     for row in _ROWS.value:
         name = f"{_FUNCTION.value}:{row}:{_EPOCHS.value}:{_SEED.value}"
         if name not in results:
-            results[name] = measure(row, original, dataset, mine)
+            found = measure(row, original, dataset, mine)
+            found["inconsistency"] = unprotected - found["valid"]
+            results[name] = found
             write_json(path, results)
         numbers = ", ".join(f"{k} {v:.2f}" for k, v in results[name].items())
         print(f"{name}: {numbers}", flush=True)
