@@ -111,6 +111,42 @@ class TestMatchStatistics:
         assert first.shape == (2 * units, 5)
         assert second.shape == (5, 2 * units, 2 * units)
 
+    def test_a_search_that_was_ended_goes_on(self, tmp_path, monkeypatch):
+        model, _ = trained(small_resnet)
+        images = pictures(16)
+
+        def matched(folder, **options):
+            return kp.attacks.match_statistics(
+                model,
+                images,
+                restarts=1,
+                rounds=1,
+                directory=folder,
+                **options,
+            )
+
+        whole = matched(None)
+        solved, calls = statistics._solved, []
+
+        def stopped(block, *args):
+            calls.append(block.group)
+            if len(calls) == 2:
+                raise KeyboardInterrupt
+            return solved(block, *args)
+
+        monkeypatch.setattr(statistics, "_solved", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            matched(tmp_path)
+        for _ in range(2):
+            found, blocks = matched(tmp_path)
+            assert blocks == whole[1]
+            for path, pair in whole[0].items():
+                np.testing.assert_array_equal(found[path], pair)
+        # The second layer was tried twice, and none after all were there.
+        assert len(calls) == 5 and calls[1] == calls[2]
+        with pytest.raises(ValueError, match="directory of this attack"):
+            matched(tmp_path, seed=1)
+
     def test_other_statistics_are_not_explained(self):
         """The cost tells an attacker whether what was found is true."""
         model, _ = trained(plain_cnn)
@@ -261,7 +297,7 @@ class TestMoments:
         misfit = statistics._misfit(
             block.readers[0], first.sum(axis=0), second.sum(axis=1)
         )
-        assert costs[5, 3] == pytest.approx(np.sum(misfit**2), rel=1e-3)
+        assert costs[5, 3] == pytest.approx(np.sum(np.square(misfit)), rel=1e-3)
         for number, candidate in enumerate(candidates):
             negated = candidates[mirrored[number]]
             np.testing.assert_allclose(negated[path][0], -candidate[path][0])

@@ -66,7 +66,7 @@ class TestTuneReverseEngineering:
         assert tuned.history == plain.history
         assert tuned.accuracies == plain.accuracies
         # Its directory is no other search's.
-        with pytest.raises(ValueError, match="directory of this search"):
+        with pytest.raises(ValueError, match="directory of this attack"):
             tune(attacked, trials=1, directory=tmp_path, seed=1)
 
     def test_an_interrupted_search_goes_on(

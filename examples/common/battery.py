@@ -207,7 +207,7 @@ def _spectral(case, budget):
     )
 
 
-def _statistics(case, budget):
+def _statistics(case, budget, folder):
     pictures, _ = case.examples(budget.source)
     # Statistics are of pictures as training shows them: without that they
     # miss by several times what pictures' own variety makes.
@@ -218,6 +218,7 @@ def _statistics(case, budget):
         case.model,
         pictures,
         case.judges(),
+        directory=folder,
         seed=budget.seed,
         progress=_shows(),
     )
@@ -301,6 +302,7 @@ ATTACKS: dict[str, Attack] = {
         "unlabelled pictures",
         ("source", "seed"),
         _statistics,
+        in_folder=True,
         levels=_LONG,
     ),
     "statistics_reva": Attack(

@@ -9,6 +9,7 @@ import numpy as np
 
 from keras_passport import models
 from keras_passport.attacks import training
+from keras_passport.attacks.kept import Kept, fingerprint
 from keras_passport.attacks.moments import Block, Flow
 from keras_passport.attacks.opened import Opened, neutral
 from keras_passport.attacks.result import AttackResult
@@ -39,6 +40,7 @@ def statistics_matching(
     start: dict | None = None,
     restarts: int = 40,
     rounds: int = 3,
+    directory=None,
     seed: int = 0,
     keep_model: bool = False,
     progress: bool = False,
@@ -57,6 +59,7 @@ def statistics_matching(
         start: As for `match_statistics`.
         restarts: Likewise.
         rounds: Likewise.
+        directory: Likewise.
         seed: Likewise.
         keep_model: Whether the result holds the attacked model.
         progress: As for `match_statistics`.
@@ -70,6 +73,7 @@ def statistics_matching(
 
     Raises:
         PassportError: If the model is not protected, or has nested models.
+        ValueError: If the directory is another attack's.
 
     Example:
 
@@ -84,6 +88,7 @@ def statistics_matching(
         start=start,
         restarts=restarts,
         rounds=rounds,
+        directory=directory,
         seed=seed,
         progress=progress,
     )
@@ -112,10 +117,7 @@ def statistics_matching(
         history=(
             {
                 "blocks": blocks,
-                "parameters": {
-                    path: [np.asarray(value).tolist() for value in pair]
-                    for path, pair in parameters.items()
-                },
+                "parameters": _plain(parameters),
             },
         ),
         model=opened.plain() if keep_model else None,
@@ -129,6 +131,7 @@ def match_statistics(
     start: dict | None = None,
     restarts: int = 40,
     rounds: int = 3,
+    directory=None,
     seed: int = 0,
     progress: bool = False,
 ) -> tuple[dict, list[dict]]:
@@ -157,6 +160,8 @@ def match_statistics(
             published.
         restarts: Random signs that each search starts from, besides `start`.
         rounds: Searches and fits in turn, per layer.
+        directory: Folder in which to keep what was found, layer by layer: an
+            attack that was ended goes on from there. Defaults to none.
         seed: Of the restarts.
         progress: Whether to show a progress bar over the layers, with the
             cost left per equation.
@@ -167,6 +172,7 @@ def match_statistics(
 
     Raises:
         PassportError: If the model is not protected, or has nested models.
+        ValueError: If the directory is another attack's.
 
     Example:
 
@@ -175,39 +181,60 @@ def match_statistics(
     public = models.public(model)
     flow = Flow(public)
     parameters = neutral(public) if start is None else dict(start)
-    rng = np.random.default_rng(seed)
     known = flow.inputs(images)
+    kept = Kept(
+        directory,
+        {
+            "restarts": restarts,
+            "rounds": rounds,
+            "seed": seed,
+            "model": fingerprint(public.get_weights()),
+            "images": fingerprint(known.values()),
+            "start": fingerprint(
+                np.stack(_pair(own)) for own in parameters.values()
+            ),
+        },
+    )
     blocks = []
     bar = None
     if progress:
         bar = keras.utils.Progbar(
             len(flow.layers), stateful_metrics=["cost"], unit_name="layer"
         )
-    for group, readers in flow.blocks():
+    for number, (group, readers) in enumerate(flow.blocks()):
         block = Block(flow, group, readers, known)
-        cost, equations = None, 0
+
+        def solve(block=block, number=number):
+            own = {path: _pair(parameters[path]) for path in block.group}
+            # Draws are a layer's own, so that those before it may be kept.
+            rng = np.random.default_rng([seed, number])
+            own, cost = _solved(block, own, restarts, rounds, rng)
+            return {"parameters": _plain(own), "cost": cost}
+
+        cost = None
         if block.readers:
-            own = {path: _pair(parameters[path]) for path in group}
-            own, cost, equations = _solved(block, own, restarts, rounds, rng)
-            parameters.update(own)
+            found = kept.reach(str(number), solve)
+            parameters.update(
+                {path: _pair(own) for path, own in found["parameters"].items()}
+            )
+            cost = found["cost"]
         blocks.append(
             {
                 "layers": list(group),
                 "readers": [reader.path for reader in block.readers],
-                "equations": equations,
+                "equations": block.equations,
                 "cost": cost,
             }
         )
         if readers:
             known.update(block.outputs(parameters))
         if bar:
-            left = [] if cost is None else [("cost", cost)]
-            bar.add(len(group), left)
+            bar.add(len(group), [] if cost is None else [("cost", cost)])
     return parameters, blocks
 
 
 def _solved(block, own, restarts, rounds, rng):
-    """Searches and fits in turn; returns γ and β, cost and equations."""
+    """Searches and fits in turn; returns γ and β, and cost per equation."""
     own, best = _sized(block, own, rng), None
     for number in range(rounds):
         # A few steps tell which are worth the rest.
@@ -221,9 +248,8 @@ def _solved(block, own, restarts, rounds, rng):
         if best is not None and cost > 0.98 * best[1]:
             break
         best = own, cost
-    equations = 2 * sum(len(reader.mean) for reader in block.readers)
     own, cost = min([best, (own, cost)], key=lambda pair: pair[1])
-    return own, cost / equations, equations
+    return own, cost / block.equations
 
 
 def _sized(block, own, rng, rounds=3, draws=6):
@@ -408,8 +434,8 @@ class _Search:
         costs = self._unlikely - self._unlikely[choice, channels]
         costs = costs + self._unlikely[choice, channels].sum()
         for (_, _, reader), some in zip(self._parts, sums, strict=True):
-            misfit = _misfit(reader, *some.of_changes(choice))
-            costs = costs + np.sum(misfit**2, axis=(0, -1))
+            for error in _misfit(reader, *some.of_changes(choice)):
+                costs = costs + np.einsum("kco,kco->kc", error, error)
         return costs
 
 
@@ -469,14 +495,12 @@ class _Sums:
 
 
 def _misfit(reader, mean, square):
-    """Errors of means and variances `(2, ..., outputs)`, by what is usual."""
+    """Errors of means, and of variances, by what is usual."""
     variance = np.maximum(square - mean**2, 1e-3 * reader.variance)
     of_mean, of_variance = np.array(NOISE) / np.sqrt(reader.pictures)
-    return np.stack(
-        [
-            (mean - reader.mean) / np.sqrt(reader.variance) / of_mean,
-            np.log(variance / reader.variance) / of_variance,
-        ]
+    return (
+        (mean - reader.mean) * (1 / np.sqrt(reader.variance) / of_mean),
+        np.log(variance / reader.variance) * (1 / of_variance),
     )
 
 
@@ -527,14 +551,14 @@ def _linearized(block, own, epsilon=0.02):
         second = second.T
         mean = first[:units].sum(axis=0)
         square = second[:units].sum(axis=0)
-        error = _misfit(reader, mean, square)
+        error = np.stack(_misfit(reader, mean, square))
         first, second = (
             value.reshape(-1, units, value.shape[-1])
             for value in (first, second)
         )
         moved_mean = mean + (first[1:] - first[:1])
         moved_square = square + 2 * (second[1:] - second[:1])
-        moved = _misfit(reader, moved_mean, moved_square)
+        moved = np.stack(_misfit(reader, moved_mean, moved_square))
         slope = (moved - error[:, None, None]) / epsilon
         errors.append(error.ravel())
         slopes.append(np.moveaxis(slope, 0, 2).reshape(units * len(varied), -1))
@@ -566,6 +590,13 @@ def _stepped(block, at, damping):
 
 def _pair(values):
     return tuple(np.asarray(value, "float64") for value in values)
+
+
+def _plain(parameters):
+    return {
+        path: [np.asarray(value).tolist() for value in pair]
+        for path, pair in parameters.items()
+    }
 
 
 def _count(arrays):

@@ -1,8 +1,6 @@
 """RevA with its settings searched for: the attacker whose number counts."""
 
 import dataclasses
-import hashlib
-import json
 import pathlib
 import tempfile
 import time
@@ -10,8 +8,9 @@ import time
 import keras
 import numpy as np
 
-from keras_passport import files, models, normalization
+from keras_passport import models, normalization
 from keras_passport.attacks import reverse, training
+from keras_passport.attacks.kept import Kept, fingerprint
 from keras_passport.attacks.result import AttackResult
 
 SEARCHES = ("random", "hyperband")
@@ -109,14 +108,14 @@ def _search(
     model, data, test, folder, *, trials, search, recipe, seed, **options
 ):
     began = time.monotonic()
-    _check_folder(
+    kept = Kept(
         folder,
         {
             "search": search,
             "recipe": recipe.to_dict(),
             "seed": seed,
-            "model": _fingerprint(models.public(model).get_weights()),
-            "data": _fingerprint([data[1], test[1]]),
+            "model": fingerprint(models.public(model).get_weights()),
+            "data": fingerprint([data[1], test[1]]),
         },
     )
     opener = reverse.Opener(model)
@@ -142,13 +141,12 @@ def _search(
 
     def reach(name, settings, split=0):
         """A training's result: read, if it was here before, or made."""
-        path = folder / (f"{name}-{split}.json" if split else f"{name}.json")
-        if path.exists():
-            return AttackResult(**json.loads(path.read_text()))
-        result = attack(**settings, split=split)
-        with files.replacing(path) as temporary:
-            temporary.write_text(json.dumps(result.to_dict()))
-        return result
+        return AttackResult.from_dict(
+            kept.reach(
+                f"{name}-{split}" if split else name,
+                lambda: attack(**settings, split=split).to_dict(),
+            )
+        )
 
     def note(name, settings):
         trial = _Searched(name, settings, [reach(name, settings)])
@@ -296,25 +294,3 @@ def _oracle(search, recipe, seed, folder, statistics):
     # The caller counts.
     oracle.max_trials = None
     return oracle
-
-
-def _check_folder(folder, settings):
-    """Notes what a folder's search is of, or refuses another one."""
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / "search.json"
-    text = json.dumps(settings, indent=2)
-    if not path.exists():
-        path.write_text(text)
-    elif path.read_text() != text:
-        raise ValueError(
-            "Expected a directory of this search, or a new one. Received: "
-            f"directory={str(folder)!r} of a search with other settings, "
-            "model or data"
-        )
-
-
-def _fingerprint(arrays) -> str:
-    digest = hashlib.sha256()
-    for array in arrays:
-        digest.update(np.ascontiguousarray(array).tobytes())
-    return digest.hexdigest()
