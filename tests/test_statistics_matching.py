@@ -252,7 +252,7 @@ class TestMoments:
         # Some places of each picture, each with all that it had.
         monkeypatch.setattr(moments, "PLACES", 24)
         windows = moments.Windows(conv, x.shape[1:], len(x), live)
-        some = windows.added(x, slice(0, 6), 24).reshape(3, 4, 6, 4)
+        some = windows.added(x, slice(0, 6)).reshape(3, 4, 6, 4)
         every = np.moveaxis(expected, -1, 0)[live].reshape(3, 4, 6, -1)
         for picture in range(6):
             gaps = some[:, :, picture, :, None] - every[:, :, picture, None]

@@ -11,11 +11,9 @@ from keras_passport.errors import PassportError
 
 # Most numbers in one array.
 CHUNK = 2**24
-# Places of all pictures together that moments of a convolution are taken at,
-# and those of all pairs of channels: how pictures differ is a larger error
-# than how their places do, and what a search tries is rough.
+# Places of all pictures together that moments of a convolution are taken at:
+# how pictures differ is a larger error than how their places do.
 PLACES = 2**15
-PAIRS_PLACES = 2**13
 # Most numbers that a search holds of a layer: of wide layers only some outputs
 # are equations, since pairs of channels grow with their square.
 PAIRS = 2**29
@@ -132,16 +130,13 @@ class Windows:
         )
         self._pixels = np.rint(ops.convert_to_numpy(found)).astype(int)
         self._pixels = self._pixels.reshape(-1, taps)
-        self._count, places = count, len(self._pixels)
+        places = len(self._pixels)
         # All draws of a search are of the same places.
         rng = np.random.default_rng(0)
-        some = self._share(PLACES)
+        some = max(1, PLACES // count)
         self._places = np.stack(
             [rng.permutation(places)[:some] for _ in range(count)]
         )
-
-    def _share(self, places):
-        return max(1, places // self._count)
 
     @staticmethod
     def fit(layer) -> bool:
@@ -153,19 +148,18 @@ class Windows:
             and layer.padding in ("same", "valid")
         )
 
-    def added(self, array, part, most=PLACES):
+    def added(self, array, part):
         """What each channel alone adds: `(outputs, channels, places)`.
 
         Args:
             array: What enters the layer, channels last, for a part of the
                 pictures.
             part: Slice of all pictures that they are.
-            most: Places of all pictures together.
         """
         flat = array.reshape(len(array), -1, array.shape[-1])
         outside = np.zeros_like(flat[:, :1])
         flat = np.concatenate([outside, flat], axis=1)
-        pixels = self._pixels[self._places[part, : self._share(most)]]
+        pixels = self._pixels[self._places[part]]
         rows = np.arange(len(flat))[:, None, None]
         windows = flat[rows, pixels].reshape(-1, *self._kernel.shape[:2])
         # A product of arrays that are not in order takes four times as long.
@@ -342,7 +336,6 @@ class Block:
             `(outputs, k·C, k·C)` or `(outputs, k·C)`.
         """
         totals = [[0.0, 0.0, 0] for _ in self.readers]
-        most = PAIRS_PLACES if products else PLACES
         at, size = 0, 4
         while at < self._count:
             part = slice(at, min(at + size, self._count))
@@ -350,7 +343,7 @@ class Block:
             for i, reader in enumerate(self.readers):
                 added = np.concatenate(
                     [
-                        self._added(reader, arrays[i], part, most)
+                        self._added(reader, arrays[i], part)
                         for arrays in entering
                     ],
                     axis=1,
@@ -380,13 +373,13 @@ class Block:
             for reader in self.readers
         ]
 
-    def _added(self, reader, array, part, most):
+    def _added(self, reader, array, part):
         """What each channel alone adds: `(outputs, channels, places)`."""
         layer = self._flow.layers[reader.path]
         axis = layer.adapter.channel_axis(layer.layer) % array.ndim
         if reader.windows:
             last = np.moveaxis(array, axis, -1)
-            return reader.windows.added(last, part, most)
+            return reader.windows.added(last, part)
         alone = np.stack(
             [
                 array * _along(row, axis, array.ndim)

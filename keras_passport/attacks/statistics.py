@@ -30,6 +30,11 @@ CANDIDATES = 800
 HEATS = (1000.0, 2.0, 400)
 KEPT = 6
 FITTED = 2
+# A cost per equation that tells that a layer is solved; and how often one is
+# tried anew that is not, while those before it are: behind a layer that is
+# lost, no search finds the truth.
+SOLVED = 1.5
+TRIES = 3
 
 
 def statistics_matching(
@@ -195,7 +200,7 @@ def match_statistics(
             ),
         },
     )
-    blocks = []
+    blocks, lost = [], False
     bar = None
     if progress:
         bar = keras.utils.Progbar(
@@ -204,11 +209,12 @@ def match_statistics(
     for number, (group, readers) in enumerate(flow.blocks()):
         block = Block(flow, group, readers, known)
 
-        def solve(block=block, number=number):
+        def solve(block=block, number=number, lost=lost):
             own = {path: _pair(parameters[path]) for path in block.group}
             # Draws are a layer's own, so that those before it may be kept.
             rng = np.random.default_rng([seed, number])
-            own, cost = _solved(block, own, restarts, rounds, rng)
+            tries = 1 if lost else TRIES
+            own, cost = _solved(block, own, restarts, rounds, tries, rng)
             return {"parameters": _plain(own), "cost": cost}
 
         cost = None
@@ -218,6 +224,7 @@ def match_statistics(
                 {path: _pair(own) for path, own in found["parameters"].items()}
             )
             cost = found["cost"]
+            lost = lost or cost > SOLVED
         blocks.append(
             {
                 "layers": list(group),
@@ -233,7 +240,17 @@ def match_statistics(
     return parameters, blocks
 
 
-def _solved(block, own, restarts, rounds, rng):
+def _solved(block, own, restarts, rounds, tries, rng):
+    """The best γ and β of some tries, and their cost per equation."""
+    found = []
+    for _ in range(tries):
+        found.append(_tried(block, own, restarts, rounds, rng))
+        if found[-1][1] < SOLVED:
+            break
+    return min(found, key=lambda pair: pair[1])
+
+
+def _tried(block, own, restarts, rounds, rng):
     """Searches and fits in turn; returns γ and β, and cost per equation."""
     own, best = _sized(block, own, rng), None
     for number in range(rounds):
