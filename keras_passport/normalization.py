@@ -86,8 +86,10 @@ def folds_into(kernel_layer, layer) -> bool:
         and getattr(kernel_layer, "activation", None)
         in (None, keras.activations.linear)
         and kernel_layer.activity_regularizer is None
-        # Half precision would round the scaled kernel.
-        and layer.compute_dtype == kernel_layer.compute_dtype == "float32"
+        and layer.compute_dtype == kernel_layer.compute_dtype
+        # A kernel is scaled in float32 and rounded once, as it would be
+        # anyway; float16 has no exponents for what scaling can make of it.
+        and layer.compute_dtype in ("float32", "bfloat16")
         and not getattr(kernel_layer, "lora_enabled", False)
     )
 
@@ -95,6 +97,7 @@ def folds_into(kernel_layer, layer) -> bool:
 def shifted(layer, inputs, shift):
     """Inputs plus a shift per channel, of shape `(channels,)`."""
     axis = channel_axis(layer, len(inputs.shape))
+    shift = ops.cast(shift, inputs.dtype)
     if keras.backend.backend() == "tensorflow" and axis + 1 == len(
         inputs.shape
     ):

@@ -253,6 +253,41 @@ def test_hidden_parameters_are_exact_under_mixed_precision(
     )
 
 
+@pytest.mark.parametrize("kernel", ("conv2d", "depthwise", "transpose"))
+def test_folding_rounds_no_more_in_bfloat16(kernel, monkeypatch):
+    if keras.backend.backend() != "tensorflow":
+        pytest.skip("XLA, of JAX, does what folding does")
+    layer, maps = build(kernel)
+    layer_class, arguments, shape = KERNELS[kernel]
+    policy = {"dtype": "mixed_bfloat16"}
+    mixed = kp.PassportNormalization(
+        layer_class(**arguments, **policy),
+        keras.layers.BatchNormalization(**policy),
+    )
+    mixed.build((None, *shape))
+    mixed.set_weights(layer.get_weights())
+    mixed.bind_keys(**keys_of(mixed, maps))
+    x = random((64, *shape), 3)
+    expected = layer(x, training=False)
+
+    def error():
+        outputs = mixed(x, training=False)
+        assert keras.backend.standardize_dtype(outputs.dtype) == "bfloat16"
+        gaps = ops.cast(outputs, "float32") - expected
+        return float(ops.sqrt(ops.mean(gaps * gaps)))
+
+    calls, fold = [], type(mixed)._call_folded
+    monkeypatch.setattr(
+        type(mixed),
+        "_call_folded",
+        lambda *args: calls.append(args) or fold(*args),
+    )
+    folded = error()
+    assert calls
+    monkeypatch.setattr(type(mixed), "_folds", lambda *args: False)
+    assert folded < 1.2 * error()
+
+
 def test_float64_layers():
     if keras.backend.backend() == "jax":
         pytest.skip("JAX has no float64 unless it is told to")
