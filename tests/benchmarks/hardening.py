@@ -32,6 +32,10 @@ _EXAMPLES = flags.DEFINE_integer("examples", 15_000, "To train on.")
 _EPOCHS = flags.DEFINE_integer("epochs", 5, "Of every training.")
 _SEED = flags.DEFINE_integer("seed", 0, "Of weights and passports.")
 _FUNCTION = flags.DEFINE_string("function", "V3", "V1, V2 or V3.")
+_PRECISION = flags.DEFINE_enum(
+    "mixed_precision", "none", ["none", "bfloat16"], "As for the trainers."
+)
+_RESTARTS = flags.DEFINE_integer("restarts", 3, "Of the spectral attack.")
 _ROWS = flags.DEFINE_list(
     "rows",
     [
@@ -49,7 +53,8 @@ _ROWS = flags.DEFINE_list(
     ],
     "KIND:SCALING:GRADIENT. Decoupled ones start from γ = 1 or -1 and β = 0 "
     "(kp.calibrate), coupled ones as initialised. orthogonal*0.5 has keys of "
-    "half the size; its fakes do not.",
+    "half the size; fan_in*warm has keys that grow from a tenth of their size "
+    "to all of it in the first half of the epochs, while γ and β stay.",
 )
 
 # Pictures that judge, that fakes are judged on, and that an attacker has.
@@ -78,13 +83,59 @@ def small_cifar() -> tuple[data.Dataset, tuple]:
     return dataset, mine
 
 
-def train(model: keras.Model, dataset: data.Dataset) -> keras.Model:
+def train(
+    model: keras.Model, dataset: data.Dataset, watch: "Sizes | None" = None
+) -> keras.Model:
     recipe = training.Recipe(_EPOCHS.value, 128, 0.1, 5e-4, _SEED.value)
     with tempfile.TemporaryDirectory() as folder:
-        training.train(
-            model, dataset, recipe, pathlib.Path(folder, "checkpoint.h5")
-        )
+        path = pathlib.Path(folder, "checkpoint.h5")
+        training.train(model, dataset, recipe, path, watch)
     return model
+
+
+class Sizes:
+    """Binds keys of a size that changes from epoch to epoch.
+
+    Args:
+        model: protected.
+        passport: its passport.
+        sizes: what the keys are multiplied with in each epoch; the last holds
+            for all that follow.
+    """
+
+    def __init__(
+        self, model: keras.Model, passport: kp.Passport, sizes: list[float]
+    ):
+        self._layers = kp.protected_layers(model)
+        self._keys = passport.keys(model)
+        self._sizes = sizes
+        self._epoch = 0
+        kp.bind(model, passport)
+        self._bind(sizes[0])
+
+    def start(self) -> None:
+        """Before an epoch: other keys, the same γ and β."""
+        if 0 < self._epoch < len(self._sizes):
+            hidden = {p: v.hidden_parameters() for p, v in self._layers.items()}
+            self._bind(self._sizes[self._epoch])
+            for path, layer in self._layers.items():
+                layer.set_hidden_parameters(*hidden[path])
+        self._epoch += 1
+
+    def measure(self) -> dict[str, float]:
+        return {}
+
+    def _bind(self, size: float) -> None:
+        for path, layer in self._layers.items():
+            keys = self._keys[path]
+            layer.bind_keys(**{role: size * key for role, key in keys.items()})
+
+
+def sizes(factor: str) -> list[float]:
+    """What keys are multiplied with, epoch by epoch."""
+    if factor == "warm":
+        return list(np.geomspace(1 / 10, 1, (_EPOCHS.value + 1) // 2))
+    return [float(factor or 1)]
 
 
 def traces(model: keras.Model, passport: kp.Passport) -> dict:
@@ -133,13 +184,10 @@ def measure(row, original, dataset, mine) -> dict:
             **options,
         )
         fakes.update(images=mine[0][:60], reference=original)
-    kp.bind(model, passport)
-    keys, size = passport.keys(model), float(factor or 1)
-    for path, layer in kp.protected_layers(model).items():
-        layer.bind_keys(**{r: size * key for r, key in keys[path].items()})
+    watch = Sizes(model, passport, sizes(factor))
     if gradient == "decoupled":
         kp.calibrate(model)
-    train(model, dataset)
+    train(model, dataset, watch)
     test = dataset.normalize(dataset.x_test), dataset.y_test
     tried = attacks.fake_passports(
         model,
@@ -158,7 +206,9 @@ def measure(row, original, dataset, mine) -> dict:
     seed = _SEED.value
     reverse = attacks.reverse_engineering(model, mine, test, seed=seed)
     result["reva"] = 100 * reverse.accuracy
-    found = attacks.spectral(model, mine, test, seed=seed)
+    found = attacks.spectral(
+        model, mine, test, restarts=_RESTARTS.value, seed=seed
+    )
     result["spectral"] = 100 * found.accuracy
     start = found.history[found.chosen]["parameters"]
     reverse = attacks.reverse_engineering(
@@ -182,7 +232,8 @@ def main(_):
     results = read_json(path) or {}
     dataset, mine = small_cifar()
     keras.utils.set_random_seed(_SEED.value)
-    original = networks.resnet((16, 16, 3), 10, depth=14, width=16)
+    with training.precision(_PRECISION.value):
+        original = networks.resnet((16, 16, 3), 10, depth=14, width=16)
     train(original, dataset)
     test = dataset.normalize(dataset.x_test), dataset.y_test
     unprotected = _accuracy(original, test)
@@ -190,6 +241,8 @@ def main(_):
     for row in _ROWS.value:
         name = f"{_FUNCTION.value}:{row}:{_EPOCHS.value}:{_SEED.value}"
         if name not in results:
+            # Each row leaves compiled functions behind.
+            keras.utils.clear_session()
             found = measure(row, original, dataset, mine)
             found["inconsistency"] = unprotected - found["valid"]
             results[name] = found
