@@ -10,7 +10,8 @@ goes on:
         --attack=fake_random_image --num_fakes=100000 --examples=200
 
 The attack gets what is published, and its own data. What it reached goes to
-the run's folder `attacks`, a file for each attack and budget.
+the run's folder `attacks`, a file for each attack and budget, and as a row of
+the table to `attacks` in the run's `result.json`.
 """
 
 from absl import app, flags
@@ -19,6 +20,7 @@ from common import battery, verdict
 from common.battery import ATTACKS, Budget
 from common.case import Owner
 from common.errors import UserError, in_one_line
+from common.rundir import RunDirectory, read_json, write_json
 
 _RUN_DIR = flags.DEFINE_string("run_dir", None, "A finished run of a trainer.")
 _DATA_DIR = flags.DEFINE_string("data_dir", None, "As for the trainer.")
@@ -66,7 +68,16 @@ def main(_):
         print(*verdict.table(rows, numbers), sep="\n")
         print(*verdict.verdict(rows, numbers, []), sep="\n")
         path = battery.record_path(folder, owner.case, name, budget)
+        _add_to_result(owner.directory, path.stem, rows[0])
         print(f"The record is {path}")
+
+
+def _add_to_result(directory: RunDirectory, name: str, row: dict) -> None:
+    result = read_json(directory.result)
+    # Without one the trainer is not done yet: it would be taken for its own.
+    if result is not None:
+        result.setdefault("attacks", {})[name] = row
+        write_json(directory.result, result)
 
 
 if __name__ == "__main__":

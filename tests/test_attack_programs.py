@@ -410,6 +410,18 @@ class TestPrograms:
         assert len(found["result"]["accuracies"]) == 3
         assert str(path) in output
 
+        # The run's own result has it, too, and keeps it.
+        def rows():
+            result = json.loads((finished / "result.json").read_text())
+            assert "valid_accuracy" in result
+            return result["attacks"]
+
+        row = rows()[path.stem]
+        assert row["accuracy"] == 100 * max(found["result"]["accuracies"])
+        assert row["budget"] == found["budget"]
+        succeed(*SMALL, f"--run_dir={finished}")
+        assert rows()[path.stem] == row
+
     def test_the_battery(self, finished):
         flags = (
             f"--run_dir={finished}",

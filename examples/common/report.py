@@ -87,6 +87,10 @@ def write(
         },
         "versions": _versions(),
     }
+    # What `attack.py` added, if the run is written once more.
+    attacks = (read_json(directory.result) or {}).get("attacks")
+    if attacks:
+        result["attacks"] = attacks
     write_json(directory.result, result)
     kp.plots.plot_fakes(result, directory.fakes_figure)
     kp.plots.plot_training(_for_figure(histories), directory.training_figure)
