@@ -36,7 +36,12 @@ flags.DEFINE_enum(
 )
 flags.DEFINE_float("fraction", None, "Part of them, in (0, 1].", 0, 1)
 flags.DEFINE_integer("epochs", None, "Passes over them.", 1)
-flags.DEFINE_integer("trials", None, "Trainings, of which one is chosen.", 1)
+flags.DEFINE_integer(
+    "trials",
+    None,
+    "Trainings, of which one is chosen; 40 at least if tuned.",
+    1,
+)
 flags.DEFINE_integer("seed", None, "Of all draws of the attack.", 0)
 flags.mark_flags_as_required(["run_dir", "attack"])
 
@@ -51,8 +56,9 @@ def main(_):
         }
         uses = ATTACKS[name].uses
         if useless := sorted(given.keys() - set(uses)):
+            takes = f"--{', --'.join(uses)}" if uses else "nothing to spend"
             raise UserError(
-                f"--attack={name} takes --{', --'.join(uses)}. "
+                f"--attack={name} takes {takes}. "
                 f"Received: --{', --'.join(useless)}"
             )
         if given.get("fraction") == 0:

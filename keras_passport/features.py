@@ -47,6 +47,30 @@ def input_shapes(model, spatial_size=None) -> dict[str, tuple[int, ...]]:
     return {path: seen[path] for path in layers}
 
 
+def open_sizes(model, inputs) -> tuple[int, ...] | None:
+    """Sizes that inputs have along the axes that a model leaves open.
+
+    Args:
+        model: Protected model.
+        inputs: Array `(examples, ...)` or a structure of them for several
+            inputs; the first with open axes counts.
+
+    Returns:
+        A `spatial_size` as `input_shapes` takes it; `None` for no open axis.
+    """
+    expected = keras.tree.flatten(graph.functional_of(model)._inputs_struct)
+    given = keras.tree.flatten(inputs)
+    for tensor, array in zip(expected, given, strict=False):
+        sizes = tuple(
+            size
+            for own, size in zip(tensor.shape[1:], array.shape[1:], strict=True)
+            if own is None
+        )
+        if sizes:
+            return sizes
+    return None
+
+
 def _filled(shape, spatial_size):
     sizes = (
         iter(spatial_size)

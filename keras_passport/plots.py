@@ -35,7 +35,7 @@ def plot_fakes(result: Mapping, path) -> None:
 
     Args:
         result: Mapping with accuracies in per cent:
-            `"original_accuracy"`: number;
+            `"original_accuracy"`: number, or absent for no line;
             `"valid_accuracy"`: number, or a sequence of them if several
             networks were protected (up to ten are drawn as lines, more as a
             histogram);
@@ -368,15 +368,18 @@ def plot_training(history: Mapping, path) -> None:
 
 def _histogram(axes, result):
     """One histogram with its lines; handles and labels of its legend."""
-    original = _accuracies(result, "original_accuracy")[0]
     valid = _accuracies(result, "valid_accuracy")
     fakes = _accuracies(result, "fake_accuracies")
     word = result.get("attack")
     _style(axes)
     bins = np.arange(101)
-    original_line = axes.axvline(
-        original, color=_ORIGINAL, linewidth=1.6, zorder=4
-    )
+    handles, labels = [], []
+    if "original_accuracy" in result:
+        [original] = _accuracies(result, "original_accuracy")
+        handles = [
+            axes.axvline(original, color=_ORIGINAL, linewidth=1.6, zorder=4)
+        ]
+        labels = [f"Original: {original:.1f} %"]
     counts, _, bars = axes.hist(
         fakes,
         bins,
@@ -411,8 +414,8 @@ def _histogram(axes, result):
     axes.set_ylabel(f"{'Trials' if word else 'Passports'} per 1 % of accuracy")
     if result.get("title"):
         axes.set_title(result["title"], color=_INK, fontsize=12, pad=10)
-    return [original_line, valid_mark, bars], [
-        f"Original: {original:.1f} %",
+    return [*handles, valid_mark, bars], [
+        *labels,
         _label(valid, "Valid passport", "valid passports"),
         _label(fakes, word or "1 fake", word or "fakes", with_maximum=True),
     ]

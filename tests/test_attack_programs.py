@@ -51,6 +51,10 @@ def linear_classifier(scale=1.0):
     model.get_layer("pixels").set_weights(
         [scale * weights[:-1], scale * weights[-1]]
     )
+    # Statistics that tell channels apart, as after a training.
+    for layer in model.layers:
+        if isinstance(layer, keras.layers.BatchNormalization):
+            layer.moving_mean.assign([0.1, 0.2, 0.3, 0.4])
     return model
 
 
@@ -314,11 +318,69 @@ class TestBattery:
         lines, complete = evaluation.evaluate(owner, "quick", FAKES)
         assert not complete
         assert len(rows_of(owner)) == 3
-        assert "Broken (error: RuntimeError: out of memory)" in lines[-1]
+        assert "Broken (error: RuntimeError: out of memory)" in lines[-2]
         monkeypatch.setitem(battery.ATTACKS, "fake_fixed_image", attack)
         _, complete = evaluation.evaluate(owner, "quick", FAKES)
         assert complete
         assert len(rows_of(owner)) == 4
+
+    def test_a_record_of_forged_keys_tells_no_norm(self, owner):
+        path = owner.directory.attacks
+        record = battery.perform(owner.case, "key_forgery", Budget(), path)
+        [about] = record["result"]["history"]
+        assert about["systems"]
+        for system in about["systems"]:
+            assert {"rank", "residual"} <= system.keys()
+            assert "norm" not in system
+
+    def test_the_spectral_attack_spends_its_epochs(self, owner):
+        record = battery.perform(
+            owner.case,
+            "spectral",
+            Budget(source="disjoint", fraction=0.5, epochs=2),
+            owner.directory.attacks,
+        )
+        [told] = record["result"]["history"]
+        assert told["epochs"] == len(told["history"]["val_accuracy"]) == 2
+        assert told["augment"]
+
+    def test_hidden_statistics_are_nothing_to_match(self, owner):
+        for layer in kp.protected_layers(owner.case.model).values():
+            layer.normalization.moving_mean.assign(np.zeros(4))
+        names = ["statistics", "statistics_reva", "fake_random_pattern"]
+        lines, complete = evaluation.evaluate(owner, "standard", names)
+        assert complete
+        assert {r["attack"] for r in rows_of(owner)} == {"fake_random_pattern"}
+        assert "Statistics matching (the statistics are hidden)" in lines[-2]
+
+    def test_what_a_battery_leaves_out_is_said(self, owner):
+        lines, _ = evaluation.evaluate(owner, "quick", FAKES)
+        assert lines[-1].startswith("Left out of this battery: RevA; RevA, tu")
+        assert "Fakes" not in lines[-1]
+        with pytest.raises(UserError, match="--budget=quick has"):
+            evaluation.evaluate(owner, "quick", ["spectral_reva"])
+
+    def test_changes_go_on_where_they_were_ended(self, owner, monkeypatch):
+        def never(*args, **options):
+            raise AssertionError("no training here")
+
+        monkeypatch.setattr(battery, "fine_tuned", never)
+        monkeypatch.setattr(evaluation, "_PRUNED", (0.5,))
+        prune, calls = kp.attacks.prune, []
+
+        def pruned(*args):
+            calls.append(args)
+            return prune(*args)
+
+        monkeypatch.setattr(kp.attacks, "prune", pruned)
+        for _ in range(2):
+            errors = []
+            changes = evaluation._changes(owner, "quick", 0, errors)
+            assert list(changes)[:2] == ["none", "50 % of the weights pruned"]
+            assert len(changes) == 5
+            # What broke is told, and tried again.
+            assert len(errors) == 1 and "no training here" in errors[0]
+            assert len(calls) == 1
 
     def test_another_network_has_other_records(self, owner, tmp_path):
         other = planted(tmp_path / "other", linear_classifier())

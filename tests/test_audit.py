@@ -25,6 +25,25 @@ def passport(model, images):
     return kp.Passport.random_image(model, images, reference=reference)
 
 
+class TestAccuracies:
+    def test_a_column_of_labels_is_as_good(self, model, passport):
+        rng = np.random.default_rng(0)
+        x = rng.normal(size=(40, *model.input_shape[1:])).astype("float32")
+        y = rng.integers(0, 4, 40)
+        found = [
+            kp.audit.accuracies(model, passport, (x, labels), fakes=2)
+            for labels in (y, y[:, None])
+        ]
+        assert found[0] == found[1]
+        noise = [
+            kp.audit.accuracy_under_noise(
+                model, passport, (x, labels), fractions=[0.0], repeats=1
+            )["accuracies"]
+            for labels in (y, y[:, None])
+        ]
+        assert noise[0] == noise[1] == [[found[0]["valid"]]]
+
+
 class TestRightGuesses:
     def test_one_is_right_in_n(self, model, images, passport):
         rng = np.random.default_rng(0)

@@ -226,6 +226,34 @@ class TestRun:
         )
         assert result.history[0]["attempts"] == 3
 
+    def test_a_given_start_that_is_stuck_is_followed_by_named_ones(self):
+        model, passport, _, _ = target()
+        given = hidden(model, passport)
+        trial = reverse.Opener(model).trial(given, True, QUICK, [0])
+        starts = [trial.about(attempt)["start"] for attempt in range(3)]
+        assert starts == ["given", "neutral", "fake"]
+        for attempt, gamma in ((0, None), (1, 1.0)):
+            parameters = trial.make(attempt).parameters
+            for path, pair in parameters.items():
+                expected = given[path][0] if gamma is None else gamma
+                np.testing.assert_allclose(pair[0], expected, rtol=1e-6)
+
+    @pytest.mark.parametrize("attack", ["reverse_engineering", "ambiguity"])
+    def test_models_of_open_size_start_from_fakes_too(self, attack):
+        inputs = keras.Input((None, None, 3))
+        x = keras.layers.Conv2D(4, 3, use_bias=False, name="conv")(inputs)
+        x = keras.layers.BatchNormalization()(x)
+        x = keras.layers.GlobalAveragePooling2D()(x)
+        model = kp.protect(keras.Model(inputs, keras.layers.Dense(3)(x)))
+        x = np.random.default_rng(0).normal(size=(30, 6, 7, 3))
+        data = x.astype("float32"), np.arange(30) % 3
+        result = getattr(kp.attacks, attack)(
+            model, data, data, start="fake", recipe=QUICK
+        )
+        assert result.history[0]["start"] == "fake"
+        fakes = kp.attacks.fake_passports(model, "random_pattern", 2, data)
+        assert len(fakes.accuracies) == 2
+
 
 class TestData:
     @pytest.mark.parametrize(

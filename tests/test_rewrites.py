@@ -145,6 +145,14 @@ def test_layer_normalisations_are_not_scaled():
     assert set(result.skipped) == {"one", "two"}
 
 
+def test_what_the_owner_froze_is_rewritten_all_the_same():
+    model, _ = bound(small_resnet)
+    orders = kp.attacks.permute_channels(model, seed=1).orders
+    model.trainable = False
+    frozen = kp.attacks.permute_channels(model, seed=1).orders
+    np.testing.assert_equal(frozen, orders)
+
+
 def test_wrong_arguments():
     model, _ = bound()
     with pytest.raises(ValueError, match="largest of 1 or more"):

@@ -1,5 +1,7 @@
 """The spectral attack, on kernels in which a key was planted."""
 
+import importlib
+
 import keras
 import numpy as np
 import pytest
@@ -128,6 +130,38 @@ class TestSpectral:
                 for value in map(np.array, (gamma, beta)):
                     inside = share(directions[path], value)
                     assert inside == pytest.approx(1.0, abs=1e-4)
+
+    def test_a_stuck_start_is_followed_by_random_ones(self):
+        model = kp.protect(dense_model())
+        # Whatever γ and β are, it says the same of everything.
+        model.layers[-1].kernel.assign(np.zeros((24, CLASSES)))
+        x = np.random.default_rng(0).normal(size=(60, 6)).astype("float32")
+        data = x, np.arange(60) % CLASSES
+        recipe = kp.attacks.Recipe(epochs=1)
+        result = kp.attacks.spectral(
+            model, data, data, restarts=1, recipe=recipe
+        )
+        told = result.history[0]
+        assert told["attempts"] == 3
+        assert told["learning_rate"] == recipe.learning_rate
+        assert told["parameters"].keys() == kp.protected_layers(model).keys()
+
+    def test_signs_are_chosen_by_some_pictures(self, monkeypatch):
+        model = kp.protect(dense_model())
+        x = np.random.default_rng(0).normal(size=(300, 6)).astype("float32")
+        data = x, np.arange(300) % CLASSES
+        module = importlib.import_module("keras_passport.attacks.spectral")
+        monkeypatch.setattr(module, "SIGNS", 30)
+        seen, choose = [], module._Spanned.choose_signs
+
+        def chosen(self, x, y):
+            seen.append(np.bincount(y).tolist())
+            choose(self, x, y)
+
+        monkeypatch.setattr(module._Spanned, "choose_signs", chosen)
+        recipe = kp.attacks.Recipe(epochs=1)
+        kp.attacks.spectral(model, data, data, restarts=2, recipe=recipe)
+        assert seen[:2] == 2 * [[10, 10, 10]]
 
     @pytest.mark.parametrize("arguments", [{"rank": 0}, {"restarts": 0}])
     def test_wrong_arguments(self, arguments):

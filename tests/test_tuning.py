@@ -68,6 +68,9 @@ class TestTuneReverseEngineering:
         # Its directory is no other search's.
         with pytest.raises(ValueError, match="directory of this attack"):
             tune(attacked, trials=1, directory=tmp_path, seed=1)
+        other = model, attacked[1], (data[0] + 1.0, data[1]), test
+        with pytest.raises(ValueError, match="directory of this attack"):
+            tune(other, trials=1, directory=tmp_path)
 
     def test_an_interrupted_search_goes_on(
         self, attacked, tmp_path, monkeypatch
@@ -94,6 +97,8 @@ class TestTuneReverseEngineering:
         again = tune(attacked, trials=3, directory=folder)
         assert len(calls) == 2 + 3
         assert again.history == whole.history
+        # What it took does not depend on how often it was ended.
+        assert again.seconds == parts.seconds > 0
         files = [path for path in folder.rglob("*") if path.is_file()]
         assert {path.suffix for path in files} == {".json"}
 

@@ -43,13 +43,18 @@ def evaluate(
         The lines to print, and whether all attacks came to a result.
     """
     case = owner.case
-    numbers = owner.reference_numbers()
-    records, rows, missing, errors = [], [], [], []
     planned = [
         (name, budget)
         for name, budget in battery.plan(level, seed, fractions)
         if only is None or name in only
     ]
+    if not planned:
+        raise UserError(
+            f"Expected --only of attacks that --budget={level} has. "
+            f"Received: {', '.join(only)}"
+        )
+    numbers = owner.reference_numbers()
+    records, rows, missing, errors = [], [], [], []
     for number, (name, budget) in enumerate(planned, 1):
         attack = battery.ATTACKS[name]
         if reason := attack.unfit(case):
@@ -65,8 +70,7 @@ def evaluate(
         # One attack that breaks must not cost the others; none of its own
         # errors counts as a strength.
         except Exception as error:
-            reason = f"{type(error).__name__}: {error}".split("\n")[0]
-            errors.append(f"{attack.title} (error: {reason[:200]})")
+            errors.append(f"{attack.title} ({_told(error)})")
             print(f"[{number}/{len(planned)}] {errors[-1]}", flush=True)
             continue
         count = budget.examples if "examples" in attack.uses else None
@@ -79,8 +83,14 @@ def evaluate(
             flush=True,
         )
     _write_hits(owner, records)
-    changes = _changes(owner, level, seed)
-    lines = verdict.verdict(rows, numbers, missing + errors)
+    changes = {} if only else _changes(owner, level, seed, errors)
+    names = {name for name, _ in planned}
+    left_out = [
+        attack.title
+        for name, attack in battery.ATTACKS.items()
+        if name not in names
+    ]
+    lines = verdict.verdict(rows, numbers, missing + errors, left_out)
     facts = _facts(owner, numbers, level)
     write_json(
         owner.directory.protection,
@@ -98,7 +108,9 @@ def evaluate(
         },
     )
     table = verdict.table(rows, numbers)
-    return [*table, *verdict.changes_table(changes), *lines], not errors
+    if changes:
+        table += verdict.changes_table(changes)
+    return [*table, *lines], not errors
 
 
 def _facts(owner, numbers, level):
@@ -168,14 +180,18 @@ def _noise(owner):
     return {name: found[name] for name in _NOISE}
 
 
-def _changes(owner, level, seed):
-    """What changes of the network leave to the owner: dict by change."""
+def _changes(owner, level, seed, errors):
+    """What changes of the network leave to the owner: dict by change.
+
+    What was measured before is read; what breaks is added to the errors.
+    """
     path, case = owner.directory.changes, owner.case
     budget = battery.LEVELS[level].budget
     made_of = [case.fingerprint, seed, budget.epochs]
     found = read_json(path) or {}
-    if found.get("of") == made_of:
-        return found["changes"]
+    if found.get("of") != made_of:
+        found = {"of": made_of, "changes": {}}
+    changes = found["changes"]
 
     def fine_tuned():
         epochs = dataclasses.replace(
@@ -202,11 +218,21 @@ def _changes(owner, level, seed):
         },
     }
     examples = case.judges(_NOISE_EXAMPLES)
-    changes = {
-        name: kp.audit.accuracies(
-            make(), owner.passport, examples, fakes=_CHANGE_FAKES, seed=seed
-        )
-        for name, make in made.items()
-    }
-    write_json(path, {"of": made_of, "changes": changes}, PRIVATE)
-    return changes
+    for name, make in made.items():
+        if name in changes:
+            continue
+        try:
+            changes[name] = kp.audit.accuracies(
+                make(), owner.passport, examples, fakes=_CHANGE_FAKES, seed=seed
+            )
+        except Exception as error:
+            errors.append(f"{name} ({_told(error)})")
+            continue
+        write_json(path, found, PRIVATE)
+    return {name: changes[name] for name in made if name in changes}
+
+
+def _told(error):
+    """An error in one line, for the report."""
+    reason = f"{type(error).__name__}: {error}".split("\n")[0]
+    return f"error: {reason[:200]}"

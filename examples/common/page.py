@@ -91,8 +91,7 @@ def write(path: pathlib.Path, content: dict[str, Any]) -> None:
             for word, meaning in _WORDS.items()
         )
         + "</p>",
-        "<h2>What changes of the network leave to its owner</h2>",
-        _changes(content["changes"]),
+        *_changes(content["changes"]),
         '<h2>Figures</h2>\n<div class="figures">',
         *(_figure(*figure) for figure in content["figures"]),
         "</div>",
@@ -120,6 +119,8 @@ def _facts(facts):
 
 
 def _changes(changes):
+    if not changes:
+        return []
     head = "".join(
         f'<th class="number">{name}</th>'
         for name in ("Valid passport", "Fakes, mean", "Best fake")
@@ -133,10 +134,11 @@ def _changes(changes):
         + "</tr>"
         for name, found in changes.items()
     )
-    return (
+    return [
+        "<h2>What changes of the network leave to its owner</h2>",
         f'<div class="table"><table><tr><th>Change</th>{head}</tr>{rows}'
-        "</table></div>"
-    )
+        "</table></div>",
+    ]
 
 
 def _table(rows, top):
@@ -218,8 +220,6 @@ def figures(
         (
             kp.plots.plot_fakes,
             {
-                # Where there is no original, its line is the valid one's.
-                "original_accuracy": lines["valid_accuracy"],
                 **lines,
                 "fake_accuracies": _per_cent(record["result"]["accuracies"]),
             },

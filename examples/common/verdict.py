@@ -1,5 +1,6 @@
 """What attacks leave of a protection: rows of a table, and one verdict."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from keras_passport import metrics
@@ -44,11 +45,16 @@ def row(record: dict[str, Any], numbers: dict[str, Any], labels) -> dict:
         status = "holds"
     else:
         status = "falls"
+    budget = dict(record["budget"])
+    if "trials" in budget:
+        # A tuned search makes 40 at least.
+        budget["trials"] = result.budget["trials"]
     found = {
         **{
             key: record[key]
-            for key in ("attack", "title", "knowledge", "budget", "examples")
+            for key in ("attack", "title", "knowledge", "examples")
         },
+        "budget": budget,
         "trials": len(result.accuracies),
         "accuracy": 100 * correct / total,
         "interval": metrics.accuracy_interval(correct, total),
@@ -91,7 +97,10 @@ def worst(rows: list[dict]) -> dict | None:
 
 
 def verdict(
-    rows: list[dict], numbers: dict[str, Any], missing: list[str]
+    rows: list[dict],
+    numbers: dict[str, Any],
+    missing: list[str],
+    left_out: Sequence[str] = (),
 ) -> list[str]:
     """Sentences: the worst case first, then what limits its meaning.
 
@@ -99,6 +108,7 @@ def verdict(
         rows: as `row` returns them.
         numbers: as `Owner.reference_numbers` returns them.
         missing: what ended with an error, or could not be tried.
+        left_out: what was not asked for, or is no part of this battery.
     """
     valid = 100 * numbers["valid"] / numbers["total"]
     lines = []
@@ -156,6 +166,8 @@ def verdict(
         )
     if missing:
         lines.append(f"Not tried: {'; '.join(missing)}.")
+    if left_out:
+        lines.append(f"Left out of this battery: {'; '.join(left_out)}.")
     return lines
 
 

@@ -76,7 +76,12 @@ def ambiguity(
             f"Expected expansion of 1 or more. Received: expansion={expansion}"
         )
     opener = reverse.Opener(
-        model, Blocks, chained=block == "CERB", expansion=expansion, seed=seed
+        model,
+        Blocks,
+        inputs=data[0],
+        chained=block == "CERB",
+        expansion=expansion,
+        seed=seed,
     )
     return reverse.restarted(
         f"ambiguity, {block}",

@@ -108,7 +108,7 @@ def fake_passports(
             "Received: seed=None"
         )
     seed = secrets.randbits(64) if seed is None else seed
-    draw = _maker(model, kind, images, reference, key_scaling, seed)
+    draw = _maker(model, kind, images, reference, key_scaling, seed, x)
     guesses = ()
     if kind == "known_images":
         guess = _guesser(model, kind, images, seed)
@@ -150,14 +150,15 @@ class Judge:
     Args:
         model: Protected classifier.
         x: Inputs, or a dict of them.
-        y: Integer labels, `(examples,)`.
+        y: Integer labels, `(examples,)` or `(examples, 1)`.
         batch_size: Examples per call.
     """
 
     def __init__(self, model, x, y, batch_size: int = 500):
         self._function = models.keyed_function(model)
         self._strategy = replicas.current_strategy()
-        self._labels = np.asarray(y)
+        # A column of labels would be compared with every prediction.
+        self._labels = np.asarray(y).reshape(-1)
         self._batches = [
             self._place(
                 keras.tree.map_structure(
@@ -192,17 +193,19 @@ class Judge:
 
 
 def _maker(
-    model, kind, images, reference, key_scaling, seed
+    model, kind, images, reference, key_scaling, seed, x=None
 ) -> collections.abc.Callable[[int], np.ndarray]:
     """A function from a fake's number to its packed keys `(1, K)`."""
     check_key_scaling(key_scaling)
     if kind == "random_pattern":
+        size = None if x is None else features.open_sizes(model, x)
 
         def pattern(number):
             return Passport.random_pattern(
                 model,
                 seed=_seed_of(seed, number),
                 key_scaling=key_scaling,
+                spatial_size=size,
                 domain=FAKE,
             ).packed()
 

@@ -77,7 +77,12 @@ def fine_tuning(
     every = method.endswith("AL")
     return reverse.restarted(
         f"fine-tuning, {method}",
-        reverse.Opener(public, kernels=True if every else {path}, affine=every),
+        reverse.Opener(
+            public,
+            inputs=data[0],
+            kernels=True if every else {path},
+            affine=every,
+        ),
         data,
         test,
         fraction=fraction,
@@ -115,6 +120,7 @@ def from_scratch(
 
     return _stock(
         "from scratch",
+        "untrained",
         lambda *seed: _untrained(model, *seed),
         data,
         test,
@@ -145,12 +151,18 @@ def fresh_normalization(
     """
     public = models.public(model)
     return _stock(
-        "fresh normalization", lambda *seed: public, data, test, **options
+        "fresh normalization",
+        "published kernels",
+        lambda *seed: public,
+        data,
+        test,
+        **options,
     )
 
 
 def _stock(
     name,
+    start,
     source,
     data,
     test,
@@ -186,7 +198,7 @@ def _stock(
         name,
         [
             training.Trial(
-                {"start": "untrained"},
+                {"start": start},
                 lambda attempt, number=number: make(number, attempt),
                 recipe or training.Recipe(),
             )

@@ -303,7 +303,10 @@ class Block:
     def _is_channelwise(self, path):
         """Whether each channel of a layer's input is one of the group's."""
         layer = self._flow.layers[path]
-        if layer.adapter.channels(layer.layer) != self.units:
+        group = [self._flow.layers[own] for own in self.group]
+        if layer.adapter.channels(layer.layer) != self.units or any(
+            own.adapter.units(own.layer) != self.units for own in group
+        ):
             return False
         odd = np.arange(self.units) % 2 == 1
         entering = []

@@ -67,9 +67,7 @@ def pruning(
     Example:
 
     >>> def judge(pruned):
-    ...     fakes = fake_passports(pruned, "random_pattern", 20, test)
-    ...     valid = bind(pruned, passport).evaluate(*test)
-    ...     return {"valid": valid, "fakes": fakes.mean}
+    ...     return audit.accuracies(pruned, passport, (x_test, y_test))
     >>> rows = pruning(model, judge)
 
     Reference:

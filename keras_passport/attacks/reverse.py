@@ -5,7 +5,7 @@ import functools
 import keras
 import numpy as np
 
-from keras_passport import models
+from keras_passport import features, models
 from keras_passport.attacks import training
 from keras_passport.attacks.opened import Opened, neutral
 from keras_passport.attacks.result import AttackResult
@@ -42,8 +42,8 @@ def reverse_engineering(
         fraction: Part of `data` that the attacker has, in (0, 1].
         start: Where γ and β start: `"neutral"` (1 and 0), `"fake"` (those of
             a fake random pattern), `"random"` (normal), or a dict from path
-            to γ and β, such as another attack found. Where a named start is
-            stuck at chance, the next one is tried.
+            to γ and β, such as another attack found. Where a start is stuck
+            at chance, another one is tried.
         statistics: Whether statistics are those of the batch, and estimated
             anew; otherwise they stay as published.
         recipe: How to train; `Recipe(learning_rate=0.05)` if not given.
@@ -71,7 +71,7 @@ def reverse_engineering(
     """
     return restarted(
         "reverse engineering",
-        Opener(model),
+        Opener(model, inputs=data[0]),
         data,
         test,
         fraction=fraction,
@@ -94,11 +94,16 @@ class Opener:
         model: Protected model; what is public of it is used alone.
         make: `Opened` or a subclass; called with what is public, the starting
             parameters, `statistics` and the options.
+        inputs: Some that the model is to be run on: they tell the size of
+            fakes where the model leaves it open.
         **options: For `make`.
     """
 
-    def __init__(self, model: keras.Model, make=Opened, **options):
+    def __init__(self, model: keras.Model, make=Opened, inputs=None, **options):
         self.public = models.public(model)
+        self._size = None
+        if inputs is not None:
+            self._size = features.open_sizes(self.public, inputs)
         self._make = functools.partial(make, **options)
         self._made = {}
 
@@ -111,7 +116,7 @@ class Opener:
     ) -> training.Trial:
         """One trial; see `reverse_engineering`.
 
-        A named start that is stuck is followed by the others of `STARTS`.
+        A start that is stuck is followed by the others of `STARTS`.
         """
         if isinstance(start, str) and start not in STARTS:
             raise ValueError(
@@ -121,7 +126,7 @@ class Opener:
 
         def start_of(attempt):
             if isinstance(start, dict):
-                return start
+                return [start, *STARTS][attempt % (1 + len(STARTS))]
             return STARTS[(STARTS.index(start) + attempt) % len(STARTS)]
 
         def about(attempt):
@@ -133,7 +138,7 @@ class Opener:
 
         def make(attempt):
             drawn = starting_parameters(
-                self.public, start_of(attempt), [*seed, attempt]
+                self.public, start_of(attempt), [*seed, attempt], self._size
             )
             key = (statistics, recipe.optimizer, recipe.weight_decay)
             if key in self._made:
@@ -188,7 +193,10 @@ def restarted(
 
 
 def starting_parameters(
-    model: keras.Model, start: str | dict, seed: list[int]
+    model: keras.Model,
+    start: str | dict,
+    seed: list[int],
+    spatial_size: tuple[int, ...] | None = None,
 ) -> dict:
     """γ and β that an attacker starts from; see `reverse_engineering`.
 
@@ -196,6 +204,7 @@ def starting_parameters(
         model: Protected model.
         start: As for `reverse_engineering`.
         seed: Integers.
+        spatial_size: Of the model's inputs where it leaves it open.
 
     Returns:
         Dict from path to γ and β, float32 arrays `(channels,)`. V1's β and
@@ -209,7 +218,9 @@ def starting_parameters(
     layers = models.protected_layers(model)
     if start == "fake":
         root = derive(str(seed).encode().rjust(16, b"0"), FAKE, "start")
-        rows = Passport.random_pattern(model, seed=root, domain=FAKE).rows()
+        rows = Passport.random_pattern(
+            model, seed=root, spatial_size=spatial_size, domain=FAKE
+        ).rows()
         drawn = {
             path: layer.hidden_parameters(rows[path])
             for path, layer in layers.items()

@@ -163,6 +163,8 @@ def permute_channels(model: keras.Model, *, seed: int = 0) -> Rewrite:
     >>> rewrite.orders, rewrite.skipped
     """
     public = models.public(model)
+    # Who rewrites a network is not held by what its owner froze.
+    public.trainable = True
     rng = np.random.default_rng(seed)
     orders, skipped = {}, {}
     flow = _graphs(public)

@@ -11,6 +11,8 @@ from keras_passport.attacks.opened import Opened
 from keras_passport.attacks.result import AttackResult
 
 RANK = 2
+# Labelled pictures that signs are chosen by, at most.
+SIGNS = 1000
 
 
 def spectral(
@@ -45,8 +47,9 @@ def spectral(
         rank: Singular vectors, as for `spectral_directions`.
         recipe: How to train the coordinates; 30 epochs at 0.1 in batches of
             32 if not given.
-        restarts: Trials. The first starts with γ along v₁; the others with
-            random coordinates.
+        restarts: Trials. The first starts with γ along v₁; the others, and
+            further attempts at one that is stuck at chance, with random
+            coordinates.
         seed: Of all draws.
         keep_model: Whether the result holds the attacked model.
         progress: Whether to show progress bars.
@@ -69,41 +72,50 @@ def spectral(
     public = models.public(model)
     _check(rank, restarts)
     directions = spectral_directions(public, rank)
-    made = []
-
-    def make(number):
-        rng = np.random.default_rng([seed, number])
-        made.append(_Spanned(public, directions, rng if number else None))
-        made[-1].choose_signs(*training.split(mine, seed)[0])
-        return made[-1]
-
     mine = training.share(data, fraction, seed)
-    result = training.run(
+    # Few pictures tell a sign, and all of them at once fill the memory.
+    some = training.split(mine, seed)[0]
+    some = training.share(some, min(1.0, SIGNS / len(some[1])), seed)
+
+    def trial(number):
+        made = {}
+
+        def make(attempt):
+            rng = np.random.default_rng([seed, number, attempt])
+            first = number == attempt == 0
+            made[attempt] = _Spanned(public, directions, None if first else rng)
+            made[attempt].choose_signs(*some)
+            return made[attempt]
+
+        def about(attempt):
+            first = number == attempt == 0
+            return {
+                "start": "first vector" if first else "random",
+                "parameters": {
+                    path: [value.tolist() for value in pair]
+                    for path, pair in made[attempt].parameters.items()
+                },
+            }
+
+        return training.Trial(
+            about,
+            make,
+            recipe
+            or training.Recipe(epochs=30, batch_size=32, learning_rate=0.1),
+            # Another start is better than smaller steps.
+            slower=1.0,
+        )
+
+    return training.run(
         "spectral",
-        [
-            training.Trial(
-                {"start": "random" if number else "first vector"},
-                lambda attempt, number=number: make(number),
-                recipe
-                or training.Recipe(epochs=30, batch_size=32, learning_rate=0.1),
-            )
-            for number in range(restarts)
-        ],
+        [trial(number) for number in range(restarts)],
         mine,
         test,
         seed=seed,
-        # Another start is better than this one with smaller steps.
-        attempts=1,
         knowledge={"labels": True, "images": len(mine[1]), "rank": rank},
         keep_model=keep_model,
         progress=progress,
     )
-    for about, opened in zip(result.history, made, strict=True):
-        about["parameters"] = {
-            path: [value.tolist() for value in pair]
-            for path, pair in opened.parameters.items()
-        }
-    return result
 
 
 def spectral_directions(model: keras.Model, rank: int = RANK) -> dict:

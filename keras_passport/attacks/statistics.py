@@ -85,7 +85,6 @@ def statistics_matching(
     >>> found = statistics_matching(model, x, test).history[0]["parameters"]
     >>> reverse_engineering(model, (x[:20], y[:20]), test, start=found)
     """
-    began = time.monotonic()
     public = models.public(model)
     parameters, blocks = match_statistics(
         public,
@@ -98,7 +97,6 @@ def statistics_matching(
         progress=progress,
     )
     opened = Opened(public, parameters)
-    seconds = time.monotonic() - began
     accuracy, entropy = training.judge(opened, test)
     return AttackResult(
         name="statistics matching",
@@ -118,7 +116,8 @@ def statistics_matching(
             "rounds": rounds,
             "seed": seed,
         },
-        seconds=seconds,
+        # Those of an attack that was ended and gone on with, too.
+        seconds=sum(block["seconds"] for block in blocks),
         history=(
             {
                 "blocks": blocks,
@@ -207,23 +206,28 @@ def match_statistics(
             len(flow.layers), stateful_metrics=["cost"], unit_name="layer"
         )
     for number, (group, readers) in enumerate(flow.blocks()):
+        began = time.monotonic()
         block = Block(flow, group, readers, known)
 
-        def solve(block=block, number=number, lost=lost):
+        def solve(block=block, number=number, lost=lost, began=began):
             own = {path: _pair(parameters[path]) for path in block.group}
             # Draws are a layer's own, so that those before it may be kept.
             rng = np.random.default_rng([seed, number])
             tries = 1 if lost else TRIES
             own, cost = _solved(block, own, restarts, rounds, tries, rng)
-            return {"parameters": _plain(own), "cost": cost}
+            return {
+                "parameters": _plain(own),
+                "cost": cost,
+                "seconds": time.monotonic() - began,
+            }
 
-        cost = None
+        cost, seconds = None, 0.0
         if block.readers:
             found = kept.reach(str(number), solve)
             parameters.update(
                 {path: _pair(own) for path, own in found["parameters"].items()}
             )
-            cost = found["cost"]
+            cost, seconds = found["cost"], found["seconds"]
             lost = lost or cost > SOLVED
         blocks.append(
             {
@@ -231,6 +235,7 @@ def match_statistics(
                 "readers": [reader.path for reader in block.readers],
                 "equations": block.equations,
                 "cost": cost,
+                "seconds": seconds,
             }
         )
         if readers:

@@ -310,11 +310,13 @@ class Trial:
             It may return one model again and again, each time made ready: so
             it is compiled once.
         recipe: How to train it.
+        slower: What the learning rate is divided by with every attempt.
     """
 
     about: dict | Callable[[int], dict]
     make: Callable[[int], keras.Model]
     recipe: Recipe
+    slower: float = 10.0
 
 
 def run(
@@ -339,9 +341,8 @@ def run(
         test: The judge's inputs and labels: nothing is chosen by them.
         seed: Of the validation part and of the order of the data.
         knowledge: What the attacker has, in plain values.
-        attempts: How often a trial that is stuck at chance is tried, each
-            time with a tenth of the learning rate: a failed start is no
-            strength of a protection.
+        attempts: How often a trial that is stuck at chance is tried: a failed
+            start is no strength of a protection.
         keep_model: Whether the result holds the attacked model.
         progress: Whether to show progress bars.
 
@@ -358,7 +359,8 @@ def run(
             model = trial.make(attempt)
             recipe = dataclasses.replace(
                 trial.recipe,
-                learning_rate=trial.recipe.learning_rate / 10**attempt,
+                learning_rate=trial.recipe.learning_rate
+                / trial.slower**attempt,
             )
             history = train(
                 model,

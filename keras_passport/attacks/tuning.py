@@ -3,7 +3,6 @@
 import dataclasses
 import pathlib
 import tempfile
-import time
 
 import keras
 import numpy as np
@@ -107,7 +106,6 @@ def tune_reverse_engineering(
 def _search(
     model, data, test, folder, *, trials, search, recipe, seed, **options
 ):
-    began = time.monotonic()
     kept = Kept(
         folder,
         {
@@ -115,10 +113,10 @@ def _search(
             "recipe": recipe.to_dict(),
             "seed": seed,
             "model": fingerprint(models.public(model).get_weights()),
-            "data": fingerprint([data[1], test[1]]),
+            "data": fingerprint(keras.tree.flatten([data, test])),
         },
     )
-    opener = reverse.Opener(model)
+    opener = reverse.Opener(model, inputs=data[0])
     choices = _statistics(opener.public)
     oracle = _oracle(search, recipe, seed, folder, choices)
 
@@ -178,7 +176,7 @@ def _search(
             if split == _SPLITS:
                 break
             leader.results.append(reach(leader.name, leader.settings, split))
-    return _together(searched, attack, began, options["keep_model"])
+    return _together(searched, attack, options["keep_model"])
 
 
 @dataclasses.dataclass
@@ -212,9 +210,10 @@ class _Searched:
         }
 
 
-def _together(searched, attack, began, keep_model):
+def _together(searched, attack, keep_model):
     """All trials as one result; accuracies are those on the first split."""
     first = searched[0].results[0]
+    results = [result for trial in searched for result in trial.results]
     whole = dataclasses.replace(
         first,
         accuracies=tuple(t.results[0].accuracies[0] for t in searched),
@@ -225,17 +224,17 @@ def _together(searched, attack, began, keep_model):
         budget={
             **first.budget,
             "trials": len(searched),
-            "epochs": sum(
-                r.budget["epochs"] for t in searched for r in t.results
-            ),
+            "epochs": sum(r.budget["epochs"] for r in results),
         },
+        # Those of a search that was ended and gone on with, too.
+        seconds=sum(r.seconds for r in results),
     )
     if keep_model:
         again = attack(**searched[whole.chosen].settings, keep_model=True)
         whole = dataclasses.replace(
             whole, model=again.model, public=again.public
         )
-    return dataclasses.replace(whole, seconds=time.monotonic() - began)
+    return whole
 
 
 def _settings(values, recipe):
