@@ -16,7 +16,8 @@ on the digits, in some ten minutes on two cores:
 
 Each network is a run of its own in a folder of `--dir`, with RevA behind it.
 They are trained in turn, against one original; interrupted, the same command
-goes on. `tables.json` has all that the two tables are made of.
+goes on. `tables.json` has all that the two tables are made of, `fakes.png` and
+`reva.png` are as Figures 6 to 9.
 """
 
 import pathlib
@@ -27,6 +28,7 @@ from absl import app, flags
 
 from common.errors import UserError, in_one_line
 from common.rundir import RunDirectory, read_json, write_json
+from keras_passport import plots
 from keras_passport.attacks import AttackResult
 
 _KINDS = {
@@ -86,15 +88,7 @@ def measure(
         *data,
     )
     result = read_json(directory.result)
-    budget = {"fraction": _FRACTION.value, "epochs": _EPOCHS.value}
-    records = map(
-        read_json, directory.attacks.glob("reverse_engineering-*.json")
-    )
-    reverse = max(
-        AttackResult.from_dict(record["result"]).accuracy
-        for record in records
-        if budget.items() <= record["budget"].items()
-    )
+    reverse = max(attack.accuracy for attack in reverse_engineered(directory))
     valid = result["valid_accuracy"]
     return {
         "network": result["network"],
@@ -108,6 +102,38 @@ def measure(
         "reva": 100 * reverse,
         "reva_strength": valid - 100 * reverse,
     }
+
+
+def reverse_engineered(directory: RunDirectory) -> list[AttackResult]:
+    """What RevA reached on a run's network, with the flags' budget."""
+    budget = {"fraction": _FRACTION.value, "epochs": _EPOCHS.value}
+    records = map(
+        read_json, directory.attacks.glob("reverse_engineering-*.json")
+    )
+    return [
+        AttackResult.from_dict(record["result"])
+        for record in records
+        if budget.items() <= record["budget"].items()
+    ]
+
+
+def draw(rows: dict[str, dict], folder: pathlib.Path) -> None:
+    """Histograms of the fakes, and of RevA, one panel for each network."""
+    fakes, reverse = [], []
+    for name in rows:
+        directory = RunDirectory(folder / name.replace("/", "-"))
+        result = {**read_json(directory.result), "title": name}
+        fakes.append(result)
+        accuracies = [
+            100 * accuracy
+            for attack in reverse_engineered(directory)
+            for accuracy in attack.accuracies
+        ]
+        reverse.append(
+            {**result, "fake_accuracies": accuracies, "attack": "RevA"}
+        )
+    plots.plot_histograms({"panels": fakes}, folder / "fakes.png")
+    plots.plot_histograms({"panels": reverse}, folder / "reva.png")
 
 
 def table(rows: dict[str, dict]) -> list[str]:
@@ -153,6 +179,7 @@ def main(arguments):
                 name = f"{function}/{_KINDS[kind]}"
                 rows[name] = measure(function, kind, folder, arguments[1:])
                 write_json(folder / "tables.json", rows)
+        draw(rows, folder)
         print(*table(rows), sep="\n")
 
 

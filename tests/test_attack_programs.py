@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import keras_passport as kp
-from common import battery, evaluation, verdict
+from common import battery, evaluation, page, verdict
 from common.battery import Budget, Level
 from common.case import Owner
 from common.errors import UserError
@@ -93,8 +93,8 @@ class TestPlanted:
         text = "\n".join(lines)
         assert "not well-protected (S > 50)" in text
         assert ": well-protected" not in text
-        page = owner.directory.report.read_text()
-        assert "not well-protected" in page
+        report = owner.directory.report.read_text()
+        assert "not well-protected" in report
 
     def test_a_network_that_always_says_the_same(self, tmp_path):
         owner = planted(tmp_path / "run", linear_classifier(scale=0.0))
@@ -108,6 +108,27 @@ class TestPlanted:
         assert "paralysed for its owner too" in text
         assert "well-protected" not in text
         assert '<div class="verdict ">' in owner.directory.report.read_text()
+
+
+class TestPage:
+    def test_all_trials_of_a_search_are_figure_7(self, tmp_path):
+        result = AttackResult(
+            *("RevA", (0.3, 0.6), (1.0, 1.0), {}, {"trials": 2}, 1.0),
+            validation=(0.3, 0.6),
+        )
+        searched = {
+            **record(0.6, title="RevA, tuned"),
+            "attack": "reverse_engineering_tuned",
+            "budget": {"fraction": 0.1, "trials": 1},
+            "result": result.to_dict(),
+        }
+        row = verdict.row(searched, NUMBERS, LABELS)
+        assert "2 trainings" in verdict.spent(row)
+        figures = page.figures([searched], [row], NUMBERS, {})
+        captions = [caption for *_, caption in figures]
+        assert "the paper's Figure 7" in captions[0]
+        for draw, numbers, _ in figures:
+            draw(numbers, tmp_path / "figure.png")
 
 
 NUMBERS = {"valid": 285, "total": 300, "chance": 10.0}
@@ -396,7 +417,8 @@ class TestBattery:
         fields = set(Budget.__dataclass_fields__)
         for name, attack in battery.ATTACKS.items():
             assert set(attack.uses) <= fields, name
-            assert ("seed" in attack.uses) == (name != "key_forgery"), name
+            spends = name not in ("key_forgery", "spectral_blind")
+            assert ("seed" in attack.uses) == spends, name
         for level in battery.LEVELS:
             names = {name for name, _ in battery.plan(level)}
             assert names >= {*FAKES, "reverse_engineering", "from_scratch"}
@@ -493,10 +515,10 @@ class TestPrograms:
         output, _ = succeed(*flags, program=EVALUATE)
         assert "report.html" in output
         text = (finished / "report.html").read_text()
-        page = Page(text)
-        assert page.open == []
-        assert len(page.loads) == 3
-        for address in page.loads:
+        parsed = Page(text)
+        assert parsed.open == []
+        assert len(parsed.loads) == 3
+        for address in parsed.loads:
             assert address.startswith("data:image/png;base64,")
         assert 'name="viewport"' in text
         assert "<script" not in text and "http" not in text

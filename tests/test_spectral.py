@@ -1,6 +1,7 @@
 """The spectral attack, on kernels in which a key was planted."""
 
 import importlib
+import json
 
 import keras
 import numpy as np
@@ -130,6 +131,28 @@ class TestSpectral:
                 for value in map(np.array, (gamma, beta)):
                     inside = share(directions[path], value)
                     assert inside == pytest.approx(1.0, abs=1e-4)
+
+    def test_without_data_the_first_vector_is_left(self):
+        model = kp.protect(dense_model())
+        truth = plant(model, energy=30.0)
+        # Of each γ, the sign by which most of it is positive.
+        known = {
+            path: (gamma * np.sqrt(24) / np.linalg.norm(gamma), beta)
+            for path, (gamma, beta) in truth.items()
+        }
+        known = {
+            path: (gamma if gamma.sum() > 0 else -gamma, beta)
+            for path, (gamma, beta) in known.items()
+        }
+        x = np.random.default_rng(0).normal(size=(200, 6)).astype("float32")
+        owned = kp.attacks.Opened(model, known)
+        y = keras.ops.convert_to_numpy(owned(x)).argmax(-1)
+        result = kp.attacks.spectral(model, None, (x, y), keep_model=True)
+        assert result.accuracy > 0.9
+        assert result.knowledge["images"] == result.budget["epochs"] == 0
+        json.dumps(result.to_dict())
+        reached = result.model.predict(x, verbose=0).argmax(-1)
+        assert np.mean(reached == y) == result.accuracy
 
     def test_a_stuck_start_is_followed_by_random_ones(self):
         model = kp.protect(dense_model())

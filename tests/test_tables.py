@@ -27,6 +27,8 @@ def test_tables_on_jax(tmp_path):
     options = {"program": PROGRAM, "backend": "jax"}
     output, _ = succeed(*flags, "--", *SMALL, *GPU, **options)
     assert "RevA (Table 4)" in output
+    for name in ("fakes.png", "reva.png"):
+        assert (tmp_path / name).stat().st_size > 10_000
     (row,) = json.loads((tmp_path / "tables.json").read_text()).values()
     assert row["reva_strength"] == pytest.approx(row["valid"] - row["reva"])
     result = json.loads((tmp_path / "V3-T1" / "result.json").read_text())

@@ -210,6 +210,11 @@ def _spectral(case, budget):
     )
 
 
+def _blind(case, budget):
+    del budget  # There is nothing to spend.
+    return kp.attacks.spectral(case.model, None, case.judges())
+
+
 def _statistics(case, budget, folder):
     pictures, _ = case.examples(budget.source)
     # Statistics are of pictures as training shows them: without that they
@@ -309,6 +314,7 @@ ATTACKS: dict[str, Attack] = {
         in_folder=True,
         levels=_LONG,
     ),
+    "spectral_blind": Attack("Spectral, without data", "nothing", (), _blind),
     "spectral": Attack("Spectral", "labelled pictures", _TRAINING, _spectral),
     "spectral_reva": Attack(
         "Spectral, then RevA",

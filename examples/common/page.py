@@ -228,6 +228,21 @@ def figures(
         for record in records
         if "num_fakes" in record["budget"]
     ]
+    found += [
+        (
+            kp.plots.plot_fakes,
+            {
+                **lines,
+                "fake_accuracies": _per_cent(record["result"]["accuracies"]),
+                "attack": "RevA's trials",
+            },
+            f"{verdict.named(row)}: accuracies of all trials (the paper's "
+            "Figure 7)",
+        )
+        for record, row in zip(records, rows, strict=True)
+        if record["attack"].startswith("reverse_engineering")
+        and len(record["result"]["accuracies"]) > 1
+    ]
     by_data, courses = {}, {}
     for record, row in zip(records, rows, strict=True):
         budget, result = record["budget"], record["result"]

@@ -1,5 +1,7 @@
 """Spectral attack: what singular vectors of the kernels say of γ and β."""
 
+import time
+
 import keras
 import numpy as np
 from keras import ops
@@ -17,7 +19,7 @@ SIGNS = 1000
 
 def spectral(
     model: keras.Model,
-    data: tuple,
+    data: tuple | None,
     test: tuple,
     *,
     fraction: float = 1.0,
@@ -41,7 +43,8 @@ def spectral(
         model: Protected classifier with one output; what is public of it is
             used alone.
         data: The attacker's inputs and integer labels, as for
-            `reverse_engineering`.
+            `reverse_engineering`; `None` for an attacker without any, who is
+            left with γ along v₁ at its usual size, and β = 0.
         test: The judge's inputs and labels, for the accuracy reported.
         fraction: Part of `data` that the attacker has, in (0, 1].
         rank: Singular vectors, as for `spectral_directions`.
@@ -72,6 +75,8 @@ def spectral(
     public = models.public(model)
     _check(rank, restarts)
     directions = spectral_directions(public, rank)
+    if data is None:
+        return _blind(public, directions, test, rank, keep_model)
     mine = training.share(data, fraction, seed)
     # Few pictures tell a sign, and all of them at once fill the memory.
     some = training.split(mine, seed)[0]
@@ -89,13 +94,8 @@ def spectral(
 
         def about(attempt):
             first = number == attempt == 0
-            return {
-                "start": "first vector" if first else "random",
-                "parameters": {
-                    path: [value.tolist() for value in pair]
-                    for path, pair in made[attempt].parameters.items()
-                },
-            }
+            start = "first vector" if first else "random"
+            return _told(made[attempt], start)
 
         return training.Trial(
             about,
@@ -116,6 +116,33 @@ def spectral(
         keep_model=keep_model,
         progress=progress,
     )
+
+
+def _blind(public, directions, test, rank, keep_model):
+    """What is left of the attack without data: its first guess."""
+    began = time.monotonic()
+    opened = _Spanned(public, directions)
+    accuracy, entropy = training.judge(opened, test)
+    return AttackResult(
+        name="spectral",
+        accuracies=(accuracy,),
+        entropies=(entropy,),
+        knowledge={"labels": False, "images": 0, "rank": rank},
+        budget={"images": 0, "epochs": 0, "trials": 1},
+        seconds=time.monotonic() - began,
+        history=(_told(opened, "first vector"),),
+        model=opened.plain() if keep_model else None,
+    )
+
+
+def _told(opened, start):
+    return {
+        "start": start,
+        "parameters": {
+            path: [value.tolist() for value in pair]
+            for path, pair in opened.parameters.items()
+        },
+    }
 
 
 def spectral_directions(model: keras.Model, rank: int = RANK) -> dict:
