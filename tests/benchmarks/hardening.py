@@ -239,7 +239,13 @@ def main(_):
     unprotected = _accuracy(original, test)
     print(f"original: {unprotected:.1f}")
     for row in _ROWS.value:
-        name = f"{_FUNCTION.value}:{row}:{_EPOCHS.value}:{_SEED.value}"
+        name = ":".join(
+            str(setting)
+            for setting in (
+                *(_FUNCTION.value, row, _EXAMPLES.value, _EPOCHS.value),
+                *(_PRECISION.value, _RESTARTS.value, _SEED.value),
+            )
+        )
         if name not in results:
             # Each row leaves compiled functions behind.
             keras.utils.clear_session()
