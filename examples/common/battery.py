@@ -198,12 +198,15 @@ def _tuned(case, budget, folder):
 
 
 def _spectral(case, budget):
+    recipe = _recipe(case, budget, _COORDINATES)
+    # A few numbers a layer take many small steps.
+    recipe = dataclasses.replace(recipe, batch_size=min(32, recipe.batch_size))
     return kp.attacks.spectral(
         case.model,
         case.examples(budget.source),
         case.judges(),
         fraction=budget.fraction,
-        recipe=_recipe(case, budget, _COORDINATES),
+        recipe=recipe,
         restarts=budget.trials,
         seed=budget.seed,
         progress=_shows(),
