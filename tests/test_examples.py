@@ -86,14 +86,17 @@ class TestRunDirectory:
         assert stat.S_IMODE(mode) == 0o600
 
     def test_the_published_model_works_with_the_passport(self, finished):
-        folder, _ = finished
+        folder, output = finished
         model = keras.saving.load_model(folder / "public" / "protected.keras")
         kp.bind(model, kp.Passport.load(folder / "owner" / "passport.h5"))
         x = np.zeros((2, *model.input_shape[1:]), "float32")
         assert np.all(np.isfinite(model.predict(x, verbose=0)))
+        # Every run has a passport of its own: with some, so small a network
+        # loses too much by hiding its statistics.
+        shown = "Statistics are published as they are" in output
         for layer in kp.protected_layers(model).values():
             mean = keras.ops.convert_to_numpy(layer.normalization.moving_mean)
-            assert not mean.any()
+            assert mean.any() == shown
 
     def test_no_secret_is_in_what_may_be_published(self, finished, tmp_path):
         folder, output = finished
