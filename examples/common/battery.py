@@ -97,12 +97,12 @@ class Attack:
     unfit: Callable[[Case], str | None] = lambda case: None
 
 
-# How an attacker trains, but for epochs and batches: γ and β alone take larger
-# steps than kernels do.
-_RECIPE = Recipe()
-_REVA = Recipe(learning_rate=0.05)
-_BLOCKS = Recipe(learning_rate=0.01)
-_COORDINATES = Recipe(learning_rate=0.1)
+# How an attacker trains, but for epochs: γ and β alone take larger steps than
+# kernels do, a few coordinates of them many small batches.
+_RECIPE = Recipe(batch_size=128)
+_REVA = Recipe(batch_size=128, learning_rate=0.05)
+_BLOCKS = Recipe(batch_size=128, learning_rate=0.01)
+_COORDINATES = Recipe(batch_size=32, learning_rate=0.1)
 
 
 def _recipe(case: Case, budget: Budget, like: Recipe = _RECIPE) -> Recipe:
@@ -111,7 +111,7 @@ def _recipe(case: Case, budget: Budget, like: Recipe = _RECIPE) -> Recipe:
     return dataclasses.replace(
         like,
         epochs=budget.epochs,
-        batch_size=int(min(128, max(16, pictures // 16))),
+        batch_size=int(min(like.batch_size, max(16, pictures // 16))),
         augment=case.augment,
     )
 
@@ -198,15 +198,12 @@ def _tuned(case, budget, folder):
 
 
 def _spectral(case, budget):
-    recipe = _recipe(case, budget, _COORDINATES)
-    # A few numbers a layer take many small steps.
-    recipe = dataclasses.replace(recipe, batch_size=min(32, recipe.batch_size))
     return kp.attacks.spectral(
         case.model,
         case.examples(budget.source),
         case.judges(),
         fraction=budget.fraction,
-        recipe=recipe,
+        recipe=_recipe(case, budget, _COORDINATES),
         restarts=budget.trials,
         seed=budget.seed,
         progress=_shows(),

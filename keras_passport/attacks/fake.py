@@ -101,7 +101,6 @@ def fake_passports(
             f"Received: n={n}, start={start}"
         )
     x, y = data
-    y = np.asarray(y).reshape(-1)
     if seed is None and replicas.spans_machines():
         raise ValueError(
             "Expected the same seed on every machine of the strategy. "
