@@ -17,7 +17,7 @@ the table to `attacks` in the run's `result.json`.
 from absl import app, flags
 
 from common import battery, verdict
-from common.battery import ATTACKS, Budget
+from common.attacks import ATTACKS, Budget
 from common.case import Owner
 from common.errors import UserError, in_one_line
 from common.rundir import RunDirectory, read_json, write_json

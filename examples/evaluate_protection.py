@@ -18,6 +18,7 @@ import sys
 from absl import app, flags
 
 from common import battery
+from common.attacks import ATTACKS
 from common.case import Owner
 from common.errors import UserError, in_one_line
 from common.evaluation import evaluate
@@ -42,9 +43,9 @@ flags.mark_flag_as_required("run_dir")
 
 def main(_):
     with in_one_line():
-        if unknown := sorted(set(_ONLY.value or ()) - battery.ATTACKS.keys()):
+        if unknown := sorted(set(_ONLY.value or ()) - ATTACKS.keys()):
             raise UserError(
-                f"Expected --only of {', '.join(battery.ATTACKS)}. "
+                f"Expected --only of {', '.join(ATTACKS)}. "
                 f"Received: {', '.join(unknown)}"
             )
         fractions = _fractions(_FRACTIONS.value)

@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 
 import keras_passport as kp
-from common import battery, evaluation, page, verdict
-from common.battery import Budget, Level
+from common import attacks, battery, evaluation, page, verdict
+from common.attacks import Budget
+from common.battery import Level
 from common.case import Owner
 from common.errors import UserError
 from common.rundir import RunDirectory
@@ -20,7 +21,7 @@ from keras_passport.attacks import AttackResult, training
 from test_case import REPOSITORY
 from test_examples import SMALL, run, succeed
 
-FAKES = [name for name in battery.ATTACKS if name.startswith("fake_")]
+FAKES = [name for name in attacks.ATTACKS if name.startswith("fake_")]
 ATTACK = REPOSITORY / "examples" / "attack.py"
 EVALUATE = REPOSITORY / "examples" / "evaluate_protection.py"
 FEW = Level(Budget(num_fakes=4, examples=60, epochs=1), (1.0,))
@@ -229,7 +230,7 @@ class TestBattery:
         name, folder = "fake_random_image", owner.directory.attacks
         whole = battery.perform(owner.case, name, budget, folder)
         battery.record_path(folder, owner.case, name, budget).unlink()
-        monkeypatch.setattr(battery, "_BETWEEN", 3 * 60)
+        monkeypatch.setattr(attacks, "_BETWEEN", 3 * 60)
         tried, calls = kp.attacks.fake_passports, []
 
         def stopped(*args, start, **options):
@@ -250,7 +251,7 @@ class TestBattery:
     def test_a_killed_search_goes_on(self, owner, monkeypatch):
         budget = Budget(fraction=0.2, epochs=1)
         name, folder = "reverse_engineering_tuned", owner.directory.attacks
-        monkeypatch.setattr(battery, "_TUNED", 2)
+        monkeypatch.setattr(attacks, "_TUNED", 2)
         trained, calls = training.run, []
 
         def stopped(*args, **options):
@@ -328,11 +329,11 @@ class TestBattery:
         def broken(case, budget, start):
             raise RuntimeError("out of memory\nand more")
 
-        attack = battery.ATTACKS["fake_fixed_image"]
+        attack = attacks.ATTACKS["fake_fixed_image"]
         monkeypatch.setitem(
-            battery.ATTACKS,
+            attacks.ATTACKS,
             "fake_fixed_image",
-            battery.Attack(
+            attacks.Attack(
                 "Broken", "nothing", attack.uses, broken, True, True
             ),
         )
@@ -340,7 +341,7 @@ class TestBattery:
         assert not complete
         assert len(rows_of(owner)) == 3
         assert "Broken (error: RuntimeError: out of memory)" in lines[-2]
-        monkeypatch.setitem(battery.ATTACKS, "fake_fixed_image", attack)
+        monkeypatch.setitem(attacks.ATTACKS, "fake_fixed_image", attack)
         _, complete = evaluation.evaluate(owner, "quick", FAKES)
         assert complete
         assert len(rows_of(owner)) == 4
@@ -385,7 +386,7 @@ class TestBattery:
         def never(*args, **options):
             raise AssertionError("no training here")
 
-        monkeypatch.setattr(battery, "fine_tuned", never)
+        monkeypatch.setattr(attacks, "fine_tuned", never)
         monkeypatch.setattr(evaluation, "_PRUNED", (0.5,))
         prune, calls = kp.attacks.prune, []
 
@@ -415,7 +416,7 @@ class TestBattery:
 
     def test_every_attack_names_what_it_uses(self):
         fields = set(Budget.__dataclass_fields__)
-        for name, attack in battery.ATTACKS.items():
+        for name, attack in attacks.ATTACKS.items():
             assert set(attack.uses) <= fields, name
             spends = name not in ("key_forgery", "spectral_blind")
             assert ("seed" in attack.uses) == spends, name
@@ -423,7 +424,7 @@ class TestBattery:
             names = {name for name, _ in battery.plan(level)}
             assert names >= {*FAKES, "reverse_engineering", "from_scratch"}
         assert {name for name, _ in battery.plan("full")} == set(
-            battery.ATTACKS
+            attacks.ATTACKS
         )
 
     def test_a_battery_on_other_parts_of_the_data(self):

@@ -6,7 +6,7 @@ import time
 import numpy as np
 
 import keras_passport as kp
-from common import battery, page, verdict
+from common import attacks, battery, page, verdict
 from common.case import Owner
 from common.errors import UserError
 from common.rundir import PRIVATE, read_json, write_json
@@ -56,7 +56,7 @@ def evaluate(
     numbers = owner.reference_numbers()
     records, rows, missing, errors = [], [], [], []
     for number, (name, budget) in enumerate(planned, 1):
-        attack = battery.ATTACKS[name]
+        attack = attacks.ATTACKS[name]
         if reason := attack.unfit(case):
             missing.append(f"{attack.title} ({reason})")
             continue
@@ -87,7 +87,7 @@ def evaluate(
     names = {name for name, _ in planned}
     left_out = [
         attack.title
-        for name, attack in battery.ATTACKS.items()
+        for name, attack in attacks.ATTACKS.items()
         if name not in names
     ]
     lines = verdict.verdict(rows, numbers, missing + errors, left_out)
@@ -197,7 +197,7 @@ def _changes(owner, level, seed, errors):
         epochs = dataclasses.replace(
             budget, fraction=_FINE_TUNED, epochs=5 * budget.epochs, seed=seed
         )
-        return battery.fine_tuned(case, epochs).public
+        return attacks.fine_tuned(case, epochs).public
 
     made = {
         "none": lambda: case.model,
