@@ -224,7 +224,7 @@ class Block:
             output = layer.layer(self._flow.entering(path, known))
             for part in layer.between:
                 output = part(output)
-            outputs.append(ops.convert_to_numpy(output))
+            outputs.append(_float32(output))
         outputs = np.concatenate(outputs)
         axis = normalization.channel_axis(layer.normalization, outputs.ndim)
         axes = tuple(i for i in range(outputs.ndim) if i != axis)
@@ -247,7 +247,7 @@ class Block:
             )
             output = ops.convert_to_tensor(values[part] * gamma + beta)
             tensor = self._flow.nodes[path].outputs[0]
-            made[id(tensor)] = ops.convert_to_numpy(layer.activation(output))
+            made[id(tensor)] = _float32(layer.activation(output))
         return made
 
     def _reader(self, path):
@@ -295,7 +295,7 @@ class Block:
         known.update(
             self.outputs({p: neutral for p in self.group}, slice(0, 1))
         )
-        value = ops.convert_to_numpy(self._flow.entering(path, known))
+        value = _float32(self._flow.entering(path, known))
         axis = layer.adapter.channel_axis(layer.layer)
         shape = np.moveaxis(value, axis, -1).shape[1:]
         return Windows(layer.layer, shape, self._count, live)
@@ -317,7 +317,7 @@ class Block:
             known.update(
                 self.outputs({p: pair for p in self.group}, slice(0, 4))
             )
-            value = ops.convert_to_numpy(self._flow.entering(path, known))
+            value = _float32(self._flow.entering(path, known))
             entering.append(value)
         axis = layer.adapter.channel_axis(layer.layer)
         chosen = _along(odd, axis, value.ndim)
@@ -372,7 +372,7 @@ class Block:
         known = {i: array[part] for i, array in self._known.items()}
         known.update(self.outputs(parameters, part))
         return [
-            ops.convert_to_numpy(self._flow.entering(reader.path, known))
+            _float32(self._flow.entering(reader.path, known))
             for reader in self.readers
         ]
 
@@ -389,15 +389,20 @@ class Block:
                 for row in np.eye(self.units, dtype="float32")
             ]
         )
-        outputs = ops.convert_to_numpy(
-            layer.layer(alone.reshape(-1, *array.shape[1:]))
-        )
+        outputs = _float32(layer.layer(alone.reshape(-1, *array.shape[1:])))
         bias = getattr(layer.layer, "bias", None)
         outputs = np.moveaxis(outputs, axis, -1)[..., reader.live]
         if bias is not None:
             outputs = outputs - ops.convert_to_numpy(bias)[reader.live]
         outputs = outputs.reshape(self.units, -1, outputs.shape[-1])
         return outputs.transpose(2, 0, 1)
+
+
+def _float32(tensor):
+    """As NumPy array, whatever the layers compute in: in bfloat16, sums of
+    more than some hundred values stop growing.
+    """
+    return ops.convert_to_numpy(ops.cast(tensor, "float32"))
 
 
 def _along(values, axis, rank):
