@@ -152,6 +152,25 @@ class TestMatchStatistics:
         with pytest.raises(ValueError, match="directory of this attack"):
             matched(tmp_path, seed=1)
 
+    @pytest.mark.parametrize(
+        ("costs", "tries"),
+        [
+            ([0.30, 0.32, 0.10], 2),
+            ([1.23, 0.27, 0.26, 0.10], 3),
+            ([4.0, 3.0, 2.0, 1.0, 0.10], 4),
+        ],
+    )
+    def test_a_layer_is_tried_until_two_tries_agree(
+        self, costs, tries, monkeypatch
+    ):
+        given = iter(costs)
+        monkeypatch.setattr(
+            statistics, "_tried", lambda *args: ({}, next(given))
+        )
+        found = statistics._solved(None, {}, 1, 1, statistics.TRIES, None)
+        assert found == ({}, min(costs[:tries]))
+        assert list(given) == costs[tries:]
+
     def test_other_statistics_are_not_explained(self):
         """The cost tells an attacker whether what was found is true."""
         model, _ = trained(plain_cnn)
