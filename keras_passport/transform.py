@@ -33,7 +33,8 @@ def protect(
         model: Functional or built Sequential model, with nested ones or
             without. Its weights are copied.
         function: Passport function of all layers: `"V1"`, `"V2"` or `"V3"`
-            (Table 1).
+            (Table 1). V1 and V2 are for comparison: what they publish, β and
+            statistics or γ, is enough for an attacker with few labels.
         select: Which kernel layers to protect: a path or an iterable of
             paths, a compiled regular expression that is searched for in the
             path, or a function of `(path, layer)` that returns whether to.
