@@ -9,6 +9,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from keras_passport.errors import PassportError
+from keras_passport.secrecy import SecretBytes, SecretInt, hidden, type_of
 
 KEY_SCALINGS = ("paper", "unit", "fan_in", "orthogonal")
 # Large keys at right angles need but a small part of a kernel to make γ and β,
@@ -90,7 +91,7 @@ def _of_norm(key, target):
     if not np.isfinite(norm):
         raise PassportError(
             "Expected a key of finite norm in float32. "
-            f"Received: elements of up to {np.max(np.abs(key)):.3g}"
+            "Received: one of a larger norm"
         )
     return (key * (target / norm)).astype("float32")
 
@@ -98,7 +99,7 @@ def _of_norm(key, target):
 def derive(seed: bytes, *labels: str) -> bytes:
     """32 bytes that follow from a seed and labels, and tell neither."""
     message = json.dumps(labels).encode()
-    return hmac.new(seed, message, hashlib.sha256).digest()
+    return hidden(hmac.new(seed, message, hashlib.sha256).digest())
 
 
 def choices(
@@ -118,7 +119,7 @@ def choices(
     for role in roles:
         drawn = derive(seed, domain, hashed, path, role)
         chosen[role] = left.pop(int.from_bytes(drawn, "big") % len(left))
-    return chosen
+    return hidden(chosen)
 
 
 def uniform(seed: bytes, shape: tuple[int, ...]) -> np.ndarray:
@@ -126,20 +127,22 @@ def uniform(seed: bytes, shape: tuple[int, ...]) -> np.ndarray:
     generator = np.random.Generator(
         np.random.Philox(key=int.from_bytes(seed[:16], "big"))
     )
-    return generator.random(shape, dtype="float32") * 2 - 1
+    return hidden(generator.random(shape, dtype="float32") * 2 - 1)
 
 
 def secret_seed(seed: bytes | int | None) -> bytes:
     """A passport's seed: 128 bits from `secrets` if none is given."""
+    seed = hidden(seed)
     if seed is None:
-        return secrets.token_bytes(16)
-    if isinstance(seed, (int, np.integer)) and seed >= 0:
-        return hashlib.sha256(str(int(seed)).encode()).digest()[:16]
-    if isinstance(seed, bytes) and len(seed) >= 16:
+        return hidden(secrets.token_bytes(16))
+    if isinstance(seed, SecretInt) and seed >= 0:
+        text = str(int(seed)).encode()
+        return hidden(hashlib.sha256(text).digest()[:16])
+    if isinstance(seed, SecretBytes) and len(seed) >= 16:
         return seed
     raise PassportError(
         "Expected seed to be None, 16 or more bytes, or for tests an int of 0 "
-        f"or more. Received: a {type(seed).__name__}"
+        f"or more. Received: a {type_of(seed)}"
     )
 
 
@@ -160,12 +163,12 @@ def images_hash(images) -> str:
     total = hashlib.sha256()
     for array in _leaves(images):
         total.update(array_hash(array).encode())
-    return total.hexdigest()
+    return hidden(total.hexdigest())
 
 
 def array_hash(array: np.ndarray) -> str:
     """SHA-256 over an array's shape and float32 values."""
-    array = np.ascontiguousarray(array, "<f4")
+    array = hidden(np.ascontiguousarray(array, "<f4"))
     total = hashlib.sha256(json.dumps(array.shape).encode())
     total.update(array)
     return total.hexdigest()

@@ -1,13 +1,16 @@
 """What a model's layers see: their input shapes, and their inputs."""
 
 import contextlib
+import pathlib
 
 import keras
 import numpy as np
 from keras import ops
 
-from keras_passport import graph, models
-from keras_passport.errors import PassportError
+from keras_passport import graph, inputs, models
+from keras_passport.errors import PassportError, PassportRequiredError
+from keras_passport.secrecy import hidden, type_of
+from keras_passport.texts import shown
 
 
 def input_shapes(model, spatial_size=None) -> dict[str, tuple[int, ...]]:
@@ -41,29 +44,31 @@ def input_shapes(model, spatial_size=None) -> dict[str, tuple[int, ...]]:
                 lambda tensor: keras.KerasTensor(
                     _filled(tensor.shape, spatial_size), dtype=tensor.dtype
                 ),
-                graph.functional_of(model)._inputs_struct,
+                inputs.structure_of(model),
             )
         )
     return {path: seen[path] for path in layers}
 
 
-def open_sizes(model, inputs) -> tuple[int, ...] | None:
+def open_sizes(model, x) -> tuple[int, ...] | None:
     """Sizes that inputs have along the axes that a model leaves open.
 
     Args:
         model: Protected model.
-        inputs: Array `(examples, ...)` or a structure of them for several
+        x: Array `(examples, ...)` or a structure of them for several
             inputs; the first with open axes counts.
 
     Returns:
         A `spatial_size` as `input_shapes` takes it; `None` for no open axis.
     """
-    expected = keras.tree.flatten(graph.functional_of(model)._inputs_struct)
-    given = keras.tree.flatten(inputs)
-    for tensor, array in zip(expected, given, strict=False):
+    expected = keras.tree.flatten(inputs.structure_of(model))
+    for tensor, array in zip(expected, inputs.flat(model, x), strict=True):
+        # Keras adds or takes a last axis of 1.
         sizes = tuple(
             size
-            for own, size in zip(tensor.shape[1:], array.shape[1:], strict=True)
+            for own, size in zip(
+                tensor.shape[1:], array.shape[1:], strict=False
+            )
             if own is None
         )
         if sizes:
@@ -109,7 +114,7 @@ def layer_inputs(model, reference, images, wanted) -> dict:
     if not isinstance(reference, keras.Model):
         raise PassportError(
             "Expected reference to be a trained network of the model's "
-            f"architecture. Received: reference={reference!r}"
+            f"architecture. Received: a {type_of(reference)}"
         )
     available = dict(
         graph.walk(reference, stop=(type(next(iter(layers.values()))),))
@@ -122,83 +127,127 @@ def layer_inputs(model, reference, images, wanted) -> dict:
             f"{missing[:3]}{' and others' if len(missing) > 3 else ''}"
         )
     maps = {path: {} for path in wanted}
+    flat = _for_reference(model, reference, inputs.flat(model, images))
     for index in sorted({i for some in wanted.values() for i in some}):
 
-        def note(path, inputs, index=index):
+        def note(path, seen, index=index):
             if index in wanted[path] and index not in maps[path]:
-                value = ops.convert_to_numpy(ops.cast(inputs, "float32"))
-                maps[path][index] = value[0]
+                value = ops.convert_to_numpy(ops.cast(seen, "float32"))
+                maps[path][index] = hidden(value)[0]
 
         watched = {path: available[path] for path in wanted}
         with _watching(watched, "call", note):
-            one = keras.tree.map_structure(
-                lambda array, index=index: array[index : index + 1], images
-            )
-            reference(one, training=False)
+            _run(reference, [array[index : index + 1] for array in flat])
     for path, found in maps.items():
-        expected = layers[path].inputs_shape[1:]
+        expected = layers[path].inputs_shape
         for value in found.values():
-            if len(value.shape) != len(expected) or any(
-                n not in (None, m)
-                for n, m in zip(expected, value.shape, strict=True)
-            ):
+            if not inputs.fits(expected, value[None]):
                 raise PassportError(
-                    f"Expected the reference's input of layer '{path}' to "
-                    f"have shape {expected}. Received: shape={value.shape}"
+                    f"Expected the reference's input of layer '{shown(path)}' "
+                    f"to have shape {expected[1:]}. "
+                    f"Received: shape={value.shape}"
                 )
     return maps
+
+
+def _for_reference(model, reference, flat) -> list:
+    """Flat inputs of a model in the order of a reference's, and checked.
+
+    What the reference would not take, Keras would print.
+    """
+    if not graph.is_model(reference):
+        return flat
+    ours = [tensor.name for tensor in _symbolic(model)]
+    theirs = _symbolic(reference)
+    names = [tensor.name for tensor in theirs]
+    if sorted(names) == sorted(ours) and len(set(ours)) == len(ours):
+        flat = [flat[ours.index(name)] for name in names]
+    if len(flat) != len(theirs) or not all(
+        inputs.fits(tensor.shape, array)
+        for tensor, array in zip(theirs, flat, strict=True)
+    ):
+        raise PassportError(
+            "Expected a reference that takes the model's inputs. Received: "
+            f"'{shown(reference.name)}' with inputs of shape "
+            f"{[tensor.shape for tensor in theirs]}"
+        )
+    return flat
+
+
+def _symbolic(model) -> list:
+    return keras.tree.flatten(inputs.structure_of(model))
+
+
+def _run(reference, flat) -> None:
+    functional = graph.is_model(reference)
+    one = inputs.packed(reference, flat) if functional else flat
+    if not functional and len(flat) == 1:
+        one = flat[0]
+    failed = None
+    try:
+        reference(one, training=False)
+    except PassportRequiredError:
+        raise
+    # Keras's errors print what a layer was called with.
+    except (TypeError, ValueError) as error:
+        failed = type(error).__name__
+    if failed:
+        raise PassportError(
+            "Expected a reference that runs on the images. Received: a "
+            f"{failed} from calling '{shown(reference.name)}' with them"
+        )
 
 
 def check_images(model, images):
     """The images as float32 arrays, checked against the model's inputs.
 
+    Args:
+        model: Protected model.
+        images: In any form in which Keras's `predict` takes them.
+
+    Returns:
+        One array `(n, ...)` for one input, else a dict or list of them.
+
     Raises:
         PassportError: If they are not what the model takes.
     """
-    expected = graph.functional_of(model)._inputs_struct
-    try:
-        images = keras.tree.map_structure(np.asarray, images)
-        keras.tree.assert_same_structure(expected, images)
-    except (ValueError, TypeError):
-        given = type(images).__name__
+    images = hidden(images)
+    if isinstance(images, (str, pathlib.PurePath)):
         raise PassportError(
-            "Expected images in the structure of the model's inputs, "
-            f"{keras.tree.map_structure(lambda t: t.shape, expected)}. "
-            f"Received: {given}"
-        ) from None
-    counts = set()
-    flat = zip(
-        keras.tree.flatten(expected), keras.tree.flatten(images), strict=True
-    )
-    for tensor, array in flat:
+            "Expected images, in an array. Received: a path (keras_passport."
+            "pictures.read_images reads pictures and folders of them)"
+        )
+    checked = []
+    expected = _symbolic(model)
+    given = inputs.flat(model, images)
+    for tensor, array in zip(expected, given, strict=True):
         shape = tensor.shape
-        if (
-            array.dtype.kind not in "fiub"
-            or len(array.shape) != len(shape)
-            or len(array) == 0
-            or any(
-                n not in (None, m)
-                for n, m in zip(shape[1:], array.shape[1:], strict=True)
+        if not isinstance(array, np.ndarray) or array.dtype.kind not in "fiub":
+            raise PassportError(
+                f"Expected images of shape {('n', *shape[1:])}, arrays of "
+                f"numbers. Received: a {type_of(array)}, "
+                f"dtype={getattr(array, 'dtype', None)}"
             )
-        ):
+        received = array.shape
+        array = inputs.of_rank(array, shape)
+        if len(array) == 0 or not inputs.fits(shape, array):
             raise PassportError(
                 f"Expected images of shape {('n', *shape[1:])} in the model's "
-                f"input domain. Received: shape={array.shape}, "
+                f"input domain. Received: shape={received}, "
                 f"dtype={array.dtype}"
             )
         if not np.all(np.isfinite(array)):
             raise PassportError(
                 "Expected images without NaN or infinity. Received: some"
             )
-        counts.add(len(array))
+        checked.append(array.astype("float32", copy=False))
+    counts = {len(array) for array in checked}
     if len(counts) != 1:
         raise PassportError(
             "Expected equally many images for every input. "
             f"Received: {sorted(counts)}"
         )
-    return keras.tree.map_structure(
-        lambda array: np.asarray(array, "float32"), images
-    )
+    return inputs.plain(model, checked)
 
 
 @contextlib.contextmanager
@@ -206,9 +255,9 @@ def _watching(layers, method, note):
     """Calls `note(path, first argument)` at each call of a layers' method."""
 
     def watch(path, original):
-        def watched(inputs, *args, **kwargs):
-            note(path, inputs)
-            return original(inputs, *args, **kwargs)
+        def watched(*args, **kwargs):
+            note(path, [*args, *kwargs.values()][0])
+            return original(*args, **kwargs)
 
         return watched
 

@@ -1,4 +1,9 @@
-"""Writing so that a reader finds the old file or the new one, whole."""
+"""Reading and writing files, wherever a name leads.
+
+What is written is the old file or the new one, whole, for whoever reads it.
+What is read, or written to, is a regular file: a device or a FIFO would hang,
+or be replaced.
+"""
 
 import contextlib
 import ctypes
@@ -6,7 +11,80 @@ import os
 import pathlib
 import secrets
 import shutil
-from collections.abc import Iterator
+import stat
+from collections.abc import Collection, Iterator
+from typing import BinaryIO
+
+from keras_passport.texts import shown
+
+# What a SavedModel's folder holds: no more than this is ever replaced.
+SAVED_MODEL = frozenset(
+    {
+        "saved_model.pb",
+        "fingerprint.pb",
+        "keras_metadata.pb",
+        "variables",
+        "assets",
+        "assets.extra",
+        "debug",
+    }
+)
+# Of a name; what file systems allow.
+_LONGEST_NAME = 255
+_DONT_WAIT = getattr(os, "O_NONBLOCK", 0)
+_KINDS = {
+    stat.S_IFDIR: "a folder (directory)",
+    stat.S_IFIFO: "a FIFO",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+}
+
+
+def open_regular(path: str | os.PathLike) -> BinaryIO:
+    """Opens a regular file for reading, and nothing else; it never waits.
+
+    Args:
+        path: The file, or a link to it.
+
+    Raises:
+        OSError: If there is none, or it can't be read.
+        IsADirectoryError: If it is a folder.
+        IsSpecialFileError: If it is a device, a FIFO or a socket.
+    """
+    _check_regular(path, os.stat(path).st_mode, "to read")
+    # It may have become something else meanwhile, which must not block.
+    handle = os.open(path, os.O_RDONLY | _DONT_WAIT)
+    try:
+        _check_regular(path, os.fstat(handle).st_mode, "to read")
+        return os.fdopen(handle, "rb")
+    except BaseException:
+        os.close(handle)
+        raise
+
+
+def write_bytes(
+    path: str | os.PathLike, content, mode: int | None = None
+) -> None:
+    """Writes a file of these bytes, or leaves what was there.
+
+    Args:
+        path: File to write; see `replacing`.
+        content: Bytes, or a buffer of them.
+        mode: Permission bits; see `replacing`.
+
+    Raises:
+        OSError: If the disk is full, or as `replacing` does.
+
+    Example:
+
+    >>> write_bytes("packed.npy", buffer.getbuffer(), mode=0o600)
+    """
+    with (
+        replacing(path, mode) as temporary,
+        open(temporary, "wb") as file,
+    ):
+        file.write(content)
 
 
 @contextlib.contextmanager
@@ -15,8 +93,9 @@ def replacing(
 ) -> Iterator[pathlib.Path]:
     """Yields a temporary path that takes the place of `path` at the end.
 
-    A process that is killed leaves a file of a hidden name beside it. Nobody
-    can tell it from one that another process is writing, so it stays.
+    Where `path` is a link, that is the place to which it leads. A process
+    that is killed leaves a file of a hidden name beside it. Nobody can tell
+    it from one that another process is writing, so it stays.
 
     Args:
         path: File to write. Its folder must exist.
@@ -25,39 +104,48 @@ def replacing(
 
     Raises:
         FileNotFoundError: If the folder does not exist.
+        IsADirectoryError: If there is a folder of this name.
+        IsSpecialFileError: If there is a device, a FIFO or a socket.
+        OSError: If it can't be written, as on a disk that is full.
     """
-    path, temporary = _places(path)
+    place, temporary = _places(path)
+    _check_target(path)
     try:
         if mode is not None:
-            os.close(
-                os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, mode)
-            )
-            temporary.chmod(mode)
+            _create(temporary, mode)
         yield temporary
+        if mode is not None:
+            # A writer may have put another file in its place.
+            temporary.chmod(mode)
         with open(temporary, "rb") as file:
             os.fsync(file.fileno())
-        os.replace(temporary, path)
+        os.replace(temporary, place)
     finally:
         temporary.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
 def replacing_folder(
-    path: str | os.PathLike, overwrite: bool = False
+    path: str | os.PathLike,
+    overwrite: bool = False,
+    holds: Collection[str] | None = None,
 ) -> Iterator[pathlib.Path]:
     """Yields a temporary folder that takes the place of `path` at the end.
 
     Args:
-        path: Folder to write. Its parent must exist.
+        path: Folder to write, or a link to it. Its parent must exist.
         overwrite: Whether to replace what is at `path`.
+        holds: Names of what a folder may hold to be replaced, such as
+            `SAVED_MODEL`: with anything else in it, such as somebody's
+            passport, it stays. `None` replaces any folder.
 
     Raises:
-        FileExistsError: If there is something at `path` already.
+        FileExistsError: If there is something at `path` already, and it may
+            not be replaced.
         FileNotFoundError: If the parent does not exist.
     """
-    path, temporary = _places(path)
-    if path.exists() and not overwrite:
-        raise exists_already(path)
+    place, temporary = _places(path)
+    _check_folder(path, place, overwrite, holds)
     temporary.mkdir()
     try:
         yield temporary
@@ -65,11 +153,13 @@ def replacing_folder(
             if written.is_file():
                 with open(written, "rb") as file:
                     os.fsync(file.fileno())
+        # Writing took its time: what came there meanwhile is not ours.
+        _check_folder(path, place, overwrite, holds)
         try:
-            os.rename(temporary, path)
+            os.rename(temporary, place)
         except OSError:
             # There is something already; after this it has the other's name.
-            _exchange(temporary, path)
+            _exchange(temporary, place)
     finally:
         if temporary.is_dir():
             shutil.rmtree(temporary, ignore_errors=True)
@@ -81,23 +171,95 @@ def exists_already(path: pathlib.Path) -> FileExistsError:
     """The error of an export that would overwrite something."""
     return FileExistsError(
         f"Expected a new name to write to, or overwrite=True. Received: "
-        f"'{path}', which exists"
+        f"'{shown(path)}', which exists"
     )
+
+
+def check_target(path: str | os.PathLike) -> None:
+    """Raises what `replacing` would, before long work.
+
+    Args:
+        path: File to write.
+    """
+    _places(path)
+    _check_target(path)
+
+
+class IsSpecialFileError(OSError):
+    """A device, FIFO or socket where a file is expected."""
+
+
+def _check_regular(path, mode, what) -> None:
+    if stat.S_ISREG(mode):
+        return
+    kind = _KINDS.get(stat.S_IFMT(mode), "something else")
+    raised = IsADirectoryError if stat.S_ISDIR(mode) else IsSpecialFileError
+    error = raised(f"Expected a file {what}. Received: '{shown(path)}', {kind}")
+    error.strerror = f"{kind}, no file"
+    raise error
+
+
+def _check_target(path) -> None:
+    # Of the path as given: `/dev/stdout` leads to what has no name.
+    with contextlib.suppress(FileNotFoundError):
+        _check_regular(path, os.stat(path).st_mode, "to write")
+
+
+def _check_folder(path, place, overwrite, holds) -> None:
+    if not os.path.lexists(place):
+        return
+    if not overwrite:
+        raise exists_already(path)
+    if not place.is_dir():
+        raise FileExistsError(
+            "Expected a folder to overwrite. Received: "
+            f"'{shown(path)}', which is none"
+        )
+    others = [] if holds is None else set(os.listdir(place)) - set(holds)
+    if others:
+        raise FileExistsError(
+            "Expected to overwrite a folder of this program's alone. "
+            f"Received: '{shown(path)}', which holds '{shown(min(others))}' "
+            "too: move it, or write elsewhere"
+        )
+
+
+def _create(temporary, mode) -> None:
+    try:
+        handle = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, mode)
+    except PermissionError as error:
+        raise PermissionError(
+            "Expected a folder that this process may write to. "
+            f"Received: '{shown(temporary.parent)}'"
+        ) from error
+    os.close(handle)
+    temporary.chmod(mode)
 
 
 def _places(path) -> tuple[pathlib.Path, pathlib.Path]:
-    """A path, and a temporary name beside it."""
-    path = pathlib.Path(path)
-    if not path.parent.is_dir():
+    """Where a path leads, and a temporary name beside that."""
+    path = pathlib.Path(os.fsdecode(path))
+    if not path.name or path.name == "..":
         raise FileNotFoundError(
-            f"Expected an existing folder to write '{path.name}' to. "
-            f"Received: {path.parent}"
+            f"Expected the name of a file to write. Received: '{shown(path)}'"
+        )
+    place = pathlib.Path(os.path.realpath(path))
+    if place.is_symlink():
+        raise FileNotFoundError(
+            "Expected a name that leads somewhere. Received: "
+            f"'{shown(path)}', a link in a circle"
+        )
+    if not place.parent.is_dir():
+        raise FileNotFoundError(
+            f"Expected an existing folder to write '{shown(place.name)}' to. "
+            f"Received: '{shown(place.parent)}'"
         )
     # The suffixes stay at the end: Keras and matplotlib go by them.
-    stem, dot, suffixes = path.name.partition(".")
-    return path, path.with_name(
-        f".{stem}-{secrets.token_hex(4)}{dot}{suffixes}"
-    )
+    stem, dot, suffixes = place.name.partition(".")
+    end = f"-{secrets.token_hex(4)}{dot}{suffixes}"
+    while len(os.fsencode(f".{stem}{end}")) > _LONGEST_NAME and stem:
+        stem = stem[:-1]
+    return place, place.with_name(f".{stem}{end}")
 
 
 _HERE = -100  # AT_FDCWD: paths are relative to the working folder.

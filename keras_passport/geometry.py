@@ -13,6 +13,8 @@ import math
 import numpy as np
 
 from keras_passport.errors import PassportError
+from keras_passport.secrecy import hidden
+from keras_passport.texts import shown
 
 _KINDS = ("convolution", "transpose", "pointwise")
 _PADDINGS = ("valid", "same", "causal")
@@ -71,7 +73,7 @@ class Geometry:
             raise PassportError(
                 "Expected a kind, kernel size, strides, dilation, padding and "
                 "data_format that describe a kernel layer. "
-                f"Received: {dataclasses.asdict(self)}"
+                f"Received: {shown(dataclasses.asdict(self))}"
             )
 
     @property
@@ -104,7 +106,7 @@ class Geometry:
         except TypeError as error:
             raise PassportError(
                 "Expected the description of a kernel layer's geometry. "
-                f"Received: {config}"
+                f"Received: {shown(config)}"
             ) from error
 
     def check_map(self, feature_map: np.ndarray, name: str = "passport"):
@@ -157,7 +159,7 @@ def digest(feature_map: np.ndarray, geometry: Geometry) -> np.ndarray:
     [2.0, 3.0]
     """
     geometry.check_map(feature_map)
-    key = np.asarray(feature_map, dtype="float64")
+    key = hidden(np.asarray(feature_map, dtype="float64"))
     if geometry.kind == "pointwise":
         return key.reshape(-1, geometry.channels).mean(0).astype("float32")
     if geometry.data_format == "channels_first":
@@ -200,7 +202,7 @@ def _digest_axis(values, geometry: Geometry, axis: int) -> np.ndarray:
             f"Received: {size}"
         )
     values = np.moveaxis(values, axis, 0)
-    sums = np.zeros((kernel, *values.shape[1:]))
+    sums = hidden(np.zeros((kernel, *values.shape[1:])))
     # `near` steps by the stride, `far` is where it lands; a convolution reads
     # its input at `far`, a transposed one writes its output there.
     for i in range(kernel):

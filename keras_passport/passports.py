@@ -1,11 +1,8 @@
 """`Passport`: the secret that a protected model needs, and how it is made."""
 
-import dataclasses
 import functools
 import hashlib
-import json
 import os
-import pathlib
 from collections.abc import Mapping
 
 import numpy as np
@@ -23,91 +20,20 @@ from keras_passport.derivation import (
     secret_seed,
     uniform,
 )
+from keras_passport.entries import ROLES, PassportEntry
 from keras_passport.errors import PassportError
-from keras_passport.geometry import Geometry, digest
+from keras_passport.geometry import Geometry
+from keras_passport.secrecy import hidden, type_of
+from keras_passport.specs import (
+    check_function,
+    check_geometries,
+    check_paths,
+    layers_of,
+    read_spec,
+)
+from keras_passport.texts import shown
 
-# How a passport is packed for a model (`serving.passport_spec`).
-SPEC_VERSION = 1
-SPEC_FILE = "passport_spec.json"
 KINDS = ("random_pattern", "fixed_image", "random_image", "feature_maps")
-ROLES = ("gamma", "beta")
-
-
-@dataclasses.dataclass(frozen=True, eq=False, repr=False)
-class PassportEntry:
-    """One layer's part of a passport.
-
-    Args:
-        geometry: How the layer digests feature maps into keys.
-        gamma: Feature map for γ, float32, `(height, width, channels)` for a
-            Conv2D, in the layer's data_format; or `None`.
-        beta: Feature map for β, likewise.
-        gamma_key: Key for γ where there is no map, float32, of shape
-            `geometry.key_shape`; or `None`.
-        beta_key: Key for β, likewise.
-        gamma_image: For image kinds, index of γ's identity image.
-        beta_image: For image kinds, index of β's.
-    """
-
-    geometry: Geometry
-    gamma: np.ndarray | None = None
-    beta: np.ndarray | None = None
-    gamma_key: np.ndarray | None = None
-    beta_key: np.ndarray | None = None
-    gamma_image: int | None = None
-    beta_image: int | None = None
-
-    def __post_init__(self):
-        for role in ROLES:
-            feature_map = getattr(self, role)
-            key = getattr(self, f"{role}_key")
-            if feature_map is not None and key is not None:
-                raise PassportError(
-                    f"Expected a feature map or a key for {role}. "
-                    "Received: both"
-                )
-            for value in (feature_map, key):
-                if value is not None and not np.all(np.isfinite(value)):
-                    raise PassportError(
-                        f"Expected finite values for {role}. "
-                        "Received: NaN or infinity"
-                    )
-            if feature_map is not None:
-                self.geometry.check_map(feature_map, role)
-            if key is not None and key.shape != self.geometry.key_shape:
-                raise PassportError(
-                    f"Expected a key for {role} of shape "
-                    f"{self.geometry.key_shape}. Received: shape={key.shape}"
-                )
-            image = getattr(self, f"{role}_image")
-            if image is not None and (type(image) is not int or image < 0):
-                raise PassportError(
-                    f"Expected {role}_image to be None or the index of an "
-                    f"identity image. Received: {role}_image={image!r}"
-                )
-
-    def __repr__(self):
-        roles = [role for role in ROLES if self.has(role)]
-        return f"<PassportEntry for {' and '.join(roles)}>"
-
-    def has(self, role: str) -> bool:
-        """Whether there is a map or key for `"gamma"` or `"beta"`."""
-        return (
-            getattr(self, role) is not None
-            or getattr(self, f"{role}_key") is not None
-        )
-
-    def array(self, role: str) -> np.ndarray | None:
-        """The map or key for a role: what a file holds of it."""
-        value = getattr(self, role)
-        return getattr(self, f"{role}_key") if value is None else value
-
-    def key(self, role: str) -> np.ndarray | None:
-        """The key for a role, before scaling; `None` if there is none."""
-        feature_map = getattr(self, role)
-        if feature_map is None:
-            return getattr(self, f"{role}_key")
-        return digest(feature_map, self.geometry)
 
 
 class Passport:
@@ -150,9 +76,11 @@ class Passport:
         key_scaling: str = "paper",
         images=None,
     ):
+        seed, images = hidden(seed), hidden(images)
         if kind not in KINDS:
             raise PassportError(
-                f"Expected kind to be one of {KINDS}. Received: kind={kind!r}"
+                f"Expected kind to be one of {KINDS}. "
+                f"Received: kind='{shown(kind)}'"
             )
         if not layers:
             raise PassportError(
@@ -161,7 +89,9 @@ class Passport:
         self.kind = kind
         self.function = functions.get(function)
         self.layers = dict(layers)
-        self.seed = secret_seed(bytes(seed))
+        if not isinstance(seed, bytes):
+            seed = hidden(b"")  # no other seed is anybody's secret
+        self.seed = secret_seed(seed)
         self.key_scaling = check_key_scaling(key_scaling)
         self.images = images
         count = None if images is None else count_images(images)
@@ -169,13 +99,13 @@ class Passport:
             for index in (entry.gamma_image, entry.beta_image):
                 if None not in (count, index) and index >= count:
                     raise PassportError(
-                        f"Expected layer '{path}' to name one of {count} "
-                        f"identity images. Received: index {index}"
+                        f"Expected layer '{shown(path)}' to name one of "
+                        f"{count} identity images. Received: a larger index"
                     )
             given = tuple(role for role in ROLES if entry.has(role))
             if given != self.function.roles:
                 raise PassportError(
-                    f"Expected layer '{path}' to have "
+                    f"Expected layer '{shown(path)}' to have "
                     f"{' and '.join(self.function.roles)}, as "
                     f"{self.function.name} hides. Received: "
                     f"{' and '.join(given) or 'neither'}"
@@ -217,9 +147,10 @@ class Passport:
         """
         from keras_passport import features, models
 
+        seed = hidden(seed)
+        seed = secret_seed(seed)
         function = models.function_of(model)
         layers = models.protected_layers(model)
-        seed = secret_seed(seed)
         shapes = features.input_shapes(model, spatial_size)
         entries = {}
         for path, layer in layers.items():
@@ -263,6 +194,7 @@ class Passport:
 
         >>> passport = Passport.fixed_image(model, images, reference=base)
         """
+        seed, images = hidden(seed), hidden(images)
         from keras_passport import features, models
 
         function = models.function_of(model)
@@ -319,6 +251,7 @@ class Passport:
 
         >>> passport = Passport.random_image(model, images, reference=base)
         """
+        seed, images = hidden(seed), hidden(images)
         from keras_passport import features
 
         images = features.check_images(model, images)
@@ -395,24 +328,30 @@ class Passport:
         >>> maps = {"conv": (np.ones((8, 8, 3)), np.ones((8, 8, 3)))}
         >>> passport = Passport.from_feature_maps(model, maps)
         """
+        seed, maps = hidden(seed), hidden(maps)
         from keras_passport import models
 
         function = models.function_of(model)
         layers = models.protected_layers(model)
-        _check_paths(set(layers), set(maps))
+        if not isinstance(maps, Mapping):
+            raise PassportError(
+                "Expected a dict from path to (gamma, beta), for the model's "
+                f"{len(layers)} protected layers. "
+                f"Received: a {type_of(maps)}"
+            )
+        check_paths(layers, maps)
         entries = {}
         for path, layer in layers.items():
-            if len(maps[path]) != 2:
+            pair = maps[path]
+            if not isinstance(pair, (list, tuple)) or len(pair) != 2:
                 raise PassportError(
-                    f"Expected a tuple (gamma, beta) for layer '{path}'. "
-                    f"Received: {len(maps[path])} maps"
+                    f"Expected a tuple (gamma, beta) for layer "
+                    f"'{shown(path)}'. Received: a {type_of(pair)}"
                 )
             gamma, beta = (
-                None if value is None else np.asarray(value, "float32")
-                for value in maps[path]
+                _feature_map(path, role, layer.inputs_shape[1:], value)
+                for role, value in zip(ROLES, pair, strict=True)
             )
-            for role, value in zip(ROLES, (gamma, beta), strict=True):
-                _check_shape(path, role, layer.inputs_shape[1:], value)
             entries[path] = PassportEntry(layer.geometry, gamma, beta)
         return cls(
             "feature_maps", function, entries, secret_seed(seed), key_scaling
@@ -476,38 +415,16 @@ class Passport:
 
         >>> packed = Passport.load("owner.h5").pack("served")
         """
-        spec = _read_spec(spec)
-        try:
-            version, function = spec["version"], spec["function"]
-            expected = {
-                layer["path"]: Geometry.from_dict(layer["geometry"])
-                for layer in spec["layers"]
-            }
-            offsets = [layer["offset"] for layer in spec["layers"]]
-            size = spec["size"]
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
-            raise PassportError(
-                "Expected a spec as passport_spec returns it. Received: one "
-                f"that can't be read ({type(error).__name__}: {error})"
-            ) from error
-        if version != SPEC_VERSION:
-            raise PassportError(
-                f"Expected a spec of version {SPEC_VERSION}. "
-                f"Received: version {version}"
-            )
-        if function != self.function.name:
-            raise PassportError(
-                f"Expected a passport for function {function}, the spec's. "
-                f"Received: one for {self.function.name}"
-            )
-        self._check_geometries(expected)
+        function, geometries, offsets = layers_of(read_spec(spec))
+        check_function(function, self.function.name, "the spec's")
+        self._check_geometries(geometries)
         rows = self.rows()
-        rows = [rows[path] for path in expected]
+        rows = [rows[path] for path in geometries]
         ends = [0, *np.cumsum([row.size for row in rows]).tolist()]
-        if [*offsets, size] != ends:
+        if offsets != ends:
             raise PassportError(
                 "Expected a spec whose offsets and size add up to "
-                f"{ends[-1]}. Received: size {size}, {len(offsets)} offsets"
+                f"{ends[-1]}. Received: {len(offsets) - 1} offsets that don't"
             )
         packed = np.concatenate(rows, axis=1)
         if not np.all(np.isfinite(packed)):
@@ -521,25 +438,17 @@ class Passport:
         from keras_passport import models
 
         function = models.function_of(model)
-        if function != self.function:
-            raise PassportError(
-                f"Expected a passport for function {function.name}, the "
-                f"model's. Received: one for {self.function.name}"
-            )
+        check_function(function.name, self.function.name, "the model's")
         layers = models.protected_layers(model)
         self._check_geometries(
             {path: layer.geometry for path, layer in layers.items()}
         )
 
     def _check_geometries(self, geometries: Mapping[str, Geometry]) -> None:
-        _check_paths(set(geometries), set(self.layers))
-        for path, expected in geometries.items():
-            received = self.layers[path].geometry
-            if expected != received:
-                raise PassportError(
-                    f"Expected a passport for layer '{path}' with geometry "
-                    f"{expected.to_dict()}. Received: {received.to_dict()}"
-                )
+        check_geometries(
+            geometries,
+            {path: entry.geometry for path, entry in self.layers.items()},
+        )
 
     @property
     def fingerprint(self) -> str:
@@ -583,44 +492,21 @@ class Passport:
         return passport_file.load(path)
 
 
-def _check_shape(path, role, expected, value) -> None:
-    if value is not None and (
-        len(value.shape) != len(expected)
-        or any(
-            n not in (None, m)
-            for n, m in zip(expected, value.shape, strict=True)
+def _feature_map(path, role, expected, value) -> np.ndarray | None:
+    """The float32 array of a map that somebody brings; `None` stays."""
+    if value is None:
+        return None
+    # NumPy's own message has the values.
+    if not isinstance(value, np.ndarray) or value.dtype.kind not in "fiub":
+        raise PassportError(
+            f"Expected {role} of layer '{shown(path)}' to be an array of "
+            f"numbers. Received: a {type_of(value)}"
         )
+    if len(value.shape) != len(expected) or any(
+        n not in (None, m) for n, m in zip(expected, value.shape, strict=True)
     ):
         raise PassportError(
-            f"Expected {role} of layer '{path}' to have the shape of the "
-            f"layer's input, {expected}. Received: shape={value.shape}"
+            f"Expected {role} of layer '{shown(path)}' to have the shape of "
+            f"the layer's input, {expected}. Received: shape={value.shape}"
         )
-
-
-def _read_spec(spec) -> Mapping:
-    if isinstance(spec, Mapping):
-        return spec
-    path = pathlib.Path(spec)
-    try:
-        if path.is_dir():
-            path = path / "assets" / SPEC_FILE
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise PassportError(
-            f"Expected the JSON of a passport spec at '{path}'. Received: "
-            f"{type(error).__name__}: {error}"
-        ) from error
-
-
-def _check_paths(expected: set, received: set) -> None:
-    if expected != received:
-
-        def some(paths):
-            listed = ", ".join(sorted(paths)[:3])
-            return listed + (", ..." if len(paths) > 3 else "") or "none"
-
-        raise PassportError(
-            f"Expected a passport for the model's {len(expected)} protected "
-            f"layers. Received: one for {len(received)} layers; missing: "
-            f"{some(expected - received)}; unknown: {some(received - expected)}"
-        )
+    return value.astype("float32")

@@ -18,7 +18,7 @@ from keras_passport.models import (
     function_of,
     protected_layers,
 )
-from keras_passport.passports import SPEC_FILE, SPEC_VERSION
+from keras_passport.specs import SPEC_FILE, SPEC_VERSION
 
 INPUT = "passport"
 LABELS_FILE = "labels.txt"
@@ -320,7 +320,7 @@ def export_saved_model(
         return dict(zip(served.output_names, flat, strict=True))
 
     with (
-        files.replacing_folder(path, overwrite) as folder,
+        files.replacing_folder(path, overwrite, files.SAVED_MODEL) as folder,
         tempfile.TemporaryDirectory() as assets,
     ):
         function = tf.function(serve).get_concrete_function(**signature)

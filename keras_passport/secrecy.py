@@ -1,0 +1,127 @@
+"""Values that compute as ever and show nothing of themselves.
+
+A message shows what is formatted into it; a traceback with local variables
+(`pytest -l`, IPython's `%xmode Verbose`, services that collect errors) shows
+the `repr` of all that a function had at hand, whoever raised. So what is
+secret is held in a type whose `repr` says no more than its size.
+"""
+
+from collections.abc import Mapping
+
+import numpy as np
+
+
+class SecretArray(np.ndarray):
+    """An array like any other; only `repr`, `str` and `format` tell nothing.
+
+    What is computed of it, or cut from it, is one too. `numpy.asarray` gives
+    an ordinary array of the same memory.
+
+    Example:
+
+    >>> hidden(np.array([0.25, -1.5]))
+    <secret array of shape (2,), float64>
+    """
+
+    def __repr__(self):
+        return f"<secret array of shape {self.shape}, {self.dtype}>"
+
+    __str__ = __repr__
+
+    def __format__(self, spec):
+        return repr(self)
+
+
+class SecretBytes(bytes):
+    """Bytes, such as a seed, whose `repr` tells their number alone."""
+
+    def __repr__(self):
+        return f"<secret of {len(self)} bytes>"
+
+    __str__ = __repr__
+
+
+class SecretText(str):
+    """A text, such as a seed in hexadecimal, whose `repr` tells nothing."""
+
+    def __repr__(self):
+        return f"<secret text of {len(self)} characters>"
+
+    def __str__(self):
+        return repr(self)
+
+    def __format__(self, spec):
+        return repr(self)
+
+
+class SecretInt(int):
+    """A number, such as a seed or a choice, whose `repr` tells nothing."""
+
+    def __repr__(self):
+        return "<secret number>"
+
+    __str__ = __repr__
+
+    def __format__(self, spec):
+        return repr(self)
+
+
+def hidden(value):
+    """The same value, in a type whose `repr` tells nothing of it.
+
+    It never raises, so that a function can begin with it: nothing has its
+    arguments for local variables then.
+
+    Args:
+        value: Array or tensor, bytes, text or int, or a dict, list or tuple
+            of such, whose names stay as they are. Lists of numbers become
+            arrays.
+
+    Returns:
+        The value, without a copy of an array; one of another type as it is.
+    """
+    if isinstance(value, SecretArray | SecretBytes | SecretText | SecretInt):
+        return value
+    if isinstance(value, np.ndarray):
+        return value.view(SecretArray)
+    if isinstance(value, bytes | bytearray | memoryview):
+        return SecretBytes(value)
+    if isinstance(value, str):
+        return SecretText(value)
+    if isinstance(value, int | np.integer) and not isinstance(value, bool):
+        return SecretInt(value)
+    if isinstance(value, Mapping):
+        return {name: hidden(inner) for name, inner in value.items()}
+    if isinstance(value, list | tuple):
+        if _are_numbers(value):
+            try:
+                return np.asarray(value).view(SecretArray)
+            except ValueError:  # rows of different lengths
+                return SecretArray((0,))
+        return type(value)(map(hidden, value)) if _is_plain(value) else value
+    if hasattr(value, "__array__") and not isinstance(value, type):
+        try:
+            return np.asarray(value).view(SecretArray)
+        # A symbolic tensor has no values; who has none raises what he likes.
+        except Exception:
+            return value
+    return value
+
+
+def _are_numbers(values) -> bool:
+    """Whether a list holds numbers, or lists of them, at any depth."""
+    while isinstance(values, list | tuple) and values:
+        values = values[0]
+    return isinstance(values, float | int) and not isinstance(values, bool)
+
+
+def _is_plain(values) -> bool:
+    return type(values) in (list, tuple)
+
+
+def type_of(value) -> str:
+    """The name of a value's type, as it was before `hidden`."""
+    kind = type(value)
+    if kind.__module__ == __name__:
+        kind = kind.__base__
+    return kind.__name__
