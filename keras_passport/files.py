@@ -211,10 +211,8 @@ def _check_folder(path, place, overwrite, holds) -> None:
     if not overwrite:
         raise exists_already(path)
     if not place.is_dir():
-        raise FileExistsError(
-            "Expected a folder to overwrite. Received: "
-            f"'{shown(path)}', which is none"
-        )
+        _check_regular(path, os.stat(place).st_mode, "or folder to write")
+        return
     others = [] if holds is None else set(os.listdir(place)) - set(holds)
     if others:
         raise FileExistsError(
