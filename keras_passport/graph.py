@@ -6,8 +6,10 @@ what to replace is `transform.py`'s business.
 
 import collections
 import contextlib
+import tempfile
 
 import keras
+import numpy as np
 from keras.src.models.functional import Functional
 from keras.src.saving.serialization_lib import SafeModeScope
 
@@ -288,18 +290,89 @@ def copy_variable(source, target):
 
 
 def copy_state(source, target):
-    """Copies all variables of a layer to a layer of the same structure."""
+    """Copies the state of a layer to a layer of the same structure.
+
+    That is all of its variables, and what Keras's files hold besides: the
+    vocabularies, tables and adapted statistics of preprocessing layers, and
+    whatever a layer of the user's saves in its own way. Not even Keras's files
+    hold the states of a stateful RNN, which go on here as well.
+
+    Args:
+        source: Built layer.
+        target: Layer made of its config, built for the same inputs.
+    """
     pairs = list(zip(source.variables, target.variables, strict=True))
     for old, new in pairs:
         copy_variable(old, new)
-    for layer in target._flatten_layers():
-        if isinstance(layer, keras.layers.Normalization):
-            # What it computes with is derived from its variables.
-            layer.finalize_state()
+    for old, new in zip(_unlisted(source), _unlisted(target), strict=True):
+        for one, other in zip(_untracked(old), _untracked(new), strict=True):
+            copy_variable(one, other)
+        if _saves_itself(old, "load_own_variables"):
+            store = {}
+            old.save_own_variables(store)
+            new.load_own_variables(
+                {
+                    name: np.array(keras.ops.convert_to_numpy(value))
+                    for name, value in store.items()
+                }
+            )
+        if _saves_itself(old, "load_assets"):
+            with tempfile.TemporaryDirectory() as folder:
+                old.save_assets(folder)
+                new.load_assets(folder)
+
+
+def _unlisted(layer) -> list:
+    """The layers in a layer, itself too, that have state besides variables."""
+    return [
+        part
+        for part in layer._flatten_layers()
+        if _saves_itself(part, "load_own_variables")
+        or _saves_itself(part, "load_assets")
+        or _untracked(part)
+    ]
+
+
+def _untracked(layer) -> list:
+    """Variables that are a layer's attributes, but not listed as its own."""
+    listed = {id(variable) for variable in layer.variables}
+    return [
+        leaf
+        for name, value in vars(layer).items()
+        if not name.startswith("_")
+        for leaf in keras.tree.flatten(value)
+        if isinstance(leaf, keras.Variable) and id(leaf) not in listed
+    ]
+
+
+def _saves_itself(layer, method) -> bool:
+    """Whether a layer's way of saving holds more than its variables.
+
+    Keras's kernel layers only sort theirs by the kind of quantisation.
+    """
+    for owner in type(layer).__mro__:
+        if method in vars(owner):
+            module = owner.__module__
+            return not module.startswith("keras.") or (
+                module.startswith("keras.src.layers.preprocessing.")
+            )
+    return False
 
 
 def copy_trainable(source, target):
-    """Copies a layer's `trainable` flag."""
+    """Copies a layer's `trainable` flag, and those of single variables.
+
+    Args:
+        source: Layer or model.
+        target: Its counterpart; a leaf's has the same variables.
+    """
     # Only where they differ: setting it sets the flags of all sublayers.
     if target.trainable != source.trainable:
         target.trainable = source.trainable
+    if is_model(source):
+        return
+    own = (source._trainable_variables, target._trainable_variables)
+    if len(own[0]) == len(own[1]):
+        for old, new in zip(*own, strict=True):
+            if new.trainable != old.trainable:
+                new.trainable = old.trainable

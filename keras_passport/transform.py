@@ -4,7 +4,7 @@ import random
 
 import keras
 
-from keras_passport import functions, graph
+from keras_passport import compiling, functions, graph
 from keras_passport.errors import PassportError
 from keras_passport.layers import PassportNormalization
 from keras_passport.models import (
@@ -48,7 +48,7 @@ def protect(
     Returns:
         A `ProtectedModel`. Its `report` attribute, a `PassportReport`, says
         what was done with each layer. If the source was compiled, it is
-        compiled in the same way with a new optimizer.
+        compiled in the same way, with a new optimizer and new metrics.
 
     Raises:
         ValueError: If the model has no graph, is not built, or nothing in it
@@ -88,8 +88,7 @@ def protect(
     protected = _protect(model, function, plan, made, ProtectedModel)
     _copy_state(model, protected, plan, made)
     protected.report = plan.report
-    if model.compiled:
-        protected.compile_from_config(model.get_compile_config())
+    compiling.compile_like(model, protected)
     return protected
 
 

@@ -1,0 +1,155 @@
+"""Compiling a copy of a model as the model was compiled itself.
+
+What is compiled with may be a user's own, registered for saving or not, so
+it is reused as the objects that it is. Only what belongs to one model, an
+optimizer and metrics, is made anew from its configuration.
+"""
+
+import contextlib
+import types
+import warnings
+
+import keras
+from absl import logging
+from keras.src.saving import object_registration
+from keras.src.saving.serialization_lib import SafeModeScope
+from keras.src.trainers.trainer import Trainer
+
+from keras_passport.errors import PassportError
+
+
+def compile_like(source: keras.Model, target: keras.Model) -> None:
+    """Compiles a model with its source's losses, metrics and settings.
+
+    What can't be made anew is left out, and a warning of one line says so:
+    a metric alone; with an optimizer the whole compilation.
+
+    Args:
+        source: Compiled model, or one that is not: then nothing is done.
+        target: Its copy. Its optimizer is new, without the source's state.
+    """
+    if not source.compiled:
+        return
+    try:
+        if type(source).compile_from_config is not Trainer.compile_from_config:
+            target.compile_from_config(source.get_compile_config())
+            return
+        if type(source).compile is not Trainer.compile:
+            raise PassportError(
+                f"{type(source).__name__} has a `compile` of its own, but no "
+                "`compile_from_config`"
+            )
+        target.compile(**_options(source))
+    except Exception as error:
+        logging.warning(
+            "Model '%s' is not compiled as its source was, so compile it "
+            "before training: %s: %s",
+            target.name,
+            type(error).__name__,
+            str(error).partition("\n")[0],
+        )
+        return
+    if target.optimizer is not None and target.built:
+        target.optimizer.build(target.trainable_variables)
+
+
+def _options(source) -> dict:
+    """Arguments of `compile` for a copy of a model."""
+    options = dict(source._compile_config.config)
+    # It is not among them, but can be seen from the optimizer that there is.
+    options["auto_scale_loss"] = isinstance(
+        source.optimizer, keras.optimizers.LossScaleOptimizer
+    )
+    options["optimizer"] = _new_optimizer(options["optimizer"])
+    for name in ("metrics", "weighted_metrics"):
+        options[name] = _new_metrics(options[name])
+    return options
+
+
+def _new_optimizer(optimizer):
+    """An optimizer of the same configuration, with the same schedule."""
+    if optimizer is None:
+        return None
+    # What stands in an optimizer is put into the new one as it is, or made
+    # anew by itself: it need not be one that a configuration can name.
+    if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
+        inner = _new_optimizer(optimizer.inner_optimizer)
+        with _instead(optimizer, "inner_optimizer", keras.optimizers.SGD()):
+            made = _remade(optimizer)
+        made.inner_optimizer = inner
+        return made
+    rate = getattr(optimizer, "_learning_rate", None)
+    if not callable(rate):
+        return _remade(optimizer)
+    constant = keras.ops.convert_to_tensor(1.0)
+    with _instead(optimizer, "_learning_rate", constant):
+        made = _remade(optimizer)
+    made.learning_rate = rate
+    return made
+
+
+@contextlib.contextmanager
+def _instead(thing, name, value):
+    """Lets an object have another attribute while its config is read."""
+    attributes = vars(thing)
+    own = attributes[name]
+    attributes[name] = value
+    try:
+        yield
+    finally:
+        attributes[name] = own
+
+
+def _new_metrics(metrics, inside=False):
+    """The same metrics without the values that they have counted so far.
+
+    Args:
+        metrics: As `compile` takes them.
+        inside: Whether they are an output's own list.
+    """
+    if isinstance(metrics, dict):
+        made = {name: _new_metrics(m, True) for name, m in metrics.items()}
+        return {name: some for name, some in made.items() if some is not None}
+    if isinstance(metrics, (list, tuple)):
+        made = [_new_metrics(some, True) for some in metrics]
+        if inside:
+            return [some for some in made if some is not None]
+        # What was left out keeps its place: it may stand for an output.
+        return [[] if some is None else some for some in made]
+    if not isinstance(metrics, keras.Metric):
+        return metrics
+    try:
+        return _remade(metrics)
+    except Exception as error:
+        logging.warning(
+            "Metric '%s' (%s) is left out, since it can't be made anew from "
+            "its get_config() (%s): compile the model with it again",
+            metrics.name,
+            type(metrics).__name__,
+            type(error).__name__,
+        )
+        return None
+
+
+def _remade(thing):
+    """An object made anew from its configuration, known to Keras or not."""
+    functions = {
+        name: value
+        for name, value in vars(thing).items()
+        if isinstance(value, types.FunctionType)
+    }
+    scope = {
+        object_registration.get_registered_name(kind): kind
+        for kind in (type(thing), *functions.values())
+    }
+    with (
+        warnings.catch_warnings(),
+        SafeModeScope(False),
+        keras.saving.custom_object_scope(scope),
+    ):
+        # A lambda's code is unsafe in a file, but this one is the caller's.
+        warnings.simplefilter("ignore")
+        made = type(thing).from_config(thing.get_config())
+    # Read back, it would have lost the names that it refers to.
+    vars(made).update(functions)
+    return made

@@ -1,0 +1,355 @@
+"""What a copy keeps of a user's program: state, compilation, own classes.
+
+Plain Keras is the truth: the original itself, or its clone.
+"""
+
+import keras
+import numpy as np
+import pytest
+from absl import logging
+from keras import layers, ops
+
+import keras_passport as kp
+from keras_passport import unlocking
+
+
+def trunk(images):
+    x = layers.Conv2D(4, 3, name="conv")(images)
+    x = layers.ReLU()(layers.BatchNormalization(name="bn")(x))
+    return layers.GlobalAveragePooling2D()(x)
+
+
+def ones(model):
+    """γ = 1 and β = 0: what a fresh batch normalisation has."""
+    return {
+        path: (
+            np.ones(layer.adapter.units(layer.layer), "float32"),
+            np.zeros(layer.adapter.units(layer.layer), "float32"),
+        )
+        for path, layer in kp.protected_layers(model).items()
+    }
+
+
+def assuming(model):
+    def call(inputs):
+        with kp.assumed(model, ones(model)):
+            return model(inputs)
+
+    return call
+
+
+def copies(base):
+    """The copies of a model that each verb makes, as functions of inputs."""
+    model = kp.protect(base)
+    served = kp.require_passport(model)
+    packed = np.zeros((1, kp.passport_spec(served)["size"]), "float32")
+
+    def serve(inputs):
+        inputs = keras.tree.flatten(inputs)
+        return assuming(served)([*inputs, ops.convert_to_tensor(packed)])
+
+    return {
+        "protect": assuming(model),
+        "public": assuming(kp.public(model)),
+        "unlock": unlocking.with_parameters(model, ones(model), fold=False),
+        "require_passport": serve,
+    }
+
+
+def largest_difference(received, expected):
+    return max(
+        np.abs(
+            ops.convert_to_numpy(ops.cast(one, "float32"))
+            - ops.convert_to_numpy(ops.cast(other, "float32"))
+        ).max()
+        for one, other in zip(
+            keras.tree.flatten(received),
+            keras.tree.flatten(expected),
+            strict=True,
+        )
+    )
+
+
+def images(count=4):
+    rng = np.random.default_rng(3)
+    return ops.convert_to_tensor(rng.random((count, 8, 8, 3), "float32"))
+
+
+# State that is no variable ----------------------------------------------------
+
+
+class Table(layers.Layer):
+    """State of its own kind, as an asset."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.table = np.zeros((1,), "float32")
+
+    def call(self, inputs):
+        return inputs * ops.convert_to_tensor(self.table)
+
+    def save_assets(self, folder):
+        np.savetxt(f"{folder}/table.txt", self.table)
+
+    def load_assets(self, folder):
+        self.table = np.loadtxt(f"{folder}/table.txt", "float32", ndmin=1)
+
+
+class Stored(layers.Layer):
+    """State of its own kind, beside the weights."""
+
+    factor = np.float32(0)
+
+    def call(self, inputs):
+        return inputs * self.factor
+
+    def save_own_variables(self, store):
+        store["factor"] = np.array(self.factor)
+
+    def load_own_variables(self, store):
+        self.factor = np.float32(store["factor"])
+
+
+def adapted(layer, data):
+    layer.adapt(data)
+    return layer
+
+
+def taught(layer, name, value):
+    setattr(layer, name, value)
+    return layer
+
+
+SIDES = {
+    "strings": lambda: adapted(
+        layers.StringLookup(output_mode="one_hot"), ["a", "b", "c"]
+    ),
+    "integers": lambda: adapted(
+        layers.IntegerLookup(output_mode="multi_hot"), [[3], [5]]
+    ),
+    "tf_idf": lambda: adapted(
+        layers.StringLookup(output_mode="tf_idf"), ["a", "b", "b"]
+    ),
+    "text": lambda: adapted(
+        layers.TextVectorization(output_sequence_length=3), ["a b", "b c"]
+    ),
+    "bins": lambda: adapted(
+        layers.Discretization(num_bins=3, output_mode="one_hot"),
+        np.linspace(0, 1, 20)[:, None],
+    ),
+    "standardised": lambda: adapted(
+        layers.Normalization(), np.linspace(0, 1, 20)[:, None]
+    ),
+    "asset": lambda: taught(Table(), "table", np.array([3.0], "float32")),
+    "stored": lambda: taught(Stored(), "factor", np.float32(3)),
+}
+DATA = {
+    "strings": ("string", [["a"], ["b"], ["unknown"], ["c"]]),
+    "integers": ("int64", [[3], [5], [7], [3]]),
+    "tf_idf": ("string", [["a"], ["b"], ["unknown"], ["c"]]),
+    "text": ("string", [["a"], ["b c"], ["unknown"], ["c"]]),
+}
+NUMBERS = ("float32", [[0.1], [0.4], [0.6], [0.9]])
+
+
+@pytest.mark.skipif(
+    keras.backend.backend() != "tensorflow",
+    reason="strings as inputs are TensorFlow's",
+)
+@pytest.mark.parametrize("side", SIDES)
+def test_what_a_layer_learnt(side):
+    dtype, data = DATA.get(side, NUMBERS)
+    first = keras.Input((8, 8, 3), name="images")
+    second = keras.Input((1,), dtype=dtype, name="side")
+    # Tables of a nested model are found too.
+    nested = keras.Model(second, SIDES[side]()(second), name="nested")
+    outputs = [trunk(first), nested(second)]
+    base = keras.Model([first, second], outputs)
+    inputs = [images(), ops.convert_to_tensor(data, dtype)]
+    expected = base(inputs)
+    for verb, copy in copies(base).items():
+        assert largest_difference(copy(inputs), expected) < 1e-5, verb
+    kp.reinitialize(base)  # Weights alone.
+    assert largest_difference(base(inputs)[1], expected[1]) == 0
+
+
+@pytest.mark.parametrize(
+    "make",
+    (
+        lambda: layers.LSTM(3, stateful=True),
+        lambda: layers.Bidirectional(layers.GRU(2, stateful=True)),
+        lambda: layers.RNN(
+            [layers.LSTMCell(2), layers.GRUCell(2)], stateful=True
+        ),
+    ),
+    ids=("lstm", "bidirectional", "stacked"),
+)
+def test_states_of_a_stateful_rnn(make):
+    first = keras.Input((8, 8, 3), batch_size=4, name="images")
+    second = keras.Input((5, 2), batch_size=4, name="side")
+    base = keras.Model([first, second], [trunk(first), make()(second)])
+    rng = np.random.default_rng(0)
+    sequence = ops.convert_to_tensor(rng.random((4, 5, 2), "float32"))
+    base([images(), sequence])
+    made = copies(base)
+    expected = base([images(), sequence])
+    for verb, copy in made.items():
+        received = copy([images(), sequence])
+        assert largest_difference(received, expected) < 1e-5, verb
+
+
+# Compilation ------------------------------------------------------------------
+
+
+def own_loss(target, output):
+    return ops.mean(ops.square(target - output), -1)
+
+
+class OwnLoss(keras.losses.Loss):
+    def call(self, target, output):
+        return own_loss(target, output)
+
+
+class OwnMetric(keras.metrics.Mean):
+    def update_state(self, target, output, sample_weight=None):
+        return super().update_state(output)
+
+
+class NoConfig(keras.metrics.Mean):
+    def __init__(self, scale):
+        super().__init__(name="no_config")
+
+    def update_state(self, target, output, sample_weight=None):
+        return super().update_state(output)
+
+
+class OwnOptimizer(keras.optimizers.SGD):
+    def __init__(self, learning_rate=0.1, extra=1, **kwargs):
+        super().__init__(learning_rate, **kwargs)
+        self.extra = extra
+
+    def get_config(self):
+        return {**super().get_config(), "extra": self.extra}
+
+
+class NoConfigOptimizer(keras.optimizers.SGD):
+    def __init__(self, extra):
+        super().__init__(0.1)
+
+
+class OwnSchedule(keras.optimizers.schedules.LearningRateSchedule):
+    """Without `get_config`."""
+
+    def __call__(self, step):
+        return 0.1 / (1.0 + ops.cast(step, "float32"))
+
+
+def two_heads():
+    inputs = keras.Input((8, 8, 3))
+    x = trunk(inputs)
+    outputs = [layers.Dense(2, name="a")(x), layers.Dense(2, name="b")(x)]
+    return keras.Model(inputs, outputs)
+
+
+COMPILATIONS = {
+    "function": lambda: {"loss": own_loss, "metrics": [own_loss, "mae"]},
+    "lambda": lambda: {"loss": lambda y, p: own_loss(y, p)},
+    "objects": lambda: {
+        "loss": [OwnLoss(), "mse"],
+        "metrics": [
+            [keras.metrics.MeanMetricWrapper(lambda y, p: own_loss(y, p))],
+            [keras.metrics.AUC(), OwnMetric(name="own")],
+        ],
+    },
+    "dict": lambda: {
+        "loss": {"a": own_loss, "b": "mse"},
+        "loss_weights": {"a": 1.0, "b": 0.5},
+        "metrics": {"a": ["mae", OwnMetric()], "b": OwnMetric()},
+    },
+    "weighted": lambda: {"loss": "mse", "weighted_metrics": [OwnMetric(), []]},
+    "optimizer": lambda: {
+        "loss": "mse",
+        "optimizer": OwnOptimizer(0.2, 4, momentum=0.5),
+    },
+    "schedule": lambda: {
+        "loss": "mse",
+        "optimizer": keras.optimizers.Adam(OwnSchedule(), clipnorm=1.0),
+    },
+    "scaled": lambda: {
+        "loss": "mse",
+        "optimizer": keras.optimizers.LossScaleOptimizer(
+            OwnOptimizer(OwnSchedule()), initial_scale=4.0
+        ),
+    },
+    "settings": lambda: {
+        "loss": "mse",
+        "run_eagerly": False,
+        "steps_per_execution": 2,
+    },
+    "no optimizer": lambda: {"loss": "mse", "optimizer": None},
+}
+
+
+@pytest.mark.parametrize("kind", COMPILATIONS)
+def test_compilation_is_reused(kind):
+    base = two_heads()
+    options = {"optimizer": "sgd", "run_eagerly": True}
+    base.compile(**{**options, **COMPILATIONS[kind]()})
+    model = kp.protect(base)
+    assert model.compiled
+    assert keras.tree.flatten(model.loss) == keras.tree.flatten(base.loss)
+    assert model.run_eagerly == base.run_eagerly
+    assert model.jit_compile == base.jit_compile
+    assert model.steps_per_execution == base.steps_per_execution
+    if base.optimizer is None:
+        assert model.optimizer is None
+        return
+    assert type(model.optimizer) is type(base.optimizer)
+    assert model.optimizer is not base.optimizer and model.optimizer.built
+    inner = [
+        getattr(each.optimizer, "inner_optimizer", each.optimizer)
+        for each in (base, model)
+    ]
+    assert type(inner[0]) is type(inner[1]) and inner[0] is not inner[1]
+    assert vars(inner[0]).get("extra") == vars(inner[1]).get("extra")
+    assert inner[0].clipnorm == inner[1].clipnorm
+    assert float(inner[0].learning_rate) == float(inner[1].learning_rate)
+    kp.bind(model, kp.Passport.random_pattern(model))
+    targets = [np.zeros((4, 2), "float32")] * 2
+    logs = [
+        each.fit(images(), targets, batch_size=2, verbose=0).history
+        for each in (base, model)
+    ]
+    assert sorted(logs[0]) == sorted(logs[1])
+
+
+def test_auto_scale_loss_is_reused():
+    try:
+        keras.config.set_dtype_policy("mixed_float16")
+        base = two_heads()
+    finally:
+        keras.config.set_dtype_policy("float32")
+    for scale in (True, False):
+        base.compile("sgd", "mse", auto_scale_loss=scale)
+        model = kp.protect(base)
+        assert type(model.optimizer) is type(base.optimizer)
+
+
+@pytest.mark.parametrize(
+    "options, lost",
+    (
+        ({"loss": "mse", "metrics": [NoConfig(2.0), "mae"]}, "'no_config'"),
+        ({"loss": "mse", "optimizer": NoConfigOptimizer(2)}, "not compiled"),
+    ),
+    ids=("metric", "optimizer"),
+)
+def test_what_cannot_be_made_anew_is_left_out(options, lost, monkeypatch):
+    said = []
+    monkeypatch.setattr(
+        logging, "warning", lambda text, *args: said.append(text % args)
+    )
+    base = two_heads()
+    base.compile(**{"optimizer": "sgd", **options})
+    model = kp.protect(base)
+    assert len(said) == 1 and lost in said[0] and "\n" not in said[0]
+    assert model.compiled == ("metrics" in options)
