@@ -15,6 +15,7 @@ from keras.src.saving import object_registration
 from keras.src.saving.serialization_lib import SafeModeScope
 from keras.src.trainers.trainer import Trainer
 
+from keras_passport import subclasses
 from keras_passport.errors import PassportError
 
 
@@ -31,12 +32,13 @@ def compile_like(source: keras.Model, target: keras.Model) -> None:
     if not source.compiled:
         return
     try:
-        if type(source).compile_from_config is not Trainer.compile_from_config:
+        kind = subclasses.class_of(source)
+        if kind.compile_from_config is not Trainer.compile_from_config:
             target.compile_from_config(source.get_compile_config())
             return
-        if type(source).compile is not Trainer.compile:
+        if kind.compile is not Trainer.compile:
             raise PassportError(
-                f"{type(source).__name__} has a `compile` of its own, but no "
+                f"{kind.__name__} has a `compile` of its own, but no "
                 "`compile_from_config`"
             )
         target.compile(**_options(source))

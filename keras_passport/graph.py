@@ -13,6 +13,8 @@ import numpy as np
 from keras.src.models.functional import Functional
 from keras.src.saving.serialization_lib import SafeModeScope
 
+from keras_passport import subclasses
+
 
 def functional_of(model) -> Functional | None:
     """The functional graph of a model, or `None` if it has none."""
@@ -166,7 +168,7 @@ def shared_layers(model) -> set[int]:
     return {identity for identity, count in holders.items() if count > 1}
 
 
-def rebuild(model, replace, call=None, model_class=keras.Model, extra=None):
+def rebuild(model, replace, call=None, model_class=None, extra=None):
     """Builds a functional model anew, with other layers in some places.
 
     Args:
@@ -175,13 +177,22 @@ def rebuild(model, replace, call=None, model_class=keras.Model, extra=None):
             operation to put in its place; called once for each.
         call: Function `(operation, new_operation, args, kwargs)` that makes a
             call and returns its outputs. Defaults to calling the new one.
-        model_class: Class of the returned model. With the default, one that
-            is made of a Sequential is a Sequential too: Keras's weights files
-            name a nested model after its class.
+        model_class: Class of this package for the returned model, which is
+            then of the user's own class as well. Defaults to the class that
+            `keras.models.clone_model` would keep: Keras's weights files name
+            a nested model after its class.
+        extra: One more input, or none.
 
     Returns:
         The new model, with new inputs of the same names, shapes and dtypes.
+
+    Raises:
+        PassportError: If the model's own way to compute or train would be
+            lost, see `subclasses.own_class`.
     """
+    kind = subclasses.own_class(model)
+    if model_class is not None:
+        kind = subclasses.joined(model_class, kind)
     functional = functional_of(model)
     made = {}
 
@@ -202,11 +213,37 @@ def rebuild(model, replace, call=None, model_class=keras.Model, extra=None):
     )
     if extra is not None:
         inputs = with_extra(inputs, extra.name, extra)
-        return model_class(inputs, outputs, name=model.name)
-    rebuilt = model_class(inputs, outputs, name=model.name)
-    if isinstance(model, keras.Sequential) and model_class is keras.Model:
+    sequential = kind is keras.Sequential
+    if sequential:
+        kind = keras.Model
+    rebuilt = subclasses.make(kind, model, inputs, outputs)
+    # Keras scales the loss of a float16 model by the model's own policy.
+    rebuilt.dtype_policy = model.dtype_policy
+    if sequential and extra is None:
         return _sequential(rebuilt)
     return rebuilt
+
+
+def copy(model, model_class=None, made=None):
+    """A model of the same layers, made anew, with new weights.
+
+    Args:
+        model: Functional or built Sequential model.
+        model_class: As for `rebuild`.
+        made: Dict that takes each layer's counterpart by the layer's id.
+    """
+    made = {} if made is None else made
+
+    def replace(operation):
+        if id(operation) not in made:
+            made[id(operation)] = (
+                rebuild(operation, replace)
+                if is_model(operation)
+                else clone(operation)
+            )
+        return made[id(operation)]
+
+    return rebuild(model, replace, model_class=model_class)
 
 
 def with_extra(inputs, name, extra):
@@ -230,6 +267,7 @@ def _sequential(functional):
     Made as `Sequential.build` makes it, but of the calls that there are.
     """
     sequential = keras.Sequential(name=functional.name)
+    sequential.dtype_policy = functional.dtype_policy
     sequential._layers = list(functional.layers)
     sequential._functional = functional
     sequential.built = True
@@ -287,6 +325,33 @@ def copy_variable(source, target):
     step of either.
     """
     target.assign(keras.ops.convert_to_numpy(source))
+
+
+def copy_states(source, target, made, special=None, stop=()):
+    """Copies the state of a model and of all layers in it, and flags.
+
+    Args:
+        source: Model.
+        target: What it was rebuilt as.
+        made: Dict from the id of each layer to its counterpart.
+        special: Function `(layer, counterpart)` that returns whether it has
+            copied a layer's state itself.
+        stop: Layer types not to descend into.
+    """
+    pairs = [(source, target)]
+    pairs += [
+        (layer, made[id(layer)])
+        for _, layer in walk(source, stop)
+        if id(layer) in made
+    ]
+    for layer, counterpart in pairs:
+        if special is not None and special(layer, counterpart):
+            continue
+        if not is_model(layer):
+            copy_state(layer, counterpart)
+        elif not isinstance(layer, keras.Sequential):
+            subclasses.copy_own_state(layer, counterpart, copy_state)
+        copy_trainable(layer, counterpart)
 
 
 def copy_state(source, target):

@@ -10,7 +10,7 @@ import numpy as np
 from keras import ops
 from keras.src.utils import io_utils
 
-from keras_passport import files, graph
+from keras_passport import files, graph, subclasses
 from keras_passport.errors import PassportError, PassportRequiredError
 from keras_passport.layers import PassportNormalization
 from keras_passport.passports import Passport
@@ -304,24 +304,8 @@ def public(model: keras.Model) -> "ProtectedModel":
             f"Received: {type(model).__name__} '{model.name}'"
         )
     made = {}
-
-    def replace(operation):
-        if id(operation) not in made:
-            is_model = graph.is_model(operation)
-            made[id(operation)] = (
-                graph.rebuild(operation, replace)
-                if is_model
-                else graph.clone(operation)
-            )
-        return made[id(operation)]
-
-    copy = graph.rebuild(model, replace, model_class=ProtectedModel)
-    graph.copy_state(model, copy)
-    for old, new in zip(
-        model._flatten_layers(), copy._flatten_layers(), strict=True
-    ):
-        graph.copy_trainable(old, new)
-    copy.dtype_policy = model.dtype_policy
+    copy = graph.copy(model, ProtectedModel, made)
+    graph.copy_states(model, copy, made, stop=(PassportNormalization,))
     return copy
 
 
@@ -514,11 +498,43 @@ class ProtectedModel(keras.Model):
         _withhold_state(self)
 
     def compile_from_config(self, config):
+        users = super().compile_from_config.__func__
+        if users is not keras.Model.compile_from_config:
+            users(self, config)
+            return
+        if super().compile.__func__ is not keras.Model.compile:
+            # Which arguments that takes, only its author knows.
+            super().compile_from_config(config)
+            return
         # Keras calls it, when a model is loaded or cloned, only on models that
         # leave `compile` as it is, unless they say how.
         self.compile(**keras.saving.deserialize_keras_object(config))
         if self.optimizer is not None and self.built:
             self.optimizer.build(self.trainable_variables)
+
+    def get_config(self):
+        config = super().get_config()
+        own = self.protected_class
+        if own is not keras.Model:
+            config["protected_class"] = subclasses.describe(own)
+        return config
+
+    @classmethod
+    def from_config(cls, config, custom_objects=None):
+        config = dict(config)
+        own = config.pop("protected_class", None)
+        if own is not None and cls.protected_class is keras.Model:
+            own = subclasses.find(own, custom_objects)
+            cls = subclasses.joined(cls, own)
+            return cls.from_config(config, custom_objects=custom_objects)
+        # A user's own may take no custom objects.
+        custom = (
+            {} if custom_objects is None else {"custom_objects": custom_objects}
+        )
+        return super().from_config(config, **custom)
+
+    # Of a class that is a user's as well, the user's.
+    protected_class = keras.Model
 
     def save(self, filepath, overwrite=True, zipped=None, **kwargs):
         def save(path, overwrite):

@@ -10,7 +10,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_passport import files, graph
+from keras_passport import files, graph, subclasses
 from keras_passport.errors import PassportError
 from keras_passport.layers import PassportNormalization
 from keras_passport.models import (
@@ -83,19 +83,14 @@ def require_passport(model: keras.Model) -> PassportInputModel:
         bounds[id(layer)] = (about["offset"], about["offset"] + about["size"])
     made = {}
     served = _rebuild(model, bounds, spec["size"], made, PassportInputModel)
-    graph.copy_trainable(model, served)
-    for _, layer in graph.walk(model, stop=(PassportNormalization,)):
-        if id(layer) in bounds and id(layer) not in made:
+    for path, layer in protected_layers(model).items():
+        if id(layer) not in made:
             raise PassportError(
                 "Expected passport layers in the model's graph. Received: "
-                f"'{layer.name}' inside another layer, which can't hand an "
+                f"'{path}' inside another layer, which can't hand an "
                 "input on to it"
             )
-        if id(layer) in made:
-            if not graph.is_model(layer):
-                graph.copy_state(layer, made[id(layer)])
-            graph.copy_trainable(layer, made[id(layer)])
-    served.dtype_policy = model.dtype_policy
+    graph.copy_states(model, served, made, stop=(PassportNormalization,))
     return served
 
 
@@ -123,6 +118,14 @@ def _check_name_is_free(model):
 
 def _rebuild(model, bounds, size, made, model_class):
     """Rebuilds one graph with the passport as an input, and those in it."""
+    own = set(subclasses.overridden(model)) & {"call", "__call__"}
+    if own:
+        raise PassportError(
+            "Expected a model that takes its inputs as its graph does. "
+            f"Received: '{model.name}' ({type(model).__name__}) with its own "
+            f"{', '.join(sorted(own))}, which knows nothing of a passport as "
+            "an input. Put what it does into the graph, as a layer"
+        )
     passport = keras.Input((size,), name=INPUT, dtype="float32")
     inside = [
         bounds[id(operation)]
@@ -145,7 +148,7 @@ def _rebuild(model, bounds, size, made, model_class):
 
     def make(operation):
         if _holds_passports(operation):
-            return _rebuild(operation, bounds, size, made, keras.Model)
+            return _rebuild(operation, bounds, size, made, None)
         if graph.is_model(operation):
             return graph.rebuild(operation, replace)
         return graph.clone(operation)

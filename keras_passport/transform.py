@@ -4,7 +4,7 @@ import random
 
 import keras
 
-from keras_passport import compiling, functions, graph
+from keras_passport import compiling, functions, graph, subclasses
 from keras_passport.errors import PassportError
 from keras_passport.layers import PassportNormalization
 from keras_passport.models import (
@@ -144,7 +144,7 @@ def reinitialize(model: keras.Model, seed: int | None = None) -> keras.Model:
         if seed is not None:
             # Initialisers without a seed draw one from here.
             random.seed(seed)
-        fresh = graph.clone(model)
+        fresh = graph.copy(model)
     finally:
         if seed is not None:
             random.setstate(state)
@@ -172,6 +172,9 @@ def _check_source(model):
             "keras_passport.PassportNormalization(keras.layers.Conv2D(...)) "
             "instead of the convolution and its normalisation"
         )
+    for part in (model, *(layer for _, layer in graph.walk(model))):
+        if graph.is_model(part):
+            subclasses.own_class(part)
 
 
 def _insertable(model, function, insert) -> str:
@@ -202,7 +205,7 @@ def _protect(model, function, plan, made, model_class):
 
     def make(operation):
         if graph.is_model(operation):
-            return _protect(operation, function, plan, made, keras.Model)
+            return _protect(operation, function, plan, made, None)
         site = plan.sites.get(id(operation))
         if site is None:
             return graph.clone(operation)
@@ -233,23 +236,18 @@ def _protect(model, function, plan, made, model_class):
 
 def _copy_state(model, protected, plan, made):
     """Copies weights and `trainable` flags from layer to layer."""
-    graph.copy_trainable(model, protected)
-    # Keras scales the loss of a float16 model by the model's own policy.
-    protected.dtype_policy = model.dtype_policy
-    for _, layer in graph.walk(model):
-        target = made.get(id(layer))
-        if target is None:
-            continue
+
+    def special(layer, target):
         site = plan.sites.get(id(layer))
-        if site is not None:
-            graph.copy_state(layer, target.layer)
-            _copy_trainable(site, target)
-            if site.normalization is not None:
-                _copy_normalization(site.normalization, target)
-            continue
-        if not graph.is_model(layer):
-            graph.copy_state(layer, target)
-        graph.copy_trainable(layer, target)
+        if site is None:
+            return False
+        graph.copy_state(layer, target.layer)
+        _copy_trainable(site, target)
+        if site.normalization is not None:
+            _copy_normalization(site.normalization, target)
+        return True
+
+    graph.copy_states(model, protected, made, special)
 
 
 def _copy_trainable(site, wrapper):

@@ -4,10 +4,14 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_passport import graph, kernels
+from keras_passport import graph, kernels, subclasses
 from keras_passport.errors import PassportError, PassportRequiredError
 from keras_passport.layers import PassportNormalization
-from keras_passport.models import check_passport, protected_layers
+from keras_passport.models import (
+    ProtectedModel,
+    check_passport,
+    protected_layers,
+)
 from keras_passport.serving import PassportInputModel
 
 
@@ -55,6 +59,12 @@ def unlock(model: keras.Model, passport=None, fold: bool = True) -> keras.Model:
             "Expected the model that require_passport was given. "
             f"Received: '{model.name}' with the passport as an input"
         )
+    if issubclass(subclasses.own_class(model), ProtectedModel):
+        raise PassportError(
+            "Expected a model whose class is no keras_passport.ProtectedModel "
+            f"without protection. Received: '{model.name}' of class "
+            f"{type(model).__name__}, derived from it"
+        )
     hidden = {}
     rows = {}
     if passport is not None:
@@ -86,21 +96,22 @@ def with_parameters(
     hidden = {id(layer): parameters[path] for path, layer in layers.items()}
     made = {}
     plain = _unlock(model, hidden, fold, made)
-    graph.copy_trainable(model, plain)
-    for path, layer in graph.walk(model, stop=(PassportNormalization,)):
-        if isinstance(layer, PassportNormalization):
-            if id(layer) not in made:
-                raise PassportError(
-                    "Expected passport layers in the model's graph. Received: "
-                    f"'{path}' inside another layer, which only its own code "
-                    "can replace"
-                )
-            for write in made[id(layer)][1]:
-                write()
-        elif id(layer) in made:
-            if not graph.is_model(layer):
-                graph.copy_state(layer, made[id(layer)])
-            graph.copy_trainable(layer, made[id(layer)])
+    for path, layer in layers.items():
+        if id(layer) not in made:
+            raise PassportError(
+                "Expected passport layers in the model's graph. Received: "
+                f"'{path}' inside another layer, which only its own code "
+                "can replace"
+            )
+
+    def special(layer, counterpart):
+        if not isinstance(layer, PassportNormalization):
+            return False
+        for write in counterpart[1]:
+            write()
+        return True
+
+    graph.copy_states(model, plain, made, special, (PassportNormalization,))
     return plain
 
 
@@ -201,7 +212,9 @@ def _unfolded(wrapper, gamma, beta):
     if wrapper.activation is not keras.activations.linear:
         parts.append(
             keras.layers.Activation(
-                wrapper.activation, name=f"{wrapper.name}_activation"
+                wrapper.activation,
+                dtype=wrapper.normalization.dtype_policy,
+                name=f"{wrapper.name}_activation",
             )
         )
 

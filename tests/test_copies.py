@@ -353,3 +353,196 @@ def test_what_cannot_be_made_anew_is_left_out(options, lost, monkeypatch):
     model = kp.protect(base)
     assert len(said) == 1 and lost in said[0] and "\n" not in said[0]
     assert model.compiled == ("metrics" in options)
+
+
+# Classes of one's own ---------------------------------------------------------
+
+
+@keras.saving.register_keras_serializable("test_copies")
+class Centred(keras.Model):
+    """A functional model with its own call and training step."""
+
+    steps = 0
+    centre = 0.5
+
+    def call(self, inputs, training=None, mask=None):
+        inputs = (inputs - self.centre) / 0.25
+        return super().call(inputs, training=training, mask=mask)
+
+    def train_step(self, *data):
+        type(self).steps += 1
+        return super().train_step(*data)
+
+    def compute_loss(self, *args, **kwargs):
+        return 2.0 * super().compute_loss(*args, **kwargs)
+
+
+@keras.saving.register_keras_serializable("test_copies")
+class Headed(keras.Model):
+    """With a layer, a weight and an argument outside the graph."""
+
+    def __init__(self, *args, power=1.0, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.power = power
+        self.head = layers.Dense(3)
+        self.factor = self.add_weight(shape=(), name="factor")
+
+    def call(self, inputs, training=None, mask=None):
+        x = super().call(inputs * self.power, training=training, mask=mask)
+        return self.head(x) * self.factor
+
+    def get_config(self):
+        return {**super().get_config(), "power": self.power}
+
+
+class Fixed(keras.Model):
+    """Its constructor takes no inputs and outputs; nothing else is its own."""
+
+    def __init__(self, units=4):
+        inputs = keras.Input((8, 8, 3))
+        super().__init__(inputs, trunk(inputs))
+        self.units = units
+
+    def get_config(self):
+        return {"units": self.units}
+
+    def describe(self):
+        return "a model"
+
+
+class FixedStep(Fixed):
+    def train_step(self, *data):
+        return super().train_step(*data)
+
+
+class Chain(keras.Sequential):
+    pass
+
+
+class DoubledChain(keras.Sequential):
+    def call(self, inputs, training=None, mask=None):
+        return super().call(2.0 * inputs, training=training, mask=mask)
+
+
+def chain(kind):
+    return kind(
+        [
+            keras.Input((8, 8, 3)),
+            layers.Conv2D(4, 3, name="conv"),
+            layers.BatchNormalization(name="bn"),
+        ]
+    )
+
+
+def of_graph(kind, **options):
+    inputs = keras.Input((8, 8, 3))
+    return kind(inputs, trunk(inputs), name="own", **options)
+
+
+def headed():
+    model = of_graph(Headed, power=2.0)
+    model(images())  # Its head is built with the first call.
+    model.factor.assign(0.3)
+    return model
+
+
+def moved():
+    model = of_graph(Centred)
+    model.centre = 0.2  # Later than the constructor.
+    return model
+
+
+KEPT = {
+    "centred": (lambda: of_graph(Centred), Centred),
+    "moved": (moved, Centred),
+    "headed": (headed, Headed),
+    "fixed": (Fixed, None),
+    "chain": (lambda: chain(Chain), None),
+}
+REFUSED = {
+    "fixed_step": (FixedStep, "train_step"),
+    "chain_call": (lambda: chain(DoubledChain), "call"),
+}
+
+
+def nested_in(model):
+    inputs = keras.Input((8, 8, 3))
+    return keras.Model(inputs, model(inputs), name="outer")
+
+
+@pytest.mark.parametrize("nested", (False, True), ids=("outermost", "nested"))
+@pytest.mark.parametrize("name", KEPT)
+def test_own_class_is_kept(name, nested, tmp_path):
+    make, kind = KEPT[name]
+    base = nested_in(make()) if nested else make()
+    model = kp.protect(base)
+    assert isinstance(model, kp.ProtectedModel)
+    expected = base(images())
+    public = kp.public(model)
+    plain = unlocking.with_parameters(model, ones(model), fold=True)
+    for copy in (model, public, plain):
+        own = copy.layers[-1] if nested else copy
+        assert kind is None or isinstance(own, kind)
+        call = copy if copy is plain else assuming(copy)
+        assert largest_difference(call(images()), expected) < 1e-5
+    assert not isinstance(plain, kp.ProtectedModel)
+    if kind is not None:
+        with pytest.raises(kp.PassportError, match="own call"):
+            kp.require_passport(model)
+    else:
+        kp.require_passport(model)
+    kp.reinitialize(model)
+    # What Keras's files don't hold, or fail to load, is no business of ours.
+    if name not in ("moved", "headed"):
+        public.save(tmp_path / "model.keras")
+        loaded = keras.saving.load_model(tmp_path / "model.keras")
+        assert isinstance(loaded, type(public))
+        difference = largest_difference(assuming(loaded)(images()), expected)
+        assert difference < 1e-5
+
+
+@pytest.mark.parametrize("nested", (False, True), ids=("outermost", "nested"))
+@pytest.mark.parametrize("name", REFUSED)
+def test_own_class_is_refused(name, nested):
+    make, method = REFUSED[name]
+    base = nested_in(make()) if nested else make()
+    for verb in (kp.protect, kp.inspect):
+        with pytest.raises(kp.PassportError, match=f"own {method}.*graph"):
+            verb(base)
+    # As it says.
+    part = base.layers[-1] if nested else base
+    kp.protect(keras.Model(part.inputs, part.outputs))
+
+
+def test_own_class_trains_as_it_did():
+    base = of_graph(Centred)
+    base.compile("sgd", "mse", run_eagerly=True)
+    model = kp.protect(base)
+    kp.bind(model, kp.Passport.random_pattern(model))
+    targets = np.zeros((4, 4), "float32")
+    predicted = ops.convert_to_numpy(model(images(), training=True))
+    before = Centred.steps
+    history = model.fit(images(), targets, batch_size=4, verbose=0).history
+    assert Centred.steps == before + 1
+    assert history["loss"][0] == pytest.approx(
+        2 * np.mean(predicted**2), rel=1e-4
+    )
+    # What protects a model is there as well.
+    with pytest.raises(kp.PassportError, match="export"):
+        model.export("nowhere")
+    with pytest.raises(kp.PassportRequiredError):
+        kp.unbind(model).predict(images(), verbose=0)
+
+
+def test_own_class_that_nobody_registered(tmp_path):
+    class Unregistered(Centred):
+        pass
+
+    model = kp.protect(of_graph(Unregistered))
+    model.save(tmp_path / "model.keras")
+    with pytest.raises(TypeError, match="register_keras_serializable"):
+        keras.saving.load_model(tmp_path / "model.keras")
+    objects = {"Unregistered": Unregistered}
+    loaded = keras.saving.load_model(tmp_path / "model.keras", objects)
+    assert isinstance(loaded, Unregistered)
+    assert isinstance(loaded, kp.ProtectedModel)
