@@ -8,7 +8,7 @@ import numpy as np
 from keras import ops
 
 from keras_passport import graph, inputs, models
-from keras_passport.errors import PassportError, PassportRequiredError
+from keras_passport.errors import PassportError
 from keras_passport.secrecy import hidden, type_of
 from keras_passport.texts import shown
 
@@ -92,7 +92,9 @@ def _filled(shape, spatial_size):
     return (1, *rest)
 
 
-def layer_inputs(model, reference, images, wanted) -> dict:
+def layer_inputs(
+    model, reference, images, wanted, take=lambda path, value: value
+) -> dict:
     """Runs images through a reference and takes what each layer sees.
 
     Args:
@@ -102,9 +104,11 @@ def layer_inputs(model, reference, images, wanted) -> dict:
         images: Float array `(n, ...)` in the model's input domain, or a dict
             of them for several inputs.
         wanted: Dict from path to indices of images.
+        take: Function of a path and a feature map, float32: what to take of
+            it, for as long as one map fits into memory.
 
     Returns:
-        Dict from path to dict from image index to feature map, float32.
+        Dict from path to dict from image index to what was taken of its map.
 
     Raises:
         PassportError: If the reference has no layer of a path, or its input
@@ -126,28 +130,29 @@ def layer_inputs(model, reference, images, wanted) -> dict:
             f"of every protected path. Received: '{reference.name}' without "
             f"{missing[:3]}{' and others' if len(missing) > 3 else ''}"
         )
-    maps = {path: {} for path in wanted}
+    taken = {path: {} for path in wanted}
     flat = _for_reference(model, reference, inputs.flat(model, images))
     for index in sorted({i for some in wanted.values() for i in some}):
 
         def note(path, seen, index=index):
-            if index in wanted[path] and index not in maps[path]:
+            if index in wanted[path] and index not in taken[path]:
                 value = ops.convert_to_numpy(ops.cast(seen, "float32"))
-                maps[path][index] = hidden(value)[0]
+                value = hidden(value)[:1]
+                _check_seen(path, layers[path].inputs_shape, value)
+                taken[path][index] = take(path, value[0])
 
         watched = {path: available[path] for path in wanted}
         with _watching(watched, "call", note):
             _run(reference, [array[index : index + 1] for array in flat])
-    for path, found in maps.items():
-        expected = layers[path].inputs_shape
-        for value in found.values():
-            if not inputs.fits(expected, value[None]):
-                raise PassportError(
-                    f"Expected the reference's input of layer '{shown(path)}' "
-                    f"to have shape {expected[1:]}. "
-                    f"Received: shape={value.shape}"
-                )
-    return maps
+    return taken
+
+
+def _check_seen(path, expected, value) -> None:
+    if not inputs.fits(expected, value):
+        raise PassportError(
+            f"Expected the reference's input of layer '{shown(path)}' to have "
+            f"shape {expected[1:]}. Received: shape={value.shape[1:]}"
+        )
 
 
 def _for_reference(model, reference, flat) -> list:
@@ -186,7 +191,7 @@ def _run(reference, flat) -> None:
     failed = None
     try:
         reference(one, training=False)
-    except PassportRequiredError:
+    except PassportError:
         raise
     # Keras's errors print what a layer was called with.
     except (TypeError, ValueError) as error:

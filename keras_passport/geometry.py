@@ -111,7 +111,10 @@ class Geometry:
 
     def check_map(self, feature_map: np.ndarray, name: str = "passport"):
         """Raises `PassportError` unless the array can be digested."""
-        shape = np.shape(feature_map)
+        self.check_shape(np.shape(feature_map), name)
+
+    def check_shape(self, shape: tuple[int, ...], name: str = "passport"):
+        """Raises `PassportError` unless maps of a shape can be digested."""
         rank = len(self.kernel_size)
         first = self.data_format == "channels_first"
         if self.kind == "pointwise":

@@ -6,27 +6,41 @@ hostile one can have the right checksum: the HDF5 library, which hostile files
 crash, never sees it, and all that `PlainHDF5` reads is checked. Inside, a JSON
 header names and hashes every array, so what is read has the shapes that were
 written.
+
+There are two versions of the header, whose SHA-256 is the fingerprint. The
+first names feature maps, which the file holds whole. The second is that of
+passports whose maps can be made anew and are large: beside each map's hash it
+names the hash of its key, and the file holds the key alone. A passport that
+was loaded from a file of the first keeps it: published fingerprints stay.
 """
 
 import hashlib
+import io
 import json
 import os
-import pathlib
 
 import numpy as np
 
-from keras_passport import files
+from keras_passport import files, palettes
 from keras_passport.derivation import array_hash
+from keras_passport.entries import ROLES, MapRecord, PassportEntry
 from keras_passport.errors import PassportError
 from keras_passport.geometry import Geometry
-from keras_passport.passports import ROLES, Passport, PassportEntry
+from keras_passport.passports import REMADE, Passport
 from keras_passport.plain_hdf5 import PlainHDF5
+from keras_passport.secrecy import SecretText, hidden, type_of
+from keras_passport.texts import shown
 
-VERSION = 1
+VERSIONS = (1, 2)
 _MAGIC = b"keras_passport passport file\n"
 _BLOCK = 512
-# Bytes; JSON grows up to 40 times when it is read. A layer takes about 550.
-_LARGEST_HEADER = 2**20
+_PIECE = 2**20
+# Bytes of maps that a file holds whole, although they can be made anew.
+_LARGEST_MAPS = 2**18
+# Bytes. Whatever is larger takes too long to be checked.
+_LARGEST_FILE = 2**32
+# Bytes; JSON grows up to 40 times when it is read. A layer takes about 700.
+_LARGEST_HEADER = 2**21
 # A hostile geometry would make gigabytes, or hours of work, of a small map.
 # How many elements the keys may have, and how many additions they may take:
 # a number, or in large files a multiple of the elements in the file.
@@ -39,105 +53,160 @@ def header(passport: Passport, hashes: dict | None = None) -> bytes:
 
     Args:
         passport: The passport.
-        hashes: Dict from the ids of its arrays to hashes that are known.
+        hashes: Dict from the names of its images to hashes that are known.
     """
     hashes = hashes or {}
+    version = _version(passport)
     layers = []
     for path, entry in passport.layers.items():
         roles = {}
         for role in passport.function.roles:
-            roles[role] = {
-                "holds": "key" if getattr(entry, role) is None else "map",
-                "image": getattr(entry, f"{role}_image"),
-                **_describe(entry.array(role), hashes),
-            }
+            about = {"image": getattr(entry, f"{role}_image")}
+            record = entry.record(role)
+            key = None if version == 1 and record else entry.key(role)
+            if record is None:
+                about |= {"holds": "key", **_describe(key)}
+            else:
+                about |= {
+                    "holds": "map",
+                    "shape": list(record.shape),
+                    "sha256": record.sha256,
+                }
+                if version > 1:
+                    about["key"] = array_hash(key)
+            roles[role] = about
         layers.append(
             {"path": path, "geometry": entry.geometry.to_dict(), "roles": roles}
         )
     about = {
-        "version": VERSION,
+        "version": version,
         "kind": passport.kind,
         "function": passport.function.name,
         "key_scaling": passport.key_scaling,
-        "seed": passport.seed.hex(),
+        "seed": hidden(passport.seed.hex()),
         "layers": layers,
         "images": {
-            name: _describe(array, hashes)
+            name: _describe(array, hashes.get(name))
             for name, array in _named(passport.images).items()
         },
     }
-    return json.dumps(about, sort_keys=True).encode()
+    return hidden(json.dumps(about, sort_keys=True).encode())
+
+
+def _version(passport: Passport) -> int:
+    entries = passport.layers.values()
+    roles = passport.function.roles
+    if any(getattr(e, f"{role}_record") for e in entries for role in roles):
+        return 2
+    if passport.first_version or passport.kind not in REMADE:
+        return 1
+    elements = sum(e.map_size(role) for e in entries for role in roles)
+    return 2 if 4 * elements > _LARGEST_MAPS else 1
 
 
 def save(passport: Passport, path: str | os.PathLike) -> None:
     """Writes a passport; see `Passport.save`."""
+    # A name that leads nowhere is said before the work.
+    files.check_target(path)
+    buffer = _written(passport)
+    # What can't be read back must not replace an older file.
+    _load(buffer, path)
+    files.write_bytes(path, buffer.getbuffer(), mode=0o600)
+
+
+def _written(passport: Passport) -> io.BytesIO:
+    """The file in memory: on a full disk the HDF5 library would crash."""
     import h5py  # which `load` does without
 
-    with files.replacing(path, mode=0o600) as temporary:
-        # The form of HDF5 that `PlainHDF5` reads.
-        with h5py.File(
-            temporary, "w", libver="earliest", userblock_size=_BLOCK
-        ) as file:
-            text = np.frombuffer(header(passport), "uint8")
-            file.create_dataset("header", data=text)
-            for index, entry in enumerate(passport.layers.values()):
-                for role in passport.function.roles:
-                    _write(file, f"layers/{index}/{role}", entry.array(role))
-            for name, array in _named(passport.images).items():
+    buffer = io.BytesIO()
+    compact = _version(passport) > 1
+    # The form of HDF5 that `PlainHDF5` reads.
+    with h5py.File(
+        buffer, "w", libver="earliest", userblock_size=_BLOCK
+    ) as file:
+        text = np.frombuffer(header(passport), "uint8")
+        file.create_dataset("header", data=text)
+        for index, entry in enumerate(passport.layers.values()):
+            for role in passport.function.roles:
+                array = entry.key(role) if compact else entry.array(role)
+                _write(file, f"layers/{index}/{role}", array)
+        for name, array in _named(passport.images).items():
+            packed = palettes.pack(array) if compact else None
+            if packed is None:
                 _write(file, _image(name), array)
-        with open(temporary, "r+b") as file:
-            file.seek(_BLOCK)
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-            file.seek(0)
-            file.write(_MAGIC + digest.encode())
-        # What can't be read back must not replace an older file.
-        load(temporary)
+            else:
+                file.create_dataset(_image(name), data=packed[0])
+                _write(file, _image(name, "palettes"), packed[1])
+    digest = _checksum(buffer)
+    buffer.seek(0)
+    buffer.write(_MAGIC + digest)
+    buffer.seek(0)
+    return buffer
+
+
+def _checksum(file) -> bytes:
+    """SHA-256 over all that follows the user block, in hexadecimal."""
+    file.seek(_BLOCK)
+    total = hashlib.sha256()
+    while piece := file.read(_PIECE):
+        total.update(piece)
+    return total.hexdigest().encode()
 
 
 def load(path: str | os.PathLike) -> Passport:
     """Reads a passport; see `Passport.load`."""
-    path = pathlib.Path(path)
-    _check_file(path)
     try:
-        with open(path, "rb") as file:
-            return _read(PlainHDF5(file, _BLOCK))
+        with files.open_regular(path) as file:
+            return _load(file, path)
+    except OSError as error:
+        raise PassportError(
+            f"Expected a passport file at '{shown(path)}'. "
+            f"Received: {error.strerror or shown(error)}"
+        ) from None
+
+
+def _load(file, path) -> Passport:
+    """The passport in an open file; `path` is for messages."""
+    _check_file(file, path)
+    failed = None
+    try:
+        return _read(PlainHDF5(file, _BLOCK))
     except PassportError as error:
-        raise PassportError(f"{error} (in '{path}')") from None
+        raise PassportError(f"{error} (in '{shown(path)}')") from None
     except (
         ArithmeticError,
         AttributeError,
         LookupError,
-        OSError,
+        MemoryError,
         RecursionError,
         TypeError,
         ValueError,
     ) as error:
-        raise PassportError(
-            f"Expected '{path}' to hold a passport. Received: a file with a "
-            f"valid checksum that can't be read ({type(error).__name__})"
-        ) from error
+        failed = type(error).__name__
+    raise PassportError(
+        f"Expected '{shown(path)}' to hold a passport. Received: a file with "
+        f"a valid checksum that can't be read ({failed})"
+    )
 
 
-def _check_file(path: pathlib.Path) -> None:
-    try:
-        with open(path, "rb") as file:
-            block = file.read(_BLOCK)
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise PassportError(
-            f"Expected a passport file at '{path}'. "
-            f"Received: {error.strerror or error}"
-        ) from error
+def _check_file(file, path) -> None:
+    block = file.read(_BLOCK)
     if not block.startswith(_MAGIC):
         raise PassportError(
-            f"Expected '{path}' to be a passport file. Received: a file of "
-            "another kind, or one whose beginning is damaged"
+            f"Expected '{shown(path)}' to be a passport file. Received: a "
+            "file of another kind, or one whose beginning is damaged"
+        )
+    size = file.seek(0, 2)
+    if size > _LARGEST_FILE:
+        raise PassportError(
+            f"Expected a passport file of at most {_LARGEST_FILE:,} bytes. "
+            f"Received: '{shown(path)}', which has {size:,}"
         )
     expected = block[len(_MAGIC) :].rstrip(b"\0")
-    if len(block) < _BLOCK or expected != digest.encode():
+    if len(block) < _BLOCK or expected != _checksum(file):
         raise PassportError(
-            f"Expected '{path}' to match its checksum. Received: a file that "
-            "was truncated or changed after it was written"
+            f"Expected '{shown(path)}' to match its checksum. Received: a "
+            "file that was truncated or changed after it was written"
         )
 
 
@@ -148,36 +217,25 @@ def _read(file: PlainHDF5) -> Passport:
             f"Expected a header of at most {_LARGEST_HEADER} bytes of text. "
             f"Received: {stored.size} elements of {stored.dtype}"
         )
-    text = file.read("header").tobytes()
-    about = json.loads(text)
-    if about["version"] != VERSION:
+    text = hidden(file.read("header").tobytes())
+    about = _parsed(text)
+    version = about["version"]
+    if version not in VERSIONS:
         raise PassportError(
-            f"Expected a passport file of version {VERSION}. Received: "
-            f"version {about['version']}; a newer keras_passport may read it"
+            f"Expected a passport file of version {VERSIONS[0]} to "
+            f"{VERSIONS[-1]}. Received: version {shown(version)}; a newer "
+            "keras_passport may read it"
         )
-    layers, hashes = {}, {}
+    layers = {}
     for index, layer in enumerate(about["layers"]):
-        roles = {}
-        for role, description in layer["roles"].items():
-            if role not in ROLES:
-                raise PassportError(
-                    f"Expected gamma or beta. Received: {role!r}"
-                )
-            name = role if description["holds"] == "map" else f"{role}_key"
-            array = _load(file, f"layers/{index}/{role}", description)
-            hashes[id(array)] = description["sha256"]
-            roles[name] = array
-            roles[f"{role}_image"] = description["image"]
         if not isinstance(layer["path"], str):
             raise PassportError(
                 "Expected the path of a layer to be a string. "
-                f"Received: {layer['path']!r}"
+                f"Received: a {type_of(layer['path'])}"
             )
-        layers[layer["path"]] = PassportEntry(
-            Geometry.from_dict(layer["geometry"]), **roles
-        )
+        layers[layer["path"]] = _entry(file, index, layer, version)
     images = {
-        name: _load(file, _image(name), description)
+        name: _image_array(file, name, description)
         for name, description in about["images"].items()
     }
     passport = Passport(
@@ -186,8 +244,9 @@ def _read(file: PlainHDF5) -> Passport:
         layers,
         bytes.fromhex(about["seed"]),
         about["key_scaling"],
-        images.get("", images or None),
+        _unnamed(images),
     )
+    passport.first_version = version == 1
     _check_keys(passport)
     # Nothing was passed over, nothing was given twice or as another type.
     if file.datasets:
@@ -195,12 +254,56 @@ def _read(file: PlainHDF5) -> Passport:
             "Expected no arrays but those that the header names. "
             f"Received: {len(file.datasets)} more"
         )
+    hashes = {
+        name: description["sha256"]
+        for name, description in about["images"].items()
+    }
     if header(passport, hashes) != text:
         raise PassportError(
             "Expected a header that describes the passport and nothing else. "
             "Received: another one"
         )
     return passport
+
+
+def _parsed(text: bytes) -> dict:
+    about = json.loads(SecretText(text, "utf-8"))
+    if isinstance(about, dict) and isinstance(about.get("seed"), str):
+        about["seed"] = hidden(about["seed"])
+    return about
+
+
+def _entry(file, index, layer, version) -> PassportEntry:
+    """A layer's entry, of what the header says and the file holds of it."""
+    roles, records = {}, {}
+    for role, about in layer["roles"].items():
+        if role not in ROLES:
+            raise PassportError(
+                f"Expected gamma or beta. Received: '{shown(role)}'"
+            )
+        is_map = about["holds"] == "map"
+        whole = is_map and version == 1
+        name, place = role, f"layers/{index}/{role}"
+        if not whole:
+            name = f"{role}_key"
+        if is_map:
+            records[role] = MapRecord(tuple(about["shape"]), about["sha256"])
+        roles[f"{role}_image"] = about["image"]
+        if is_map and not whole:
+            if "key" not in about:
+                raise PassportError(
+                    "Expected version 1 of a header that names maps without "
+                    f"keys. Received: version {version}"
+                )
+            # Its shape is the geometry's, as the entry checks.
+            shape = file.datasets[place].shape
+            roles[f"{role}_record"] = records.pop(role)
+            about = {"shape": shape, "sha256": about["key"]}
+        roles[name] = _array(file, place, about)
+    entry = PassportEntry(Geometry.from_dict(layer["geometry"]), **roles)
+    for role, record in records.items():
+        entry.note_record(role, record)
+    return entry
 
 
 def _check_keys(passport):
@@ -234,35 +337,67 @@ def _named(images) -> dict:
     return {"": images}
 
 
-def _describe(array, hashes) -> dict:
-    known = hashes.get(id(array)) or array_hash(array)
-    return {"shape": list(array.shape), "sha256": known}
+def _unnamed(images: dict):
+    """Images as `_named` was given them."""
+    if set(images) == {""}:
+        return images[""]
+    if images and set(images) == set(map(str, range(len(images)))):
+        return [images[str(index)] for index in range(len(images))]
+    return images or None
 
 
-def _image(name) -> str:
+def _describe(array, known=None) -> dict:
+    return {"shape": list(array.shape), "sha256": known or array_hash(array)}
+
+
+def _image(name, folder="images") -> str:
     """Where an image lies: a single input's has no name."""
-    return f"images/{name}".rstrip("/")
+    return f"{folder}/{name}".rstrip("/")
 
 
 def _write(file, name, array):
     file.create_dataset(name, data=np.asarray(array, "<f4"))
 
 
-def _load(file, name, description) -> np.ndarray:
+def _image_array(file, name, description) -> np.ndarray:
+    place = _image(name)
+    if file.datasets[place].dtype != np.uint8:
+        return _array(file, place, description)
+    numbers, palette = file.datasets[place], _image(name, "palettes")
+    _check_dataset(file, palette, file.datasets[palette].shape)
+    if numbers.shape != tuple(description["shape"]):
+        raise PassportError(
+            f"Expected '{shown(place)}' to have shape "
+            f"{shown(description['shape'])}. Received: {numbers.shape}"
+        )
+    array = palettes.unpack(file.read(place), file.read(palette))
+    return _checked(array, place, description)
+
+
+def _array(file, name, description) -> np.ndarray:
+    _check_dataset(file, name, tuple(description["shape"]))
+    return _checked(file.read(name), name, description)
+
+
+def _check_dataset(file, name, expected) -> None:
     stored = file.datasets[name]
-    expected = tuple(description["shape"])
     if stored.dtype != np.float32 or stored.shape != expected:
         raise PassportError(
-            f"Expected '{name}' to be float32 of shape {expected}. "
+            f"Expected '{shown(name)}' to be float32 of shape "
+            f"{shown(expected)}. "
             f"Received: {stored.dtype} of shape {stored.shape}"
         )
-    array = file.read(name)
+
+
+def _checked(array, name, description) -> np.ndarray:
     if array_hash(array) != description["sha256"]:
         raise PassportError(
-            f"Expected '{name}' to match its hash. Received: other content"
+            f"Expected '{shown(name)}' to match its hash. "
+            "Received: other content"
         )
     if not np.all(np.isfinite(array)):
         raise PassportError(
-            f"Expected finite values in '{name}'. Received: NaN or infinity"
+            f"Expected finite values in '{shown(name)}'. "
+            "Received: NaN or infinity"
         )
     return array

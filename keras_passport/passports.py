@@ -34,6 +34,8 @@ from keras_passport.specs import (
 from keras_passport.texts import shown
 
 KINDS = ("random_pattern", "fixed_image", "random_image", "feature_maps")
+# Of which feature maps can be made anew: see `Passport.feature_maps`.
+REMADE = ("random_pattern", "fixed_image", "random_image")
 
 
 class Passport:
@@ -94,6 +96,9 @@ class Passport:
         self.seed = secret_seed(seed)
         self.key_scaling = check_key_scaling(key_scaling)
         self.images = images
+        # Whether it came from a file that covers no keys by hashes of theirs;
+        # its fingerprint, which may be published, stays as it was.
+        self.first_version = False
         count = None if images is None else count_images(images)
         for path, entry in self.layers.items():
             for index in (entry.gamma_image, entry.beta_image):
@@ -228,8 +233,13 @@ class Passport:
         """A T3 passport: per layer, one of N images' feature maps (Figure 4c).
 
         Which images a layer takes, one for γ and another for β, follows from
-        an HMAC of the seed over the images' hashes and the layer's path: it
-        can be re-derived, and nobody can say that it was searched for.
+        an HMAC of the seed over the images' hashes and the layer's path, so
+        that whoever is shown the seed can derive it again. That alone does
+        not say that it was not searched for: the maker picks the seed, and
+        among 20,000 seeds finds one for any choice that he wants at any two
+        layers. What says it is a commitment from before the training: a
+        `fingerprint` that was published when there were no kernels yet to
+        which a choice could have been fitted.
 
         Args:
             model: Protected model.
@@ -401,8 +411,8 @@ class Passport:
         Needs NumPy alone.
 
         Args:
-            spec: What `passport_spec(model)` returned, a JSON file of it, or
-                the SavedModel's folder, which holds one.
+            spec: What `passport_spec(model)` returned, a JSON file of it,
+                the SavedModel's folder, which holds one, or a protected model.
 
         Returns:
             float32 array `(1, K)`.
@@ -450,12 +460,45 @@ class Passport:
             {path: entry.geometry for path, entry in self.layers.items()},
         )
 
+    def feature_maps(self, model=None, reference=None) -> dict[str, tuple]:
+        """The feature maps that the passport's keys are digests of.
+
+        Files hold keys and what is needed to make the maps anew, but where
+        the maps are small, or nobody could make them (`from_feature_maps`).
+        Random patterns follow from the seed, bit for bit; maps of images are
+        the reference's, equal but for the last bits of its arithmetic, and
+        checked against the keys.
+
+        Args:
+            model: Protected model, for maps of images that are made anew.
+            reference: Network that the passport was made with, likewise.
+
+        Returns:
+            Dict from path to `(gamma, beta)`, as `from_feature_maps` takes
+            it; `None` for what is not hidden, or has a key but never a map.
+
+        Raises:
+            PassportError: If a map is to be made anew without model and
+                reference, or they make another one.
+
+        Example:
+
+        >>> maps = Passport.load("owner.h5").feature_maps(model, base)
+        """
+        from keras_passport import remaking
+
+        return remaking.feature_maps(self, hidden(model), hidden(reference))
+
     @property
     def fingerprint(self) -> str:
         """SHA-256 over the content, as 64 hexadecimal digits.
 
         The secret seed is part of the content, so nothing can be learned of
-        the passport by trying: it may be published as a commitment.
+        the passport by trying: it may be published as a commitment. It is
+        the same once the passport is saved and loaded, by later versions of
+        this package too. Published before the training, it proves that the
+        passport was not fitted to the network; see `random_image` for what
+        it proves of the choice of images.
         """
         from keras_passport import passport_file
 
@@ -470,8 +513,17 @@ class Passport:
     def save(self, path: str | os.PathLike) -> None:
         """Writes an HDF5 file that only its owner can read.
 
+        It holds the keys, the seed, identity images with the layers' choices,
+        and hashes of feature maps; the maps themselves where they are small
+        or can't be made anew (see `feature_maps`).
+
         Args:
-            path: File to write, replaced if it exists.
+            path: File to write, replaced if it exists. Where a link leads is
+                replaced, not the link.
+
+        Raises:
+            OSError: If it can't be written, or is a folder, device or FIFO;
+                what was there stays.
         """
         from keras_passport import passport_file
 

@@ -1,9 +1,13 @@
 """Pictures from files, in the input domain of a model."""
 
+import os
 import pathlib
 from collections.abc import Sequence
 
 import numpy as np
+
+from keras_passport import files
+from keras_passport.texts import shown
 
 # As keras.applications names them: means and deviations per channel, in units
 # of uint8, and whether channels are reversed.
@@ -15,8 +19,38 @@ PREPROCESSING = {
     "caffe": ((103.939, 116.779, 123.68), (1.0,), True),
 }
 MODES = tuple(PREPROCESSING)
+SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 # What a file is that NumPy can't read: it says more of pickles than of that.
 ANOTHER = "of another kind, or a damaged one"
+
+
+def listed(paths: Sequence[str | os.PathLike]) -> list[str]:
+    """Picture files, and the pictures in folders, by name.
+
+    Args:
+        paths: Files, which stay as they are, and folders.
+
+    Raises:
+        ValueError: If there is no picture in a folder.
+    """
+    found = []
+    for path in map(pathlib.Path, paths):
+        if not path.is_dir():
+            found.append(str(path))
+            continue
+        inside = sorted(
+            str(file)
+            for file in path.iterdir()
+            if file.suffix.lower() in SUFFIXES and not file.is_dir()
+        )
+        if not inside:
+            raise ValueError(
+                "Expected a folder with pictures "
+                f"({', '.join(SUFFIXES)}). Received: '{shown(path)}', which "
+                "has none, its own folders aside"
+            )
+        found += inside
+    return found
 
 
 def read_images(
@@ -28,8 +62,9 @@ def read_images(
     """Picture files, or arrays from `.npy` files, as a model takes them.
 
     Args:
-        paths: Files, all pictures or all `.npy`. Arrays `(n, ...)` are in the
-            model's input domain already and are returned as they are.
+        paths: Files, all pictures or all `.npy`, or folders of pictures.
+            Arrays `(n, ...)` are in the model's input domain already and are
+            returned as they are.
         input_shape: The model's, batch axis first, in either data_format.
         preprocessing: One of `MODES`, for pictures; `None` is `"none"`.
         image_size: Pixels a side where the model leaves them open.
@@ -40,6 +75,7 @@ def read_images(
     Raises:
         ValueError: If a file can't be read, or pictures don't fit.
     """
+    paths = listed(paths)
     suffixes = {pathlib.Path(path).suffix.lower() for path in paths}
     if suffixes == {".npy"}:
         if preprocessing is not None:
@@ -99,17 +135,20 @@ def _picture_shape(shape, image_size) -> tuple[int, int, int, bool]:
 
 def _read_array(path) -> np.ndarray:
     try:
-        array = np.load(path, allow_pickle=False)
+        with files.open_regular(path) as file:
+            array = np.load(file, allow_pickle=False)
     except FileNotFoundError:
         raise
     except Exception as error:
+        # Of NumPy's own errors none says more.
+        said = getattr(error, "strerror", None) or f"a file {ANOTHER}"
         raise ValueError(
-            f"Expected images in '{path}', saved by numpy.save. "
-            f"Received: a file {ANOTHER}"
+            f"Expected images in '{shown(path)}', saved by numpy.save. "
+            f"Received: {said}"
         ) from error
     if not isinstance(array, np.ndarray) or array.ndim < 2:
         raise ValueError(
-            f"Expected images in '{path}' of shape (n, ...). Received: "
+            f"Expected images in '{shown(path)}' of shape (n, ...). Received: "
             f"{getattr(array, 'shape', type(array).__name__)}"
         )
     return array
@@ -139,7 +178,7 @@ def read_picture(path, shape: tuple[int, int, int]) -> np.ndarray:
         ) from error
     height, width, channels = shape
     try:
-        with Image.open(path) as file:
+        with files.open_regular(path) as opened, Image.open(opened) as file:
             picture = ImageOps.exif_transpose(file)
             if picture.mode[0] in "IF":
                 # More than 8 bits: Pillow would clip them, not scale them.
@@ -158,9 +197,15 @@ def read_picture(path, shape: tuple[int, int, int]) -> np.ndarray:
                 )
     except FileNotFoundError:
         raise
+    except IsADirectoryError as error:
+        raise ValueError(
+            f"Expected '{shown(path)}' to be one picture. Received: a folder: "
+            "name a picture in it"
+        ) from error
     # Pillow's decoders raise each what they like.
     except Exception as error:
         raise ValueError(
-            f"Expected '{path}' to be a picture. Received: {error}"
+            f"Expected '{shown(path)}' to be a picture. "
+            f"Received: {shown(error)}"
         ) from error
     return np.asarray(picture, "uint8").reshape(shape)

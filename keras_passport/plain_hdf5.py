@@ -21,6 +21,7 @@ from typing import BinaryIO
 import numpy as np
 
 from keras_passport.errors import PassportError
+from keras_passport.secrecy import hidden
 
 # The first bytes of the datatype messages of the arrays that we read.
 _DTYPES = {
@@ -96,8 +97,10 @@ class PlainHDF5:
         """The array of a name in `datasets`, which goes from there."""
         found = self.datasets.pop(name)
         self._seek(found.address, found.nbytes)
-        array = np.fromfile(self._file, found.dtype, found.size)
-        return array.reshape(found.shape)
+        array = np.empty(found.shape, found.dtype)
+        if self._file.readinto(array.reshape(-1).view("uint8")) < found.nbytes:
+            raise _refusal("an array that ends too early")
+        return hidden(array)
 
     def _seek(self, address, count):
         """Goes to where `count` bytes will be read, if that can be."""
@@ -109,7 +112,7 @@ class PlainHDF5:
 
     def _read(self, address, count):
         self._seek(address, count)
-        return self._file.read(count)
+        return hidden(self._file.read(count))
 
     def _unpack(self, layout, address):
         return struct.unpack(

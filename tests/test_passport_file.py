@@ -59,15 +59,21 @@ def test_the_file_is_never_readable_by_others_on_the_way(
     passport, tmp_path, monkeypatch
 ):
     modes = []
-    write = passport_file._write
+    opened, replaced = os.open, os.replace
 
-    def spy(file, name, array):
-        modes.append(stat.S_IMODE(os.stat(file.filename).st_mode))
-        write(file, name, array)
+    def opening(path, *args):
+        handle = opened(path, *args)
+        modes.append(stat.S_IMODE(os.fstat(handle).st_mode))
+        return handle
 
-    monkeypatch.setattr(passport_file, "_write", spy)
+    def replacing(temporary, path):
+        modes.append(stat.S_IMODE(os.stat(temporary).st_mode))
+        replaced(temporary, path)
+
+    monkeypatch.setattr(files.os, "open", opening)
+    monkeypatch.setattr(files.os, "replace", replacing)
     passport.save(str(tmp_path / "owner.h5"))
-    assert set(modes) == {0o600}
+    assert modes == [0o600, 0o600]
 
 
 @pytest.mark.parametrize("where", ("write", "replace"))
@@ -300,6 +306,7 @@ def external_link(file):
         (text_header, "can't be read"),
         (external_link, "plain HDF5"),
         (header(lambda about: about.update(version=2)), "version 1.*version 2"),
+        (header(lambda about: about.update(version=3)), "1 to 2.*version 3"),
         (header(lambda about: about.update(kind="x")), "kind"),
         (header(lambda about: about.update(function="V4")), "V1, V2, V3|read"),
         (header(lambda about: about.update(function="V1")), "gamma"),

@@ -8,6 +8,7 @@ import numpy as np
 from common.data import Dataset
 from common.errors import UserError
 from common.pictures import read_picture
+from keras_passport import pictures as kp_pictures
 
 NUM_IMAGES = 20
 
@@ -25,7 +26,7 @@ def identity_images(
         dataset: gives the pictures' shape.
         kind: of the passport.
         function: of the passport: V3 takes two pictures of a fixed image.
-        files: the owner's picture files.
+        files: the owner's picture files, or folders of them.
         num_images: how many to draw for a random image without `files`.
 
     Returns:
@@ -42,6 +43,10 @@ def identity_images(
     else:
         least, most = 2, None
     if files:
+        try:
+            files = kp_pictures.listed(files)
+        except (OSError, ValueError) as error:
+            raise UserError(str(error)) from error
         if len(files) < least or (most and len(files) > most):
             raise UserError(
                 f"--passport={kind} with --function={function} takes "

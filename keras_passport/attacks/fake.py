@@ -263,15 +263,17 @@ def _image_keys(model, images, reference) -> dict:
     count = len(_first(images))
     if count < 2:
         raise PassportError(f"Expected at least 2 images. Received: {count}")
-    maps = features.layer_inputs(
-        model, reference, images, {path: set(range(count)) for path in layers}
+    keys = features.layer_inputs(
+        model,
+        reference,
+        images,
+        {path: set(range(count)) for path in layers},
+        take=lambda path, value: digest(value, layers[path].geometry),
     )
-    pool = {}
-    for path, layer in layers.items():
-        pool[path] = np.stack(
-            [digest(maps[path][i], layer.geometry) for i in range(count)]
-        )
-    return pool
+    return {
+        path: np.stack([some[i] for i in range(count)])
+        for path, some in keys.items()
+    }
 
 
 def _first(images):
