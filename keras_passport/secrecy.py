@@ -23,6 +23,14 @@ class SecretArray(np.ndarray):
     <secret array of shape (2,), float64>
     """
 
+    # Above an ordinary array's, so that both joined are secret.
+    __array_priority__ = 1
+
+    def __array_wrap__(self, array, context=None, return_scalar=False):
+        # A sum is a number, as of any other array.
+        wrapped = super().__array_wrap__(array, context)
+        return wrapped[()] if wrapped.ndim == 0 else wrapped
+
     def __repr__(self):
         return f"<secret array of shape {self.shape}, {self.dtype}>"
 

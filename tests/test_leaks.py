@@ -166,9 +166,11 @@ PLANTED = {
     "a_part": lambda path, key: (path / "a.bin").write_bytes(
         b"odd" + key.tobytes()[40:60] + b"\0" * 50
     ),
-    "printed": lambda path, key: (path / "a.txt").write_text(f"key: {key}"),
+    "printed": lambda path, key: (path / "a.txt").write_text(
+        f"key: {np.asarray(key)}"
+    ),
     "printed_part": lambda path, key: (path / "a.log").write_text(
-        f"step 1.5, loss 0.25 {key.ravel()[5:9]} 7.25"
+        f"step 1.5, loss 0.25 {np.asarray(key).ravel()[5:9]} 7.25"
     ),
     "json": lambda path, key: (path / "a.json").write_text(
         json.dumps({"values": key.tolist()})
