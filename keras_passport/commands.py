@@ -256,11 +256,15 @@ def leaks(args) -> int:
     """Searches files for a passport's secrets before you publish them.
 
     FILES are files or folders of any kind. The status is 1 if something of
-    the passport is found in them.
+    the passport is found in them, or if something was not examined.
     """
     passport = kp.Passport.load(args.passport)
+    # What is found goes to the output, how far it is to the terminal.
+    verbose = int(sys.stderr.isatty())
     with _quiet():
-        report = kp.find_leaks(passport, args.files)
+        import keras  # noqa: F401  # Its greeting is all that is dropped.
+    with contextlib.redirect_stdout(sys.stderr):
+        report = kp.find_leaks(passport, args.files, verbose=verbose)
     print(json.dumps(report.to_dict(), indent=2) if args.json else report)
     return DONE if report.clean else NO
 

@@ -5,167 +5,41 @@ and printed digits, the other for arrays that correlate with a secret, however
 they are scaled, shifted or rounded.
 """
 
-import dataclasses
 import os
-import pathlib
 import re
-import shutil
-import textwrap
+import zipfile
+import zlib
 from collections.abc import Iterable
 
 import numpy as np
 
-from keras_passport import contents, searches
+from keras_passport import (
+    contents,
+    folding,
+    likenesses,
+    scanned_files,
+    searches,
+)
+from keras_passport.correlations import Correlations, cosines
 from keras_passport.errors import PassportError
+from keras_passport.leak_report import Leak, LeakReport, NotExamined, Trace
 from keras_passport.passports import ROLES, Passport
+
+__all__ = ["Leak", "LeakReport", "NotExamined", "Trace", "find_leaks"]
 
 # Where Keras files hold a layer's own weights.
 _OWN_PLACE = re.compile(r"^(?!.*optimizer).*(/vars/\d+$|kernel)", re.I)
-
-
-@dataclasses.dataclass(frozen=True)
-class Leak:
-    """A secret, or a part of one, that was found.
-
-    Args:
-        path: The file.
-        place: Where in it: archive members, an array's name, a position.
-        what: Which secret, and in which form.
-        measure: Absolute correlation, or for bytes and printed numbers how
-            many runs of them were found.
-        bound: What a secret that is not there reaches: 0 runs, or the
-            correlation that has a chance of 1e-6 over all comparisons.
-        layer: Path of the layer whose secret it is; "" for the seed.
-        role: `"gamma"`, `"beta"`, or "" for the seed.
-    """
-
-    path: str
-    place: str
-    what: str
-    measure: float
-    bound: float
-    layer: str
-    role: str
-
-
-@dataclasses.dataclass(frozen=True)
-class Trace:
-    """A likeness that a kernel explains; not a leak, but worth knowing.
-
-    Args:
-        layer: The layer's path.
-        role: `"gamma"` or `"beta"`.
-        place: `"kernel"` for what a trained kernel shows of its key. Else
-            the array that is like the hidden parameter: by more than for
-            independent numbers, but other keys of this kernel would be, too.
-            Moving means are like the γ of image keys: both are what the
-            kernel makes of a mean patch.
-        cosine: Of the key and the kernel's first left singular vector, or of
-            the hidden parameter and the array; centred.
-        chance: For a kernel, what at most one in a hundred unrelated keys
-            reaches; else the bound as for a leak.
-    """
-
-    layer: str
-    role: str
-    place: str
-    cosine: float
-    chance: float
-
-
-@dataclasses.dataclass(frozen=True)
-class LeakReport:
-    """What `find_leaks` found, and where it looked.
-
-    `print(report)` shows a table; `report.to_dict()` goes to JSON. No value
-    of a secret is in either.
-
-    Args:
-        leaks: What was found.
-        traces: Per protected layer and role, what its kernel shows of its
-            key, and arrays that are like hidden parameters by the kernel.
-        examined: Numbers of files, arrays, kernels among them, bytes
-            (unpacked) and comparisons.
-        untold: Secrets with too few independent elements, or different
-            values, to tell a correlation from chance. They were looked for as
-            bytes and printed numbers alone.
-        notes: What could not be read or looked for.
-    """
-
-    leaks: tuple[Leak, ...]
-    traces: tuple[Trace, ...]
-    examined: dict[str, int]
-    untold: tuple[str, ...]
-    notes: tuple[str, ...]
-
-    @property
-    def clean(self) -> bool:
-        """Whether nothing was found."""
-        return not self.leaks
-
-    def to_dict(self) -> dict:
-        """Plain lists, strings and numbers, for JSON."""
-        return {"clean": self.clean, **dataclasses.asdict(self)}
-
-    def __str__(self):
-        width = max(60, shutil.get_terminal_size().columns)
-        blocks = []
-        if self.leaks:
-            head = ("file", "place", "layer", "secret", "found", "chance")
-            rows = [
-                (
-                    pathlib.Path(leak.path).name,
-                    leak.place,
-                    f"{leak.layer} {leak.role}",
-                    leak.what,
-                    f"{leak.measure:.4g}",
-                    f"{leak.bound:.4g}",
-                )
-                for leak in self.leaks
-            ]
-            blocks.append(_table(head, rows, width))
-        if self.traces:
-            found = {(t.place, t.layer, t.role): t for t in self.traces}
-            rows = [
-                (*names, *(_cosine(found.get((*names, r))) for r in ROLES))
-                for names in dict.fromkeys(name[:2] for name in found)
-            ]
-            head = ("trace in", "of layer", "gamma (chance)", "beta (chance)")
-            blocks.append(_table(head, rows, width))
-        lines = [f"too small to tell: {name}" for name in self.untold]
-        lines += [f"note: {note}" for note in self.notes]
-        numbers = ", ".join(f"{n} {what}" for what, n in self.examined.items())
-        lines.append(f"{len(self.leaks)} leaks found. Examined: {numbers}")
-        blocks.append("\n".join(textwrap.fill(x, width) for x in lines))
-        return "\n\n".join(blocks)
-
-
-def _cut(text, width):
-    return text if len(text) <= width else "…" + text[1 - width :]
-
-
-def _cosine(trace):
-    return f"{trace.cosine:.2f} ({trace.chance:.2f})" if trace else "-"
-
-
-def _table(head, rows, width):
-    """Lines of cells; the widest columns give way to fit the width."""
-    widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
-    while sum(widths) + 2 * len(widths) - 2 > width:
-        widths[widths.index(max(widths))] -= 1
-    return "\n".join(
-        "  ".join(
-            _cut(cell, size).ljust(size)
-            for cell, size in zip(row, widths, strict=True)
-        ).rstrip()
-        for row in [head, *rows]
-    )
+# What follows from a public kernel, with which arrays may be alike.
+_HIDDEN = ("hidden parameter", "folded scale", "folded bias")
+# A model's config is smaller.
+_LARGEST_CONFIG = 2**26
 
 
 def find_leaks(
     passport: Passport,
     paths: str | os.PathLike | Iterable[str | os.PathLike],
     model=None,
+    verbose: int = 0,
 ) -> LeakReport:
     """Searches files for a passport's maps, keys and hidden parameters.
 
@@ -238,40 +112,70 @@ def find_leaks(
         )
     if model is not None:
         passport.check(model)
-    files = _files([paths] if isinstance(paths, (str, os.PathLike)) else paths)
+    not_examined = {}
+
+    def problem(path, place, reason):
+        left = NotExamined(str(path), place, reason)
+        not_examined[left] = None
+
+    files = scanned_files.files_under(
+        [paths] if isinstance(paths, (str, os.PathLike)) else paths,
+        lambda path, reason: problem(path, "", reason),
+    )
     notes = []
     models = [model] if model is not None else _fitting(passport, files)
     if not models:
-        notes.append("no model: hidden parameters were not looked for")
+        notes.append(
+            "no model: hidden parameters and folded kernels were not looked for"
+        )
     scan = _Scan(passport, models)
+    progress = _Progress(files, verbose)
     for file in files:
-        for part in contents.parts_of(file):
-            name = f"{file}: {part.place}" if part.place else str(file)
-            if part.unread:
-                notes.append(f"{name}: {part.unread}, searched as bytes")
-            elif part.raw and part.data.size > contents.LARGEST_UNKNOWN:
-                notes.append(f"{name}: unknown format, searched as bytes alone")
-            scan.search(part)
-    return scan.report(notes)
+        data = scanned_files.contents_of(
+            file, lambda path, reason: problem(path, "", reason)
+        )
+        if data is not None:
+            scan.examined["files"] += 1
+            for part in contents.parts_of(
+                file,
+                data,
+                lambda place, reason, file=file: problem(file, place, reason),
+            ):
+                scan.search(part, problem)
+                scanned_files.release(part.data)
+        progress.done(file)
+    return scan.report(notes, not_examined)
 
 
-def _files(paths) -> list[pathlib.Path]:
-    files = {}
-    for path in map(pathlib.Path, paths):
-        if not path.exists():
-            raise FileNotFoundError(
-                f"Expected an existing file or folder. Received: {path}"
-            )
-        inside = sorted(path.rglob("*")) if path.is_dir() else [path]
-        files.update((file, None) for file in inside if file.is_file())
-    return list(files)
+class _Progress:
+    """A bar that goes on with every file, by its size."""
+
+    def __init__(self, files, verbose):
+        self._sizes = {file: _size(file) for file in files} if verbose else {}
+        self._bar = None
+        if self._sizes:
+            import keras
+
+            total = sum(self._sizes.values())
+            self._bar = keras.utils.Progbar(total, unit_name="byte")
+
+    def done(self, file):
+        if self._bar is not None:
+            self._bar.add(self._sizes[file])
+
+
+def _size(file):
+    try:
+        return max(1, file.stat().st_size)
+    except OSError:
+        return 1
 
 
 def _fitting(passport, files):
     """The models among files that the passport fits."""
     found = []
     for file in files:
-        if file.suffix == ".keras":
+        if file.suffix == ".keras" and _may_be_protected(file):
             import keras
 
             try:
@@ -282,6 +186,30 @@ def _fitting(passport, files):
                 continue
             found.append(model)
     return found
+
+
+def _may_be_protected(file) -> bool:
+    """Whether a file is a model of this package's, and whole.
+
+    Keras would load others for nothing, and damaged weights make the HDF5
+    library run for ever.
+    """
+    try:
+        with zipfile.ZipFile(file) as archive:
+            config = archive.getinfo("config.json")
+            weights = archive.getinfo("model.weights.h5")
+            if config.file_size > _LARGEST_CONFIG:
+                return False
+            if b"keras_passport" not in archive.read(config):
+                return False
+            with archive.open(weights) as content:
+                while content.read(2**20):  # Its checksum is looked at.
+                    pass
+    except (OSError, KeyError, ValueError, RuntimeError, EOFError):
+        return False
+    except (zipfile.BadZipFile, NotImplementedError, zlib.error):
+        return False
+    return True
 
 
 def _layers(models):
@@ -312,23 +240,83 @@ def _secrets(passport, models) -> list[searches.Secret]:
                 add("key's mean", path, role, mean, parts=equal)
             if getattr(entry, role) is not None:
                 add("feature map", path, role, getattr(entry, role))
+    images = passport.images
+    for image in images.values() if isinstance(images, dict) else [images]:
+        if image is not None:
+            add("identity image", "", "", np.asarray(image, "float32"))
     for path, layer in _layers(models):
-        import keras
-
-        hidden = layer.hidden_parameters(rows[path])
-        for role, value in zip(ROLES, hidden, strict=True):
-            if value is None:
-                continue
-            # Others follow from the same kernel, so they are alike.
-            parts = searches.key_parts(keys[path][role])[1]
-            others = layer.adapter.response(layer.layer, parts)
-            others = keras.ops.convert_to_numpy(others)
-            others = others - others.mean(1, keepdims=True)
-            wide = others.shape[0] < others.shape[1]
-            gram = others @ others.T if wide else others.T @ others
-            parts = np.maximum(0, np.linalg.eigvalsh(gram)[::-1])
+        hidden = dict(
+            zip(ROLES, layer.hidden_parameters(rows[path]), strict=True)
+        )
+        hidden = {r: v for r, v in hidden.items() if v is not None}
+        # Others follow from the same kernel, so they are alike.
+        others = {
+            role: _responses(layer, searches.key_parts(keys[path][role])[1])
+            for role in hidden
+        }
+        for role, value in hidden.items():
+            parts = _variances(others[role])
             add("hidden parameter", path, role, value, parts=parts)
+        for what, role, value, made in _folded(layer, hidden, others):
+            parts = None if made is None else _variances(made)
+            add(what, path, role, value, parts=parts)
     return found
+
+
+def _responses(layer, keys):
+    """What a layer's kernel makes of keys, as float64."""
+    import keras
+
+    made = layer.adapter.response(layer.layer, keys)
+    return keras.ops.convert_to_numpy(made).astype("float64")
+
+
+def _variances(others):
+    """Those of the independent parts of random vectors, greatest first."""
+    others = others - others.mean(1, keepdims=True)
+    wide = others.shape[0] < others.shape[1]
+    gram = others @ others.T if wide else others.T @ others
+    return np.maximum(0, np.linalg.eigvalsh(gram)[::-1])
+
+
+def _folded(layer, hidden, others):
+    """What `unlock` folds into a layer's kernel and bias.
+
+    Yields:
+        What, role, value, and what it would be with other keys, or None if a
+        part of it is public, so that a correlation says nothing.
+    """
+    deviations = folding.deviations_of(layer)
+    if (
+        deviations is None
+        or deviations.shape != next(iter(hidden.values()), np.zeros(0)).shape
+    ):
+        return
+    mean = np.asarray(layer.normalization.moving_mean, "float64")
+    bias = getattr(layer.layer, "bias", None)
+    mean = mean if bias is None else mean - np.asarray(bias, "float64")
+    gamma, beta = (
+        hidden.get(role, _public(getattr(layer, role, None), default))
+        for role, default in zip(ROLES, (1.0, 0.0), strict=True)
+    )
+    if "gamma" in hidden:
+        made = others["gamma"] / deviations
+        yield (
+            "folded scale",
+            "gamma",
+            (gamma / deviations).astype("float32"),
+            made,
+        )
+    value = (beta - mean * gamma / deviations).astype("float32")
+    made = None
+    if len(hidden) == 2:
+        made = -others["gamma"] * mean / deviations
+        made = np.concatenate([made, others["beta"]])
+    yield "folded bias", "beta" if "beta" in hidden else "gamma", value, made
+
+
+def _public(value, default):
+    return default if value is None else np.asarray(value, "float64")
 
 
 def _sorted(array):
@@ -354,40 +342,49 @@ class _Scan:
         secrets = _secrets(passport, models)
         self.runs = searches.Runs(secrets, passport.seed)
         self.printed = searches.Printed(secrets)
-        self.correlations = searches.Correlations(secrets)
+        self.correlations = Correlations(secrets)
+        self.likenesses = likenesses.Likenesses(passport)
         self.keys = [s for s in secrets if s.what == "key"]
-        self.kernels = [
+        layers = list(_layers(models))
+        self.folded = folding.kernels_of(layers)
+        kernels = [
             (path, weight)
-            for path, layer in _layers(models)
+            for path, layer in layers
             for weight in layer.layer.get_weights()
             if weight.ndim > 1
         ]
-        self.layers = {_sorted(kernel): path for path, kernel in self.kernels}
+        self.layers = {_sorted(kernel): path for path, kernel in kernels}
+        self.sizes = {kernel.size for _, kernel in kernels}
+        self.known = searches.Known(kernel for _, kernel in kernels)
         self.examined = {"files": 0, "arrays": 0, "kernels": 0, "bytes": 0}
         self.leaks, self.correlated, self.traces = {}, {}, {}
 
-    def _kernel_bytes(self):
-        """Yields the bytes of all kernels, in every order of their axes."""
-        for _, kernel in self.kernels:
-            for order in searches.orders(kernel):
-                yield order.tobytes()
-
-    def search(self, part):
+    def search(self, part, problem):
         """Searches a part of a file for all secrets."""
-        self.examined["files"] += not part.place
         self.examined["bytes"] += part.data.size
         self._bytes(part, part.place, part.data)
-        numbers = part.numbers()
-        for secret, count in self.printed.search(numbers):
-            what = f"{secret.what}, printed"
-            self._add(part, part.place, what, count, secret.layer, secret.role)
-        self._array(
-            part, f"{part.place} numbers in text".lstrip(), numbers.values
-        )
-        for name, array in part.arrays(self._kernel_bytes()):
+        for numbers in part.numbers():
+            place = f"{part.place} {numbers.order}".lstrip()
+            for secret, count in self.printed.search(numbers):
+                what = f"{secret.what}, printed"
+                about = secret.layer, secret.role
+                self._add(part, place, what, count, *about)
+            self._array(part, place, numbers.values)
+        if part.picture:
+            try:
+                for found in self.likenesses.pictures(part.data):
+                    self._like(part, part.place, found)
+            except likenesses.NotReadable as error:
+                problem(part.path, part.place, str(error))
+        for name, array in part.arrays(self.known.without):
             self.examined["arrays"] += 1
             place = f"{part.place}/{name}".lstrip("/")
             self._bytes(part, place, _bytes_of(array))
+            for found in self.likenesses.search(array):
+                self._like(part, place, found)
+            for one, scales in folding.scales_in(array, self.folded):
+                where = f"{place}, divided by {one.path}'s kernel"
+                self._array(part, where, scales)
             if not self._is_kernel(name, array):
                 self._array(part, place, array)
 
@@ -396,10 +393,21 @@ class _Scan:
             where = f"{place} byte {first}".lstrip()
             self._add(part, where, what, count, layer, role)
 
-    def _add(self, part, place, what, measure, layer, role):
+    def _add(self, part, place, what, measure, layer, role, bound=0.0):
         # An array's bytes are often those of its file: one row for both.
-        leak = Leak(str(part.path), place, what, measure, 0.0, layer, role)
+        leak = Leak(str(part.path), place, what, measure, bound, layer, role)
         self.leaks.setdefault((str(part.path), what, layer, role), leak)
+
+    def _like(self, part, place, found):
+        self._add(
+            part,
+            place,
+            f"{found.what}, alike",
+            found.measure,
+            found.layer,
+            found.role,
+            found.least,
+        )
 
     def _array(self, part, place, array):
         found = [
@@ -416,21 +424,23 @@ class _Scan:
         """Sets an array aside that is a kernel, and measures its traces."""
         if array.ndim < 2 or "float" not in array.dtype.name:
             return False
-        layer = self.layers.get(_sorted(array))
+        layer = None
+        if array.size in self.sizes:
+            layer = self.layers.get(_sorted(array))
         if layer is None and not _OWN_PLACE.search(name):
             return False
         keys = [key for key in self.keys if layer in (None, key.layer)]
-        cosines = searches.cosines(array, keys)
-        for key, cosine in cosines:
+        found = cosines(array, keys)
+        for key, cosine in found:
             bound = key.bound(0.01)
             trace = Trace(key.layer, key.role, "kernel", cosine, bound)
             best = self.traces.setdefault((key.layer, key.role), trace)
             if best.cosine < cosine:
                 self.traces[key.layer, key.role] = trace
-        self.examined["kernels"] += layer is not None or bool(cosines)
-        return layer is not None or bool(cosines)
+        self.examined["kernels"] += layer is not None or bool(found)
+        return layer is not None or bool(found)
 
-    def report(self, notes) -> LeakReport:
+    def report(self, notes, not_examined) -> LeakReport:
         """All that was found, by the bounds for all comparisons made."""
         correlations = self.correlations
         traces = [
@@ -446,7 +456,7 @@ class _Scan:
                 leak = Leak(path, place, one.what, one.measure, bound, *about)
                 self.leaks[path, place, one.what, *about] = leak
             elif (
-                secret.what == "hidden parameter"
+                secret.what in _HIDDEN
                 and secret.different
                 and one.measure > secret.simple_bound(chance)
             ):
@@ -464,4 +474,5 @@ class _Scan:
             self.examined,
             tuple(dict.fromkeys(untold)),
             tuple(notes),
+            tuple(not_examined),
         )

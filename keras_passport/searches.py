@@ -1,4 +1,4 @@
-"""How secrets are recognised: as bytes, in print, and by correlation."""
+"""Secrets to look for, and how they are recognised as bytes and in print."""
 
 import dataclasses
 import functools
@@ -6,18 +6,17 @@ import itertools
 import math
 
 import numpy as np
-from scipy import fft, optimize, sparse
+from scipy import optimize
 
 # The chance that a scan of files without any secret reports a correlation.
 FALSE_ALARM = 1e-6
-# Bytes of a run, and runs of feature maps that are looked for at most.
-_RUN, _MOST_RUNS = 16, 2**22
+# Bytes of a run, and runs of feature maps that are looked for at most, in
+# each form.
+_RUN, _MOST_RUNS = 16, 2**20
 # Printed numbers in a row, and significant digits of each, that give a secret.
 _IN_A_ROW, _DIGITS = 4, 5
 # A copy in float16 or bfloat16 lacks about this part of its original.
 _ROUNDING = 1e-6
-# Elements of an array, and secrets, that are compared at a time.
-_PIECE, _TOGETHER = 2**15, 64
 # Keys by which it is judged what other hidden parameters would be like.
 _PARTS = 1024
 
@@ -42,6 +41,11 @@ class Secret:
     values: np.ndarray
     parts: np.ndarray | None = None
 
+    @property
+    def is_map(self) -> bool:
+        """Whether it is large, and looked for by samples of its runs."""
+        return self.what in ("feature map", "identity image")
+
     @functools.cached_property
     def variances(self) -> np.ndarray:
         """Of all parts but the one that a comparison looks at."""
@@ -57,7 +61,7 @@ class Secret:
 
     def bound(self, chance: float) -> float:
         """The correlation that has at most this chance; see `find_leaks`."""
-        if self.variances.size == 0:
+        if np.max(self.variances, initial=0.0) < 1e-9:
             return 1.0
         logarithm = optimize.brentq(
             lambda x: (
@@ -115,10 +119,23 @@ def key_parts(key: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return variances[1:], parts.reshape(-1, *key.shape).astype("float32")
 
 
+def ways(count: int) -> list[tuple[int, ...]]:
+    """The orders of so many axes, their own first."""
+    axes = tuple(range(count))
+    if count <= 4:
+        return list(itertools.permutations(axes))
+    # Of so many, those that a library would write.
+    found = [axes, axes[::-1]]
+    for i in axes:
+        rest = axes[:i] + axes[i + 1 :]
+        found += [(i, *rest), (*rest, i)]
+    return list(dict.fromkeys(found))
+
+
 def orders(array: np.ndarray):
     """Yields an array in every order of its axes, its own first."""
     array = np.squeeze(array)
-    for axes in itertools.permutations(range(array.ndim)):
+    for axes in ways(array.ndim):
         yield array.transpose(axes)
 
 
@@ -138,11 +155,12 @@ _FORMS = {
 }
 
 
-def _hashes(data, at):
-    """A 64-bit hash of each run of 16 bytes that starts at given bytes."""
-    words = np.ndarray((data.size - 7,), "<u8", data, 0, (1,))
-    factors = np.array([0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F], "<u8")
-    return words[at] * factors[0] + words[at + 8] * factors[1]
+_FACTORS = np.array([0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F], "<u8")
+
+
+def _words(data):
+    """The 8 bytes that begin at each byte, as a number."""
+    return np.ndarray((data.size - 7,), "<u8", data, 0, (1,))
 
 
 def _telling(elements, step):
@@ -161,33 +179,35 @@ def _telling(elements, step):
 
 
 class Runs:
-    """An index of all runs of 16 bytes of the secrets."""
+    """An index of all runs of 16 bytes of the secrets.
+
+    A run is two numbers of 8 bytes, so that nothing of a secret is kept but
+    the runs themselves: some 30 bytes for each.
+    """
 
     def __init__(self, secrets, seed):
-        self.labels, pieces, starts, owners = [], [], [], []
-        size, total = 0, sum(secret.values.size for secret in secrets)
-        step = -(-total // _MOST_RUNS)
+        self.labels, runs, owners = [], [], []
+        total = sum(secret.values.size for secret in secrets if secret.is_map)
+        step = max(1, -(-total // _MOST_RUNS))
 
         def add(label, elements, step=1):
-            nonlocal size
             found = _telling(elements, step)
-            starts.append(found + size)
-            owners.append(np.full(found.size, len(self.labels)))
+            if found.size:
+                words = _words(elements.view("uint8"))
+                runs.append(np.stack([words[found], words[found + 8]]))
+                owners.append(np.full(found.size, len(self.labels), "int32"))
             self.labels.append(label)
-            pieces.append(elements.view("uint8"))
-            size += pieces[-1].size
 
         for secret in secrets:
-            is_map = secret.what == "feature map"
             for i, values in enumerate(orders(secret.values)):
-                values = values.ravel()
+                values = np.ravel(values)
                 for form, convert in _FORMS.items():
                     with np.errstate(over="ignore"):
-                        elements = convert(values)
+                        elements = np.ascontiguousarray(convert(values))
                     what = f"{secret.what} as {form}" + ", transposed" * (i > 0)
                     label = (what, secret.layer, secret.role)
-                    add(label, elements, step if is_map else 1)
-                if is_map:
+                    add(label, elements, step if secret.is_map else 1)
+                if secret.is_map:
                     break
         for what, text in (
             ("seed", seed),
@@ -195,14 +215,17 @@ class Runs:
             ("seed in hexadecimal", seed.hex().upper().encode()),
         ):
             add((what, "", ""), np.frombuffer(text, "uint8"))
-        self.data = np.concatenate(pieces)
-        starts, owners = np.concatenate(starts), np.concatenate(owners)
-        self.hashes, first = np.unique(
-            _hashes(self.data, starts), return_index=True
-        )
-        self.starts, self.owners = starts[first], owners[first]
+        runs = np.concatenate(runs, axis=1)
+        owners = np.concatenate(owners)
+        hashes = _hash(*runs)
+        order = np.argsort(hashes, kind="stable")
+        self.hashes = hashes[order]
+        first = np.append(True, self.hashes[1:] != self.hashes[:-1])
+        order, self.hashes = order[first], self.hashes[first]
+        self.first, self.second = runs[0][order], runs[1][order]
+        self.owners = owners[order]
         # Most bytes of a file are ruled out by one look into a table.
-        bits = min(27, max(16, 4 + int(self.hashes.size).bit_length()))
+        bits = min(26, max(16, 4 + int(self.hashes.size).bit_length()))
         self.shift = np.uint64(64 - bits)
         self.table = np.zeros(2**bits, bool)
         self.table[self.hashes >> self.shift] = True
@@ -210,24 +233,63 @@ class Runs:
     def search(self, data):
         """Yields (label, first position, number of runs) of what is found."""
         found = {}
-        run = np.arange(_RUN)
         for start in range(0, data.size - _RUN + 1, 2**20):
             piece = np.array(data[start : start + 2**20 + _RUN - 1])
-            hashes = _hashes(piece, np.arange(piece.size - _RUN + 1))
+            words = _words(piece)
+            first, second = words[:-8], words[8:]
+            hashes = _hash(first, second)
             at = np.flatnonzero(self.table[hashes >> self.shift])
             where = np.searchsorted(self.hashes, hashes[at])
             where = np.minimum(where, self.hashes.size - 1)
-            same = self.hashes[where] == hashes[at]
-            at, where = at[same], where[same]
-            origins = self.starts[where][:, None] + run
-            same = np.all(piece[at[:, None] + run] == self.data[origins], 1)
-            for owner, i in zip(
-                self.owners[where[same]], at[same], strict=True
-            ):
-                first, count = found.get(owner, (start + i, 0))
-                found[owner] = first, count + 1
+            same = self.first[where] == first[at]
+            same &= self.second[where] == second[at]
+            at, owners = at[same], self.owners[where[same]]
+            for owner in np.unique(owners):
+                places = at[owners == owner]
+                position, count = found.get(owner, (start + places[0], 0))
+                found[owner] = position, count + places.size
         for owner, (first, count) in found.items():
-            yield self.labels[owner], first, count
+            yield self.labels[owner], int(first), int(count)
+
+
+def _hash(first, second):
+    return first * _FACTORS[0] + second * _FACTORS[1]
+
+
+class Known:
+    """Arrays that are public, to leave out where raw bytes hold them."""
+
+    def __init__(self, arrays):
+        self._runs = {}
+        for array in arrays:
+            for order in orders(array):
+                data = order.astype("<f4").tobytes()
+                if len(data) >= _RUN:
+                    self._runs.setdefault(data[:_RUN], []).append(data)
+        starts = np.frombuffer(b"".join(self._runs), "<u8").reshape(-1, 2)
+        self._hashes = np.sort(_hash(*starts.T))
+
+    def without(self, data: np.ndarray) -> np.ndarray:
+        """Bytes with zeros where they are those of a known array."""
+        if data.size < _RUN or self._hashes.size == 0:
+            return data
+        result = None
+        for start in range(0, data.size - _RUN + 1, 2**20):
+            piece = np.array(data[start : start + 2**20 + _RUN - 1])
+            words = _words(piece)
+            hashes = _hash(words[:-8], words[8:])
+            where = np.searchsorted(self._hashes, hashes)
+            where = np.minimum(where, self._hashes.size - 1)
+            for at in np.flatnonzero(self._hashes[where] == hashes):
+                head = piece[at : at + _RUN].tobytes()
+                for known in self._runs.get(head, ()):
+                    first = start + at
+                    some = slice(first, first + len(known))
+                    if data[some].tobytes() == known:
+                        result = data.copy() if result is None else result
+                        result[some] = 0
+                        break
+        return data if result is None else result
 
 
 class Printed:
@@ -237,7 +299,7 @@ class Printed:
         rows = [
             (secret, order.ravel())
             for secret in secrets
-            if secret.what != "feature map"
+            if not secret.is_map
             for order in orders(secret.values.astype("float64"))
         ]
         self.values = np.concatenate([order for _, order in rows])
@@ -278,214 +340,3 @@ class Printed:
             secret = self.owners[owner]
             found[secret] = found.get(secret, 0) + 1
         yield from found.items()
-
-
-# Correlation ---------------------------------------------------------------
-
-
-@dataclasses.dataclass(frozen=True)
-class Correlation:
-    """A correlation beyond what the only comparison would reach by chance."""
-
-    secret: Secret
-    what: str
-    measure: float
-    kind: str
-
-
-class Correlations:
-    """Compares arrays with secrets, and counts the comparisons.
-
-    The bound follows from their number, known at the end alone: until then
-    all is kept that would be above the bound if it were the only comparison.
-    """
-
-    def __init__(self, secrets):
-        self.secrets = [
-            secret for secret in secrets if secret.parts is not None
-        ]
-        self.compared = {"windows": 0, "vectors": 0}
-        told = [s for s in self.secrets if s.tells(FALSE_ALARM / 2)]
-        self._keys = [secret for secret in told if secret.what == "key"]
-        # Forms of equal size meet an array together.
-        self._forms = {}
-        for secret in told:
-            for i, values in enumerate(orders(secret.values)):
-                what = secret.what + ", transposed" * (i > 0)
-                size = self._forms.setdefault(values.size, [])
-                size.append((secret, what, _unit(values.ravel())))
-
-    def chance(self, kind: str) -> float:
-        """The chance of one comparison, half of the whole for each kind."""
-        return FALSE_ALARM / 2 / max(1, self.compared[kind])
-
-    def search(self, array):
-        """Yields the `Correlation`s of an array's windows with secrets."""
-        array = _numeric(array)
-        if array is None:
-            return
-        for i, order in enumerate(orders(array)):
-            flat = order.ravel()
-            for size, forms in self._forms.items():
-                if i:
-                    # Other orders of the array meet a key in its own order.
-                    forms = [form for form in forms if "," not in form[1]]
-                if size <= flat.size:
-                    yield from self._windows(flat, size, forms)
-
-    def _windows(self, flat, size, forms):
-        self.compared["windows"] += (flat.size - size + 1) * len(forms)
-        for start in range(0, flat.size - size + 1, _PIECE):
-            piece = flat[start : start + _PIECE + size - 1]
-            # Not the mean: a large number would take it far from all others.
-            piece = piece - np.median(piece)
-            sums = _window_sums(piece, size)
-            squares = _window_sums(piece**2, size)
-            energy = squares - sums**2 / size
-            # What is left of a constant by rounding is no signal.
-            flat_windows = energy <= 1e-13 * squares
-            energy[flat_windows] = np.inf
-            if np.all(flat_windows):
-                continue
-            for first in range(0, len(forms), _TOGETHER):
-                some = forms[first : first + _TOGETHER]
-                units = np.stack([unit for *_, unit in some])
-                squared = _products(piece, units) ** 2 / energy
-                limits = np.array([secret.least**2 for secret, *_ in some])
-                limits -= 1e-6  # for rounding
-                above = np.any(squared > limits[:, None], axis=1)
-                for row in np.flatnonzero(above):
-                    yield from self._exactly(
-                        piece, squared[row], limits[row], *some[row]
-                    )
-
-    def _exactly(self, piece, squared, limit, secret, what, unit):
-        """The greatest correlation of a secret, without rounding by the FFT."""
-        likely = np.flatnonzero(squared > limit)
-        likely = likely[np.argsort(-squared[likely])][:32]
-        measures = [
-            self._correlation(secret, piece[i : i + unit.size], unit)
-            for i in likely
-        ]
-        if max(measures) > 0:
-            yield Correlation(secret, what, max(measures), "windows")
-
-    def _correlation(self, secret, window, unit):
-        """|r|, or 0 where it is not above the least bound or rests on a few."""
-        window = _unit(window)
-        measure = abs(window @ unit)
-        least = secret.least
-        rest = np.argsort(np.abs(window * unit))[: -(window.size // 8 + 1)]
-        remaining = abs(_unit(window[rest]) @ _unit(unit[rest]))
-        return min(1.0, measure) if min(measure, remaining) > least else 0.0
-
-    def vectors(self, array):
-        """Yields `Correlation`s of an array's leading directions with keys.
-
-        Gradients of a kernel are sums of key times row vector, one for γ and
-        one for β.
-        """
-        for key, vectors in _directions(_numeric(array), self._keys, 2):
-            unit = _unit(key.values.ravel())
-            for vector in vectors:
-                self.compared["vectors"] += 1
-                measure = self._correlation(key, vector, unit)
-                if measure:
-                    what = "key, in a singular vector"
-                    yield Correlation(key, what, measure, "vectors")
-
-
-def cosines(kernel: np.ndarray, keys) -> list[tuple[Secret, float]]:
-    """Centred cosines of a kernel's first left singular vector with keys."""
-    return [
-        (key, float(abs(_unit(vectors[0]) @ _unit(key.values.ravel()))))
-        for key, vectors in _directions(_numeric(kernel), keys, 1)
-    ]
-
-
-def _directions(array, keys, count):
-    """Yields each key with an array's first left singular vectors.
-
-    In every order of the axes in which its rows have the shape of the key.
-    """
-    if array is None:
-        return
-    shapes = {key.values.shape for key in keys}
-    for order in orders(array):
-        for shape in shapes:
-            if order.shape[:-1] == tuple(n for n in shape if n > 1):
-                matrix = order.reshape(math.prod(shape), -1)
-                vectors = _leading(matrix, count)
-                for key in keys:
-                    if key.values.shape == shape and len(vectors):
-                        yield key, vectors
-
-
-def _leading(matrix, count):
-    """The first left singular vectors of a matrix, as rows."""
-    wide = matrix.shape[0] < matrix.shape[1]
-    gram = matrix @ matrix.T if wide else matrix.T @ matrix
-    if not np.any(gram):
-        return np.zeros((0, len(matrix)))
-    if len(gram) <= 50:
-        vectors = np.linalg.eigh(gram)[1][:, ::-1][:, :count]
-    else:
-        start = np.random.default_rng(0).normal(size=len(gram))
-        values, vectors = sparse.linalg.eigsh(gram, count, v0=start)
-        vectors = vectors[:, np.argsort(-values)]
-    vectors = vectors if wide else matrix @ vectors
-    lengths = np.linalg.norm(vectors, axis=0)
-    return (vectors[:, lengths > 0] / lengths[lengths > 0]).T
-
-
-def _unit(values):
-    """A vector without its mean, of length 1 if it is not constant."""
-    values = values.astype("float64")
-    values = values - values.mean()
-    return values / (np.linalg.norm(values) or 1.0)
-
-
-def _numeric(array):
-    """An array's numbers in float64, or None if it holds something else.
-
-    Numbers that are no numbers, or larger than any weight, become 0.
-    """
-    array = np.squeeze(array)
-    if array.dtype.kind not in "iuf" and "float" not in array.dtype.name:
-        return None
-    if array.size < 4 or array.ndim > 6:
-        return None
-    with np.errstate(invalid="ignore"):  # Any bytes may be taken for numbers.
-        array = array.astype("float64")
-    return np.where(np.abs(array) < 1e9, array, 0.0)
-
-
-def _products(piece, units):
-    """Inner products of unit vectors with all windows of a piece."""
-    size = units.shape[1]
-    count = piece.size - size + 1
-    if size <= 32:
-        windows = np.lib.stride_tricks.sliding_window_view(piece, size)
-        return units @ np.ascontiguousarray(windows.T)
-    # Overlapping frames, in each of which the FFT gives `valid` windows.
-    length = fft.next_fast_len(min(max(4096, 4 * size), piece.size), True)
-    valid = length - size + 1
-    padded = np.pad(piece, (0, length + valid))
-    frames = np.lib.stride_tricks.sliding_window_view(padded, length)
-    frames = frames[: piece.size : valid]
-    spectra = fft.rfft(frames) * np.conj(fft.rfft(units, length))[:, None]
-    products = fft.irfft(spectra, length)[..., :valid]
-    return products.reshape(len(units), -1)[:, :count]
-
-
-def _window_sums(values, size):
-    """Sums of all windows, from sums of halves: no large ones to cancel."""
-    total, start, width = 0.0, 0, 1
-    while True:
-        if size & width:
-            total = total + values[start : start + values.size + width - size]
-            start += width
-        if 2 * width > size:
-            return total
-        values = values[:-width] + values[width:]
-        width *= 2

@@ -772,7 +772,7 @@ def test_leaks(made, capsys, monkeypatch):
     given = []
     for clean in (True, False):
 
-        def find(passport, paths, clean=clean):
+        def find(passport, paths, verbose, clean=clean):
             given.append((passport.fingerprint, paths))
             return Report(clean)
 

@@ -3,6 +3,7 @@
 import gzip
 import io
 import json
+import pathlib
 import zipfile
 
 import h5py
@@ -12,7 +13,7 @@ import pytest
 from scipy import stats
 
 import keras_passport as kp
-from keras_passport import searches
+from keras_passport import correlations, searches
 from model_case import compiled, images, labels
 from test_secrets import needs_tensorflow, wide_cnn
 
@@ -307,8 +308,8 @@ def test_seeds_and_passport_files_are_found(tmp_path):
         "capitals": passport.seed.hex().upper().encode(),
     }.items():
         (tmp_path / name).write_bytes(content)
-        (leak,) = kp.find_leaks(passport, tmp_path / name).leaks
-        assert leak.what.startswith("seed")
+        leaks = kp.find_leaks(passport, tmp_path / name).leaks
+        assert leaks and all(leak.what.startswith("seed") for leak in leaks)
     passport.save(tmp_path / "passport.h5")
     report = kp.find_leaks(passport, tmp_path / "passport.h5", model=model)
     forms = {leak.what for leak in report.leaks}
@@ -363,8 +364,12 @@ def test_what_is_damaged_is_searched_as_bytes(owned, tmp_path):
     (tmp_path / "broken.keras").write_bytes(b"PK\3\4 no model")
     report = kp.find_leaks(passport, tmp_path)
     assert found(report) == {(LAYER, "gamma")}
-    assert any("broken.zip: not readable" in note for note in report.notes)
-    assert any("broken.keras: not readable" in note for note in report.notes)
+    reasons = {
+        pathlib.Path(left.path).name: left.reason
+        for left in report.not_examined
+    }
+    assert reasons.keys() == {"broken.zip", "broken.keras"}
+    assert all("not readable" in reason for reason in reasons.values())
 
 
 def test_refusals(owned, tmp_path):
@@ -406,11 +411,11 @@ def test_products_and_sums_of_windows(size, noise):
     values = noise.normal(size=9000)
     windows = np.lib.stride_tricks.sliding_window_view(values, size)
     np.testing.assert_allclose(
-        searches._window_sums(values, size), windows.sum(1), atol=1e-10
+        correlations._window_sums(values, size), windows.sum(1), atol=1e-10
     )
     units = noise.normal(size=(3, size))
     np.testing.assert_allclose(
-        searches._products(values, units), units @ windows.T, atol=1e-9
+        correlations._products(values, units), units @ windows.T, atol=1e-9
     )
 
 
@@ -419,10 +424,10 @@ def test_products_and_sums_of_windows(size, noise):
 def test_leading_singular_vectors(shape, count, noise):
     matrix = noise.normal(size=shape)
     expected = np.linalg.svd(matrix, full_matrices=False)[0][:, :count].T
-    vectors = searches._leading(matrix, count)
+    vectors = correlations._leading(matrix, count)
     cosines = np.abs(np.sum(vectors * expected, axis=1))
     np.testing.assert_allclose(cosines, 1, rtol=1e-6)
-    assert len(searches._leading(0 * matrix, count)) == 0
+    assert len(correlations._leading(0 * matrix, count)) == 0
 
 
 def test_a_key_of_one_channel_is_too_small_to_tell(tmp_path):

@@ -1,0 +1,195 @@
+"""The numbers that a text shows, in the orders in which a table is read.
+
+No step looks at a byte more than a fixed number of times, whatever the text
+is: a megabyte of digits takes as long as one of prose.
+"""
+
+import dataclasses
+from collections.abc import Iterator
+
+import numpy as np
+
+# A text is read in windows, which overlap by as much as this.
+_WINDOW, _OVERLAP = 2**21, 2**18
+# Longer numbers are cut: their first digits are enough.
+_LONGEST = 40
+# How many characters before a number tell which of a record's it is.
+_LABEL = 6
+# Texts with fewer numbers hold no table.
+_FEWEST = 4
+
+_DIGIT, _DOT, _SIGN, _EXPONENT = 1, 2, 3, 4
+_CLASS = np.zeros(256, "uint8")
+_CLASS[list(b"0123456789")] = _DIGIT
+_CLASS[ord(".")] = _DOT
+_CLASS[list(b"+-")] = _SIGN
+_CLASS[list(b"eE")] = _EXPONENT
+# Of what is not a part of numbers, the sum over some bytes is their label.
+_LABELS = np.random.default_rng(0).integers(0, 2**63, 256, "uint64")
+_LABELS[_CLASS > 0] = 0
+_LABELS[list(b" \t\r")] = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Numbers:
+    """Numbers that a text shows.
+
+    Args:
+        values: float64 array of them.
+        errors: By how much each may have been rounded.
+        digits: How many significant digits each has.
+        order: In which order they are.
+    """
+
+    values: np.ndarray
+    errors: np.ndarray
+    digits: np.ndarray
+    order: str
+
+    def __getitem__(self, some) -> "Numbers":
+        parts = (self.values[some], self.errors[some], self.digits[some])
+        return Numbers(*parts, self.order)
+
+
+def numbers_in(data: np.ndarray) -> Iterator[Numbers]:
+    """Yields the numbers with a decimal point or an exponent in a text.
+
+    As they follow each other; then column by column, as in a CSV file or a
+    log; then name by name, as in JSON records. Whole numbers come apart.
+
+    Args:
+        data: uint8 array.
+    """
+    for start in range(0, max(1, data.size), _WINDOW):
+        piece = np.array(data[start : start + _WINDOW + _OVERLAP])
+        found = _read(piece)
+        if found is not None:
+            yield from _orders(piece, *found)
+
+
+def listed_bytes(data: np.ndarray) -> np.ndarray:
+    """The bytes that a text lists as whole numbers, -128 to 255.
+
+    Args:
+        data: uint8 array.
+    """
+    found = [np.zeros(0, "uint8")]
+    for start in range(0, data.size, _WINDOW):
+        read = _read(np.array(data[start : start + _WINDOW]))
+        if read is not None:
+            values, fraction = read[0], read[3]
+            inside = ~fraction & (values >= -128) & (values <= 255)
+            found.append(values[inside].astype("int64").astype("uint8"))
+    return np.concatenate(found)
+
+
+def _read(data):
+    """All numbers of some bytes.
+
+    Returns:
+        Values, errors, digits, whether each has a point or an exponent, first
+        position of each, and position behind it; or None if there are few.
+    """
+    padded = np.concatenate([np.zeros(4, "uint8"), data, np.zeros(64, "uint8")])
+    kind = _CLASS[padded]
+    inside = (kind == _DIGIT) | (kind == _DOT)
+    edges = np.flatnonzero(np.diff(inside.view("int8")))
+    starts, ends = edges[::2] + 1, edges[1::2] + 1
+    dots = np.flatnonzero(kind == _DOT)
+    # The first point of each run, and how many it has.
+    first = np.searchsorted(dots, starts)
+    count = np.searchsorted(dots, ends) - first
+    good = (count <= 1) & (ends - starts > count)
+    # Of the runs behind an "e", those are exponents which are short.
+    digits = ends - starts - count
+    behind = np.zeros(starts.size, "int64")
+    signed = kind[starts - 1] == _SIGN
+    e_at = starts - 1 - signed
+    is_exponent = (kind[e_at] == _EXPONENT) & (digits <= 3) & good
+    is_exponent[1:] &= ends[:-1] == e_at[1:]
+    is_exponent[:1] = False
+    # A number follows directly on one, so two exponents can't.
+    is_exponent[1:] &= ~is_exponent[:-1]
+    good &= ~is_exponent
+    behind[:-1] = np.where(is_exponent[1:], ends[1:], 0)
+    if np.count_nonzero(good) < _FEWEST:
+        return None
+    exponents = np.zeros(starts.size)
+    at = np.flatnonzero(is_exponent)
+    if at.size:
+        width = np.minimum(3, ends[at] - starts[at])
+        value = np.zeros(at.size)
+        for i in range(3):
+            character = padded[starts[at] + i].astype("float64") - 48
+            used = (i < width) & (kind[starts[at] + i] == _DIGIT)
+            value = np.where(used, 10 * value + character, value)
+        minus = padded[starts[at] - 1] == ord("-")
+        exponents[at - 1] = np.where(minus, -value, value)
+    starts, ends, first = starts[good], ends[good], first[good]
+    count, behind, exponents = count[good], behind[good], exponents[good]
+    lengths = np.minimum(ends - starts, _LONGEST)
+    point = (
+        dots[np.minimum(first, max(0, dots.size - 1))] if dots.size else ends
+    )
+    point = np.where(count > 0, point, ends)
+    # A number cut before its point is too large to be any secret's.
+    lost = point - starts > _LONGEST
+    columns = np.arange(_LONGEST)
+    values = np.empty(starts.size)
+    significant = np.empty(starts.size)
+    for begin in range(0, starts.size, 2**16):
+        some = slice(begin, begin + 2**16)
+        matrix = padded[starts[some, None] + columns]
+        matrix[columns >= lengths[some, None]] = 0
+        texts = matrix.view(f"S{_LONGEST}").ravel()
+        values[some] = texts.astype("float64")
+        leading = np.argmax((matrix > 48) & (matrix < 58), axis=1)
+        rest = lengths[some] - leading
+        has_point = (count[some] > 0) & (point[some] - starts[some] > leading)
+        significant[some] = np.where(values[some] == 0, 0, rest - has_point)
+    decimals = np.maximum(0, starts + lengths - point - 1)
+    with np.errstate(over="ignore", under="ignore", invalid="ignore"):
+        values = values * 10.0**exponents
+        errors = 0.51 * 10.0 ** (exponents - decimals)
+    values[lost | ~np.isfinite(values)] = 0.0
+    values[padded[starts - 1] == ord("-")] *= -1
+    fraction = (count > 0) | (behind > 0)
+    behind = np.maximum(behind, ends)
+    return values, errors, significant, fraction, starts - 4, behind - 4
+
+
+def _orders(data, values, errors, digits, fraction, starts, ends):
+    for what, some in (("numbers", fraction), ("whole numbers", ~fraction)):
+        if np.count_nonzero(some) < _FEWEST:
+            continue
+        numbers = Numbers(
+            values[some], errors[some], digits[some], f"{what} in text"
+        )
+        yield numbers
+        at = starts[some]
+        seen = [np.arange(at.size)]
+        for name, order in (
+            ("column by column", _by_column(data, at)),
+            ("name by name", _by_label(data, at)),
+        ):
+            if not any(np.array_equal(order, other) for other in seen):
+                seen.append(order)
+                text = f"{what} in text, {name}"
+                yield dataclasses.replace(numbers[order], order=text)
+
+
+def _by_column(data, at):
+    """The order of numbers by their places in lines."""
+    lines = np.searchsorted(np.flatnonzero(data == 10), at)
+    first = np.searchsorted(lines, lines)
+    return np.argsort(np.arange(at.size) - first, kind="stable")
+
+
+def _by_label(data, at):
+    """The order of numbers by the letters before them."""
+    sums = np.concatenate([[np.uint64(0)], np.cumsum(_LABELS[data])])
+    with np.errstate(over="ignore"):
+        labels = sums[at] - sums[np.maximum(0, at - _LABEL)]
+    # In the order in which the labels come first.
+    _, first, which = np.unique(labels, return_index=True, return_inverse=True)
+    return np.argsort(first[which], kind="stable")
