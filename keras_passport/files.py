@@ -12,6 +12,7 @@ import pathlib
 import secrets
 import shutil
 import stat
+import threading
 from collections.abc import Collection, Iterator
 from typing import BinaryIO
 
@@ -278,3 +279,40 @@ def _exchange(one: pathlib.Path, other: pathlib.Path) -> None:
     os.rename(other, aside)
     os.rename(one, other)
     os.rename(aside, one)
+
+
+_PRIVATE = threading.Lock()
+_umask = {"inside": 0, "outside": 0}
+
+
+@contextlib.contextmanager
+def owner_only() -> Iterator[None]:
+    """Makes what is written inside the block readable by its owner only.
+
+    From the first byte on, by whatever library and thread of this process:
+    files get mode 0600, folders 0700. A process has one such setting, so files
+    that other threads make meanwhile get these modes as well.
+    """
+    with _PRIVATE:
+        if not _umask["inside"]:
+            _umask["outside"] = os.umask(0o077)
+        _umask["inside"] += 1
+    try:
+        yield
+    finally:
+        with _PRIVATE:
+            _umask["inside"] -= 1
+            if not _umask["inside"]:
+                os.umask(_umask["outside"])
+
+
+def is_owner_only() -> bool:
+    """Whether some block of `owner_only` is open."""
+    return _umask["inside"] > 0
+
+
+def make_private(path: str | os.PathLike) -> None:
+    """Takes others' permissions from a file, if there is such a file."""
+    path = pathlib.Path(os.fsdecode(path))
+    if path.is_file():
+        path.chmod(0o600)

@@ -6,7 +6,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_passport import functions, kernels, normalization
+from keras_passport import functions, kernels, normalization, optimizer_state
 from keras_passport.errors import PassportError, PassportRequiredError
 
 # Two keys with a smaller angle (in radians) than about this count as one.
@@ -151,6 +151,7 @@ class PassportNormalization(keras.layers.Wrapper):
         if not self.function.hides_beta and options["center"]:
             self.beta = self._add_affine("beta")
         self._check_axis(len(shape))
+        optimizer_state.withhold(self)
 
     def _add_affine(self, name):
         options = self.replaced["config"]

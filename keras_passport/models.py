@@ -10,7 +10,13 @@ import numpy as np
 from keras import ops
 from keras.src.utils import io_utils
 
-from keras_passport import files, graph, subclasses
+from keras_passport import (
+    files,
+    graph,
+    optimizer_state,
+    registration,
+    subclasses,
+)
 from keras_passport.errors import PassportError, PassportRequiredError
 from keras_passport.layers import PassportNormalization
 from keras_passport.passports import Passport
@@ -311,53 +317,33 @@ def public(model: keras.Model) -> "ProtectedModel":
 
 @contextlib.contextmanager
 def secret_checkpoint(model: keras.Model):
-    """Lets files hold the optimizer's state while they are saved or loaded.
+    """Lets files hold the optimizer's state while they are saved.
 
     A training that resumes needs that state, but a kernel's gradient is κ
     times a row vector, and momentum is a sum of gradients: slots correlate
-    with keys by up to 0.99. So files of a `ProtectedModel` leave it out; one
-    that is saved inside this block is a secret.
+    with keys by up to 0.99. So nothing that Keras writes holds the state of an
+    optimizer that trains a protected model: a file of the model itself, of a
+    plain one around it, a state tree, a checkpoint of TensorFlow's or Orbax's.
+    Inside this block all of it does, `fit` with `BackupAndRestore` included,
+    and every file that this process makes meanwhile is readable by its owner
+    only: files have mode 0600, folders 0700. They are secrets.
+
+    It holds for the thread, or the task of an event loop, that opens it.
 
     Args:
-        model: Compiled model; nothing changes for one without passport layers.
+        model: Compiled model, or one that a custom loop trains; nothing
+            changes for one without passport layers.
 
     Example:
 
     >>> with secret_checkpoint(model):
     ...     model.save_weights("owner/checkpoint.weights.h5")
     """
-    withheld = [
-        (optimizer, name)
-        for optimizer in _optimizers(model)
-        for name in _STATE_METHODS
-        if name in vars(optimizer)
-    ]
-    for optimizer, name in withheld:
-        delattr(optimizer, name)
-    try:
+    if not optimizer_state.is_protected(model.variables):
         yield
-    finally:
-        if withheld:
-            _withhold_state(model)
-
-
-_STATE_METHODS = ("save_own_variables", "load_own_variables")
-
-
-def _optimizers(model) -> list:
-    """A model's optimizer, and the one inside it that a loss scale wraps."""
-    found = []
-    optimizer = getattr(model, "optimizer", None)
-    while optimizer is not None:
-        found.append(optimizer)
-        optimizer = getattr(optimizer, "inner_optimizer", None)
-    return found
-
-
-def _withhold_state(model):
-    for optimizer in _optimizers(model):
-        for name in _STATE_METHODS:
-            setattr(optimizer, name, lambda store: None)
+        return
+    with optimizer_state.let_through(model), files.owner_only():
+        yield
 
 
 def keyed_function(model: keras.Model):
@@ -459,10 +445,13 @@ def _written_whole(save, suffixes, filepath, overwrite):
         if not overwrite and not asks(filepath):
             return None
         mode = stat.S_IMODE(place.stat().st_mode)
+    if files.is_owner_only():
+        mode = 0o600
     with files.replacing(place, mode) as temporary:
         return save(temporary, True)
 
 
+@registration.named_in_hdf5
 @keras.saving.register_keras_serializable(package="keras_passport")
 class ProtectedModel(keras.Model):
     """A functional Keras model with passport layers, as `protect` returns it.
@@ -475,6 +464,10 @@ class ProtectedModel(keras.Model):
     old one or the new one is there, whole. `export` is refused: it would write
     the bound keys into the graph.
     """
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        optimizer_state.withhold(self)
 
     fit = _asks_first("fit")
     evaluate = _asks_first("evaluate")
@@ -493,10 +486,6 @@ class ProtectedModel(keras.Model):
                     "it, so a loaded model must be bound anew."
                 )
 
-    def compile(self, *args, **kwargs):
-        super().compile(*args, **kwargs)
-        _withhold_state(self)
-
     def compile_from_config(self, config):
         users = super().compile_from_config.__func__
         if users is not keras.Model.compile_from_config:
@@ -506,8 +495,7 @@ class ProtectedModel(keras.Model):
             # Which arguments that takes, only its author knows.
             super().compile_from_config(config)
             return
-        # Keras calls it, when a model is loaded or cloned, only on models that
-        # leave `compile` as it is, unless they say how.
+        # Keras's own fails on a model that was compiled without an optimizer.
         self.compile(**keras.saving.deserialize_keras_object(config))
         if self.optimizer is not None and self.built:
             self.optimizer.build(self.trainable_variables)

@@ -42,6 +42,19 @@ def _is_importing() -> bool:
     )
 
 
+def named_in_hdf5(model_class):
+    """Decorates a model class so that legacy `.h5` files of it load.
+
+    For the outermost model Keras writes the class's name there, not the name
+    that it is registered under. A user's own class of that name stays.
+    """
+    import keras
+
+    names = keras.saving.get_custom_objects()
+    names.setdefault(model_class.__name__, model_class)
+    return model_class
+
+
 def register() -> None:
     """Imports the layers now if Keras is imported, else after it."""
     if "keras" in sys.modules:

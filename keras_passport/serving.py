@@ -10,7 +10,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_passport import files, graph, subclasses
+from keras_passport import files, graph, registration, subclasses
 from keras_passport.errors import PassportError
 from keras_passport.layers import PassportNormalization
 from keras_passport.models import (
@@ -24,6 +24,7 @@ INPUT = "passport"
 LABELS_FILE = "labels.txt"
 
 
+@registration.named_in_hdf5
 @keras.saving.register_keras_serializable(package="keras_passport")
 class PassportInputModel(ProtectedModel):
     """A protected model with the passport as an input; see `require_passport`.
