@@ -181,7 +181,7 @@ class _Budget:
     seen: set
 
 
-def _parts(path, place, data, problem, budget, depth):
+def _parts(path, place, data, problem, budget, depth, hidden=False):
     name = place or str(path)
     reader = formats.reader_of(name, data)
     picture = formats.is_picture(data)
@@ -206,17 +206,16 @@ def _parts(path, place, data, problem, budget, depth):
             problem(inside, content.unread)
         if content.data.size == 0:
             continue
-        opened |= not decoded
+        opened |= not decoded and content.data.size >= data.size // 8
         if depth == DEEPEST:
             problem(inside, f"more than {DEEPEST} contents in one another")
             return
         yield from _parts(
-            path, inside, content.data, problem, budget, depth + 1
+            path, inside, content.data, problem, budget, depth + 1, decoded
         )
-        # Bytes that an encoding does not hide look random, too.
-        wrong = decoded or opened or archive or closed
-        raw = raw and not wrong
-    if raw and _looks_random(data):
+    # What an encoding does not hide, but was taken for it, looks random, too.
+    opened |= bool(archive or closed or hidden)
+    if raw and not opened and _looks_random(data):
         problem(place, "compressed or encrypted in an unknown way")
 
 

@@ -67,7 +67,7 @@ class Correlations:
         for start in range(0, flat.size - size + 1, _PIECE):
             piece = flat[start : start + _PIECE + size - 1]
             # Not the mean: a large number would take it far from all others.
-            piece = piece - np.median(piece)
+            piece = piece.astype("float64") - np.median(piece)
             sums = _window_sums(piece, size)
             squares = _window_sums(piece**2, size)
             energy = squares - sums**2 / size
@@ -143,7 +143,7 @@ def _directions(array, keys, count):
     for order in orders(array):
         for shape in shapes:
             if order.shape[:-1] == tuple(n for n in shape if n > 1):
-                matrix = order.reshape(math.prod(shape), -1)
+                matrix = order.reshape(math.prod(shape), -1).astype("float64")
                 vectors = _leading(matrix, count)
                 for key in keys:
                     if key.values.shape == shape and len(vectors):
@@ -175,7 +175,7 @@ def _unit(values):
 
 
 def _numeric(array):
-    """An array's numbers in float64, or None if it holds something else.
+    """An array's numbers as floats, or None if it holds something else.
 
     Numbers that are no numbers, or larger than any weight, become 0.
     """
@@ -184,8 +184,9 @@ def _numeric(array):
         return None
     if array.size < 4:
         return None
+    large = array.dtype.itemsize > 4 - 2 * (array.dtype.kind in "iu")
     with np.errstate(invalid="ignore"):  # Any bytes may be taken for numbers.
-        array = array.astype("float64")
+        array = array.astype("float64" if large else "float32")
     return np.where(np.abs(array) < 1e9, array, 0.0)
 
 

@@ -19,7 +19,7 @@ import h5py
 import numpy as np
 
 # Bytes of an array that are sent at a time, and of memory altogether.
-_PIECE, _MEMORY = 2**26, 2**32
+_PIECE, _MEMORY = 2**27, 2**32
 # It ends after so many seconds without a request.
 _IDLE = 120
 _MOST_OBJECTS = 100_000
@@ -162,11 +162,11 @@ def _dataset(data, name, answer):
         if not answer.take(size):
             answer.problem(name, f"claims {size:,} bytes")
             return
-        if size <= _PIECE or not data.shape:
+        if not data.shape or size <= _PIECE:
             answer.send(name, np.asarray(data[()]))
             return
         # A large one comes in parts.
-        rows = max(1, _PIECE * 4 * data.shape[0] // size)
+        rows = max(1, _PIECE * data.shape[0] // size)
         for first in range(0, data.shape[0], rows):
             some = np.asarray(data[first : first + rows])
             part = "" if rows >= data.shape[0] else f"[{first}:{first + rows}]"

@@ -5,6 +5,8 @@ and printed digits, the other for arrays that correlate with a secret, however
 they are scaled, shifted or rounded.
 """
 
+import functools
+import math
 import os
 import re
 import zipfile
@@ -17,6 +19,7 @@ from keras_passport import (
     contents,
     folding,
     likenesses,
+    remaking,
     scanned_files,
     searches,
 )
@@ -128,7 +131,7 @@ def find_leaks(
         notes.append(
             "no model: hidden parameters and folded kernels were not looked for"
         )
-    scan = _Scan(passport, models)
+    scan = _Scan(passport, models, notes)
     progress = _Progress(files, verbose)
     for file in files:
         data = scanned_files.contents_of(
@@ -225,7 +228,10 @@ def _secrets(passport, models) -> list[searches.Secret]:
     found = []
 
     def add(what, *of, parts=None):
-        found.append(searches.Secret(what, *of, parts))
+        path, role, values = of
+        # Of an ordinary type: what hides itself in messages is slower.
+        values = np.asarray(values)
+        found.append(searches.Secret(what, path, role, values, parts))
 
     keys, rows = passport.keys(), passport.rows()
     for path, entry in passport.layers.items():
@@ -238,12 +244,6 @@ def _secrets(passport, models) -> list[searches.Secret]:
                 mean = scaled.reshape(-1, channels).mean(0)
                 equal = np.ones(channels - 1)
                 add("key's mean", path, role, mean, parts=equal)
-            if getattr(entry, role) is not None:
-                add("feature map", path, role, getattr(entry, role))
-    images = passport.images
-    for image in images.values() if isinstance(images, dict) else [images]:
-        if image is not None:
-            add("identity image", "", "", np.asarray(image, "float32"))
     for path, layer in _layers(models):
         hidden = dict(
             zip(ROLES, layer.hidden_parameters(rows[path]), strict=True)
@@ -260,6 +260,36 @@ def _secrets(passport, models) -> list[searches.Secret]:
         for what, role, value, made in _folded(layer, hidden, others):
             parts = None if made is None else _variances(made)
             add(what, path, role, value, parts=parts)
+    return found
+
+
+def _maps(passport, notes) -> list[searches.Map]:
+    """Feature maps, made anew where only their keys are kept, and images."""
+    found, missing = [], False
+    for path, entry in passport.layers.items():
+        for role in passport.function.roles:
+            value = getattr(entry, role)
+            record = getattr(entry, f"{role}_record")
+            if value is not None:
+                size, make = value.size, functools.partial(np.asarray, value)
+            elif record is not None and passport.kind == "random_pattern":
+                size = math.prod(record.shape)
+                make = functools.partial(remaking.drawn, passport, path, role)
+            else:
+                missing |= record is not None
+                continue
+            found.append(searches.Map("feature map", path, role, size, make))
+    if missing:
+        notes.append(
+            "the passport's file holds keys and images instead of large "
+            "feature maps: those maps themselves were not looked for"
+        )
+    images = passport.images
+    for image in images.values() if isinstance(images, dict) else [images]:
+        if image is not None:
+            make = functools.partial(np.asarray, image, "float32")
+            size = np.size(image)
+            found.append(searches.Map("identity image", "", "", size, make))
     return found
 
 
@@ -338,9 +368,10 @@ def _bytes_of(array):
 class _Scan:
     """The searches, and what they have found so far."""
 
-    def __init__(self, passport, models):
+    def __init__(self, passport, models, notes):
         secrets = _secrets(passport, models)
-        self.runs = searches.Runs(secrets, passport.seed)
+        maps = _maps(passport, notes)
+        self.runs = searches.Runs(secrets, maps, passport.seed)
         self.printed = searches.Printed(secrets)
         self.correlations = Correlations(secrets)
         self.likenesses = likenesses.Likenesses(passport)

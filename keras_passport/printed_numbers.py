@@ -24,6 +24,8 @@ _CLASS[list(b"0123456789")] = _DIGIT
 _CLASS[ord(".")] = _DOT
 _CLASS[list(b"+-")] = _SIGN
 _CLASS[list(b"eE")] = _EXPONENT
+_APART = np.zeros(256, bool)
+_APART[list(b", ;\n\t")] = True
 # Of what is not a part of numbers, the sum over some bytes is their label.
 _LABELS = np.random.default_rng(0).integers(0, 2**63, 256, "uint64")
 _LABELS[_CLASS > 0] = 0
@@ -75,6 +77,10 @@ def listed_bytes(data: np.ndarray) -> np.ndarray:
     """
     found = [np.zeros(0, "uint8")]
     for start in range(0, data.size, _WINDOW):
+        piece = data[start : start + _WINDOW]
+        # Lists have more commas and spaces than chance puts into bytes.
+        if np.count_nonzero(_APART[piece]) < piece.size / 8:
+            continue
         read = _read(np.array(data[start : start + _WINDOW]))
         if read is not None:
             values, fraction = read[0], read[3]
@@ -95,6 +101,8 @@ def _read(data):
     inside = (kind == _DIGIT) | (kind == _DOT)
     edges = np.flatnonzero(np.diff(inside.view("int8")))
     starts, ends = edges[::2] + 1, edges[1::2] + 1
+    if starts.size < _FEWEST:
+        return None
     dots = np.flatnonzero(kind == _DOT)
     # The first point of each run, and how many it has.
     first = np.searchsorted(dots, starts)

@@ -61,6 +61,11 @@ def _drawn(passport, wanted):
     return made
 
 
+def drawn(passport, path: str, role: str) -> np.ndarray:
+    """One feature map of a random pattern, made anew of the seed."""
+    return _drawn(passport, {path: [role]})[path, role]
+
+
 def _seen(passport, wanted, model, reference):
     if model is None or reference is None or passport.images is None:
         raise PassportError(

@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import itertools
 import math
+from collections.abc import Callable
 
 import numpy as np
 from scipy import optimize
@@ -40,11 +41,6 @@ class Secret:
     role: str
     values: np.ndarray
     parts: np.ndarray | None = None
-
-    @property
-    def is_map(self) -> bool:
-        """Whether it is large, and looked for by samples of its runs."""
-        return self.what in ("feature map", "identity image")
 
     @functools.cached_property
     def variances(self) -> np.ndarray:
@@ -86,6 +82,25 @@ class Secret:
     def tells(self, chance: float) -> bool:
         """Whether a rounded copy is above the bound for this chance."""
         return self.different and 1 - self.bound(chance) ** 2 >= _ROUNDING
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Map:
+    """A feature map or images to look for, by samples of their bytes.
+
+    Args:
+        what: What it is.
+        layer: Path of its layer, or "".
+        role: `"gamma"`, `"beta"` or "".
+        size: How many elements it has.
+        make: Function that gives it: it may be too large to keep.
+    """
+
+    what: str
+    layer: str
+    role: str
+    size: int
+    make: Callable
 
 
 def key_parts(key: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -185,9 +200,9 @@ class Runs:
     the runs themselves: some 30 bytes for each.
     """
 
-    def __init__(self, secrets, seed):
+    def __init__(self, secrets, maps, seed):
         self.labels, runs, owners = [], [], []
-        total = sum(secret.values.size for secret in secrets if secret.is_map)
+        total = sum(one.size for one in maps)
         step = max(1, -(-total // _MOST_RUNS))
 
         def add(label, elements, step=1):
@@ -198,17 +213,18 @@ class Runs:
                 owners.append(np.full(found.size, len(self.labels), "int32"))
             self.labels.append(label)
 
+        def add_forms(one, values, transposed, step=1):
+            for form, convert in _FORMS.items():
+                with np.errstate(over="ignore"):
+                    elements = np.ascontiguousarray(convert(values))
+                what = f"{one.what} as {form}" + ", transposed" * transposed
+                add((what, one.layer, one.role), elements, step)
+
         for secret in secrets:
             for i, values in enumerate(orders(secret.values)):
-                values = np.ravel(values)
-                for form, convert in _FORMS.items():
-                    with np.errstate(over="ignore"):
-                        elements = np.ascontiguousarray(convert(values))
-                    what = f"{secret.what} as {form}" + ", transposed" * (i > 0)
-                    label = (what, secret.layer, secret.role)
-                    add(label, elements, step if secret.is_map else 1)
-                if secret.is_map:
-                    break
+                add_forms(secret, np.ravel(values), i > 0)
+        for one in maps:
+            add_forms(one, np.ravel(one.make()), False, step)
         for what, text in (
             ("seed", seed),
             ("seed in hexadecimal", seed.hex().encode()),
@@ -268,6 +284,8 @@ class Known:
                     self._runs.setdefault(data[:_RUN], []).append(data)
         starts = np.frombuffer(b"".join(self._runs), "<u8").reshape(-1, 2)
         self._hashes = np.sort(_hash(*starts.T))
+        self._table = np.zeros(2**16, bool)
+        self._table[self._hashes >> np.uint64(48)] = True
 
     def without(self, data: np.ndarray) -> np.ndarray:
         """Bytes with zeros where they are those of a known array."""
@@ -278,9 +296,11 @@ class Known:
             piece = np.array(data[start : start + 2**20 + _RUN - 1])
             words = _words(piece)
             hashes = _hash(words[:-8], words[8:])
+            likely = np.flatnonzero(self._table[hashes >> np.uint64(48)])
+            hashes = hashes[likely]
             where = np.searchsorted(self._hashes, hashes)
             where = np.minimum(where, self._hashes.size - 1)
-            for at in np.flatnonzero(self._hashes[where] == hashes):
+            for at in likely[self._hashes[where] == hashes]:
                 head = piece[at : at + _RUN].tobytes()
                 for known in self._runs.get(head, ()):
                     first = start + at
@@ -299,7 +319,6 @@ class Printed:
         rows = [
             (secret, order.ravel())
             for secret in secrets
-            if not secret.is_map
             for order in orders(secret.values.astype("float64"))
         ]
         self.values = np.concatenate([order for _, order in rows])

@@ -22,10 +22,10 @@ import numpy as np
 # Bytes that one content may unpack to, and those of one file together: so
 # many, and that many times its size.
 LARGEST = 2**28
-_FREE, _RATIO = 2**26, 256
-# How many members and streams one file may have.
-_MOST_MEMBERS = 20_000
-_PIECE = 2**20
+_FREE, _RATIO = 2**25, 256
+# How many members one file may have, and how often a stream is tried.
+_MOST_MEMBERS, _MOST_TRIES = 20_000, 50_000
+_PIECE, _WINDOW = 2**20, 2**24
 # A chance likeness of a stream unpacks to a few bytes.
 _BY_CHANCE = 4096
 
@@ -40,6 +40,7 @@ class Limits:
     def __init__(self, size: int):
         self.left = _FREE + _RATIO * size
         self.members = _MOST_MEMBERS
+        self.tries = _MOST_TRIES + size // 256
 
     def take(self, size: int) -> None:
         """Counts bytes that were unpacked."""
@@ -167,6 +168,9 @@ _STREAMS = (
     _Kind("lzma", _lzma, rb"\x5d\x00\x00[\x00-\x80]\x00", False),
 )
 _ANY = re.compile(b"|".join(b"(%b)" % kind.magic for kind in _STREAMS), re.S)
+_FIRST_TWO = np.zeros(2**16, bool)
+_FIRST_TWO[[0x1F8B, 0x425A, 0xFD37, 0x28B5, 0x0422, 0x5D00]] = True
+_FIRST_TWO[[0x7801, 0x785E, 0x789C, 0x78DA]] = True
 # So few bytes that a text may begin with them.
 _WEAK = ("zlib", "lzma")
 # Formats that nothing here can open.
@@ -203,6 +207,11 @@ def streams_in(data: np.ndarray, limits: Limits) -> Iterator[Content]:
     for kind, start in _beginnings(data):
         if start < at:
             continue  # It is inside another stream.
+        limits.tries -= 1
+        if limits.tries < 0:
+            unread = "too many beginnings of compressed streams"
+            yield Content("", data[:0], unread)
+            return
         try:
             decompressor = kind.make()
         except ImportError:
@@ -230,11 +239,16 @@ def streams_in(data: np.ndarray, limits: Limits) -> Iterator[Content]:
 
 
 def _beginnings(data):
-    for first in range(0, data.size, 2**24):
-        piece = data[first : first + 2**24 + 16].tobytes()
-        for match in _ANY.finditer(piece):
-            if match.start() < 2**24:
-                yield _STREAMS[match.lastindex - 1], first + match.start()
+    """Yields where streams may begin, by their first two bytes at first."""
+    for first in range(0, data.size, _WINDOW):
+        piece = np.array(data[first : first + _WINDOW + 16])
+        pairs = piece[:-1].astype("uint16") << 8 | piece[1:]
+        likely = np.flatnonzero(_FIRST_TWO[pairs][:_WINDOW])
+        text = piece.tobytes()
+        for start in likely.tolist():
+            match = _ANY.match(text, start)
+            if match:
+                yield _STREAMS[match.lastindex - 1], first + start
 
 
 def _unpack(decompressor, data, start, limits):
