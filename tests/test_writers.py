@@ -348,9 +348,17 @@ def write(writer, model, folder):
     return [name for name, slot in slots.items() if slot.tobytes() in content]
 
 
+# They go through one of the others.
+ALIKE = ("save in a folder", "save hdf5", "keras.saving", "deepcopy")
+ALIKE += ("ModelCheckpoint", "ModelCheckpoint h5", "ModelCheckpoint of weights")
+ALIKE += ("OrbaxCheckpoint", "TensorBoard", "save_weights in parts")
+
+
 @pytest.mark.parametrize("writer", WRITERS)
 def test_no_writer_writes_a_slot(writer, holders, tmp_path):
     for name, model in holders.items():
+        if writer in ALIKE and name not in ("attribute", "outer"):
+            continue
         folder = tmp_path / name
         folder.mkdir()
         if writer in REFUSED:
@@ -491,6 +499,105 @@ def test_another_threads_block_is_not_this_ones(model, tmp_path):
     assert modes(tmp_path)["new"] != "0o600"
 
 
+# The same, as an attacker sees it.
+
+
+def kernels_keys(model, passport):
+    """By kernel's shape the keys of the layer that has it, flat."""
+    return {
+        tuple(layer.layer.kernel.shape): [
+            np.ravel(key) for key in passport.keys(model)[path].values()
+        ]
+        for path, layer in kp.protected_layers(model).items()
+    }
+
+
+def share(array, keys):
+    """The largest part of a key in an array's two leading directions."""
+    flat = np.asarray(array, "float64").reshape(-1, array.shape[-1])
+    leading = np.linalg.svd(flat, full_matrices=False)[0][:, :2]
+    return max(np.linalg.norm(leading.T @ k) / np.linalg.norm(k) for k in keys)
+
+
+def arrays_of(path):
+    """All arrays of floats in a file of HDF5."""
+    found = []
+    with h5py.File(path) as file:
+        file.visititems(
+            lambda _, item: (
+                found.append(item[()])
+                if isinstance(item, h5py.Dataset) and item.dtype.kind == "f"
+                else None
+            )
+        )
+    return found
+
+
+@pytest.mark.parametrize("name", ("model.h5", "model.weights.h5"))
+def test_no_array_in_a_file_points_at_a_key(name, tmp_path):
+    model, _ = protected()
+    passport, unrelated = (
+        kp.Passport.random_pattern(model, seed=bytes([i]) * 16) for i in (1, 2)
+    )
+    model.compile(momentum(), LOSS)
+    used(model.optimizer, model.trainable_variables)
+    # What gradients through F leave: each key times a row.
+    keys = kernels_keys(model, passport)
+    rng = np.random.default_rng(0)
+    for slot in model.optimizer.variables:
+        if tuple(slot.shape) in keys:
+            rows = sum(
+                np.outer(key, rng.normal(size=slot.shape[-1]))
+                for key in keys[tuple(slot.shape)]
+            )
+            slot.assign(rows.reshape(slot.shape))
+
+    def shares(its_keys):
+        write = model.save_weights if "weights" in name else model.save
+        write(tmp_path / name)
+        return [
+            share(array, its_keys[array.shape])
+            for array in arrays_of(tmp_path / name)
+            if array.shape in its_keys
+        ]
+
+    with kp.secret_checkpoint(model):
+        assert max(shares(keys)) > 0.999
+        # Keys are all positive: they lie near each other.
+        chance = max(shares(kernels_keys(model, unrelated)))
+    assert chance < 0.99
+    published = shares(keys)
+    assert len(published) == len(keys)
+    assert max(published) < chance
+
+
+@needs_tensorflow
+def test_what_tensorflow_saves_of_a_model_with_a_passport_input(tmp_path):
+    import tensorflow as tf
+
+    model = kp.require_passport(protected()[0])
+    model.compile(momentum(), LOSS)
+    used(model.optimizer, model.trainable_variables)
+    slots = slots_of(model)
+    model.export(tmp_path / "export", verbose=False)
+    tf.saved_model.save(model, str(tmp_path / "saved"))
+    for path in tmp_path.rglob("*"):
+        assert not (path.is_file() and holds(path, slots)), path
+
+
+@needs_tensorflow
+def test_a_loop_that_knows_tensorflows_variables(tmp_path):
+    model, _ = protected()
+    model.mine = [
+        used(momentum(), [variable.value for variable in model.weights])
+    ]
+    model.compile("sgd", LOSS)
+    assert slots_of(model)
+    assert not write("save", model, tmp_path)
+    with kp.secret_checkpoint(model):
+        assert write("save", model, tmp_path) == list(slots_of(model))
+
+
 # What is written is read again.
 
 
@@ -622,8 +729,14 @@ def protected_alike():
     return kp.bind(model, kp.Passport.random_pattern(model, seed=b"s" * 16))
 
 
-@pytest.mark.parametrize("optimizer", ("adam", "loss_scale"))
-@pytest.mark.parametrize("make", (plain, protected_alike))
+@pytest.mark.parametrize(
+    "make, optimizer",
+    [
+        (plain, "adam"),
+        (protected_alike, "adam"),
+        (protected_alike, "loss_scale"),
+    ],
+)
 def test_backup_and_restore(make, optimizer, tmp_path):
     backup = keras.callbacks.BackupAndRestore
     stop = keras.callbacks.LambdaCallback(on_epoch_begin=_stop)
