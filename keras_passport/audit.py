@@ -86,7 +86,7 @@ def accuracies(
 
     >>> accuracies(attacks.prune(model, 0.5), passport, (x, y))["valid"]
     """
-    passport.check(model)
+    passport = passport.fitted(model)
     tried = fake_passports(
         model,
         "random_pattern",
@@ -199,7 +199,7 @@ def accuracy_under_noise(
         ValueError: If an argument is out of range.
         PassportError: If the passport does not fit the model.
     """
-    passport.check(model)
+    passport = passport.fitted(model)
     judge = Judge(model, *data, batch_size)
 
     def measure(number, fraction, repeat):

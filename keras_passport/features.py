@@ -38,7 +38,10 @@ def input_shapes(model, spatial_size=None) -> dict[str, tuple[int, ...]]:
     def note(path, spec):
         seen.setdefault(path, tuple(spec.shape[1:]))
 
-    with _watching(layers, "compute_output_spec", note):
+    with (
+        _any_sizes(model),
+        _watching(layers, "compute_output_spec", note),
+    ):
         model.compute_output_spec(
             keras.tree.map_structure(
                 lambda tensor: keras.KerasTensor(
@@ -48,6 +51,56 @@ def input_shapes(model, spatial_size=None) -> dict[str, tuple[int, ...]]:
             )
         )
     return {path: seen[path] for path in layers}
+
+
+def map_shapes(model) -> dict[str, tuple]:
+    """Input shape of each protected layer, `None` for what may be any size.
+
+    A Sequential in a model may be called with another size than it was built
+    for, so of layers in one the channels alone are known.
+
+    Args:
+        model: Protected model.
+    """
+    layers = models.protected_layers(model)
+    inside = tuple(f"{path}/" for path, _ in _sequentials(model))
+    shapes = {}
+    for path, layer in layers.items():
+        shape = layer.inputs_shape
+        if path.startswith(inside) and inside:
+            geometry = layer.geometry
+            first = geometry.data_format == "channels_first"
+            channels = 1 if first and geometry.kernel_size else len(shape) - 1
+            shape = tuple(
+                size if axis == channels else None
+                for axis, size in enumerate(shape)
+            )
+        shapes[path] = shape
+    return shapes
+
+
+def _sequentials(model):
+    for path, layer in graph.walk(model):
+        if isinstance(layer, keras.Sequential):
+            yield path, layer
+
+
+@contextlib.contextmanager
+def _any_sizes(model):
+    """Lets shapes go through Sequentials that were built for others."""
+    inside = [graph.functional_of(layer) for _, layer in _sequentials(model)]
+    inside = [one for one in inside if one is not None]
+    specs = [vars(one).get("_manual_input_spec", one) for one in inside]
+    for one in inside:
+        one.input_spec = None
+    try:
+        yield
+    finally:
+        for one, spec in zip(inside, specs, strict=True):
+            if spec is one:
+                del one._manual_input_spec
+            else:
+                one.input_spec = spec
 
 
 def open_sizes(model, x) -> tuple[int, ...] | None:

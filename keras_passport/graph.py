@@ -6,6 +6,7 @@ what to replace is `transform.py`'s business.
 
 import collections
 import contextlib
+import inspect
 import tempfile
 
 import keras
@@ -116,11 +117,34 @@ class Graph:
         return False
 
 
+def positional(operation, args, kwargs):
+    """A call's arguments, with `layer(inputs=x)` written as `layer(x)`.
+
+    Args:
+        operation: What was called.
+        args: Tuple of positional arguments.
+        kwargs: Dict of those by keyword.
+
+    Returns:
+        Tuple of both, with the first parameter of `call` among the former.
+    """
+    if args or not kwargs:
+        return args, kwargs
+    first = next(iter(inspect.signature(operation.call).parameters.values()))
+    if first.name not in kwargs or first.kind is first.KEYWORD_ONLY:
+        return args, kwargs
+    kwargs = dict(kwargs)
+    return (kwargs.pop(first.name),), kwargs
+
+
 def extra_arguments(node) -> dict | None:
     """A call's arguments besides its one tensor; `None` if there are more."""
-    if len(node.input_tensors) != 1 or len(node.arguments.args) != 1:
+    args, kwargs = positional(
+        node.operation, node.arguments.args, node.arguments.kwargs
+    )
+    if len(node.input_tensors) != 1 or len(args) != 1:
         return None
-    return dict(node.arguments.kwargs)
+    return dict(kwargs)
 
 
 def children(layer) -> list:
@@ -176,7 +200,8 @@ def rebuild(model, replace, call=None, model_class=None, extra=None):
         replace: Function of an operation of the graph that returns the
             operation to put in its place; called once for each.
         call: Function `(operation, new_operation, args, kwargs)` that makes a
-            call and returns its outputs. Defaults to calling the new one.
+            call and returns its outputs. Defaults to calling the new one. The
+            operation's first argument is in `args`, however it was written.
         model_class: Class of this package for the returned model, which is
             then of the user's own class as well. Defaults to the class that
             `keras.models.clone_model` would keep: Keras's weights files name
@@ -203,6 +228,7 @@ def rebuild(model, replace, call=None, model_class=None, extra=None):
 
     def call_fn(pair, *args, **kwargs):
         operation, new = pair
+        args, kwargs = positional(operation, args, kwargs)
         if call is None:
             return new(*args, **kwargs)
         return call(operation, new, args, kwargs)

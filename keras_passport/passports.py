@@ -1,5 +1,6 @@
 """`Passport`: the secret that a protected model needs, and how it is made."""
 
+import copy
 import functools
 import hashlib
 import os
@@ -23,14 +24,9 @@ from keras_passport.derivation import (
 from keras_passport.entries import ROLES, PassportEntry
 from keras_passport.errors import PassportError
 from keras_passport.geometry import Geometry
+from keras_passport.matching import check_paths, difference, match
 from keras_passport.secrecy import hidden, type_of
-from keras_passport.specs import (
-    check_function,
-    check_geometries,
-    check_paths,
-    layers_of,
-    read_spec,
-)
+from keras_passport.specs import check_function, layers_of, read_spec
 from keras_passport.texts import shown
 
 KINDS = ("random_pattern", "fixed_image", "random_image", "feature_maps")
@@ -339,7 +335,7 @@ class Passport:
         >>> passport = Passport.from_feature_maps(model, maps)
         """
         seed, maps = hidden(seed), hidden(maps)
-        from keras_passport import models
+        from keras_passport import features, models
 
         function = models.function_of(model)
         layers = models.protected_layers(model)
@@ -350,6 +346,7 @@ class Passport:
                 f"Received: a {type_of(maps)}"
             )
         check_paths(layers, maps)
+        shapes = features.map_shapes(model)
         entries = {}
         for path, layer in layers.items():
             pair = maps[path]
@@ -359,7 +356,7 @@ class Passport:
                     f"'{shown(path)}'. Received: a {type_of(pair)}"
                 )
             gamma, beta = (
-                _feature_map(path, role, layer.inputs_shape[1:], value)
+                _feature_map(path, role, shapes[path][1:], value)
                 for role, value in zip(ROLES, pair, strict=True)
             )
             entries[path] = PassportEntry(layer.geometry, gamma, beta)
@@ -377,15 +374,16 @@ class Passport:
                 digests without a check, and without Keras.
 
         Returns:
-            Dict from path to dict from `"gamma"` and/or `"beta"` to key,
-            float32, of shape (kernel size..., channels).
+            Dict from path, the model's if there is one, to dict from
+            `"gamma"` and/or `"beta"` to key, float32, of shape (kernel
+            size..., channels).
 
         Raises:
             PassportError: If the passport was made for another architecture
                 or passport function.
         """
         if model is not None:
-            self.check(model)
+            return self.fitted(model).keys()
         return {
             path: scale_keys(
                 {role: entry.key(role) for role in self.function.roles},
@@ -427,9 +425,8 @@ class Passport:
         """
         function, geometries, offsets = layers_of(read_spec(spec))
         check_function(function, self.function.name, "the spec's")
-        self._check_geometries(geometries)
         rows = self.rows()
-        rows = [rows[path] for path in geometries]
+        rows = [rows[path] for path in self._match(geometries).values()]
         ends = [0, *np.cumsum([row.size for row in rows]).tolist()]
         if offsets != ends:
             raise PassportError(
@@ -445,20 +442,118 @@ class Passport:
 
     def check(self, model) -> None:
         """Raises `PassportError` unless the passport fits the model."""
+        self.match(model)
+
+    def match(self, model) -> dict[str, str]:
+        """Finds the passport's layer for each protected layer of a model.
+
+        By path, if both have the same. A part that is built into a larger
+        model, such as a backbone under a new head, has a folder more in its
+        paths. The same architecture made anew has other numbers in the names
+        that Keras makes, or the author's other names. Then the layers are
+        matched by what is left of their names, or by their order, if all
+        geometries (kernel sizes, strides, channels, ...) agree, and with a
+        warning: of two layers of equal geometry it can't be known that they
+        have not changed places. `bind`, `unlock`, `pack` and `check` are
+        alike in this.
+
+        Args:
+            model: Protected model.
+
+        Returns:
+            Dict from the model's paths to the passport's.
+
+        Raises:
+            PassportError: If the passport was made for another passport
+                function, or for other layers: what both sides have is shown,
+                side by side. `renamed` is for layers that are the same.
+        """
         from keras_passport import models
 
         function = models.function_of(model)
         check_function(function.name, self.function.name, "the model's")
         layers = models.protected_layers(model)
-        self._check_geometries(
+        return self._match(
             {path: layer.geometry for path, layer in layers.items()}
         )
 
-    def _check_geometries(self, geometries: Mapping[str, Geometry]) -> None:
-        check_geometries(
+    def _match(self, geometries: Mapping[str, Geometry]) -> dict[str, str]:
+        return match(
             geometries,
             {path: entry.geometry for path, entry in self.layers.items()},
         )
+
+    def fitted(self, model) -> "Passport":
+        """This passport under the model's paths, in the model's order.
+
+        Args:
+            model: Protected model.
+
+        Raises:
+            PassportError: As `match`.
+        """
+        names = self.match(model)
+        if list(names.items()) == [(path, path) for path in self.layers]:
+            return self
+        fitted = copy.copy(self)
+        fitted.layers = {path: self.layers[own] for path, own in names.items()}
+        return fitted
+
+    def renamed(self, names: Mapping[str, str]) -> "Passport":
+        """The same keys for layers of other paths.
+
+        For a model whose layers have other names than those that the
+        passport was made for. It is another passport in that it has another
+        fingerprint, and that nothing of it follows from its seed any more:
+        what a random pattern was drawn with, and which images were chosen, is
+        bound to the paths. So keep the original as well.
+
+        Args:
+            names: Dict from old path to new, for the layers to rename.
+
+        Returns:
+            A new `Passport`.
+
+        Raises:
+            PassportError: If there is no layer of an old path, or two would
+                have the same new one.
+
+        Example:
+
+        >>> passport = passport.renamed({"conv": "backbone/conv"})
+        >>> passport.save("owner_of_the_product.h5")
+        """
+        names = dict(names)
+        unknown = set(names) - set(self.layers)
+        layers = {
+            names.get(path, path): entry for path, entry in self.layers.items()
+        }
+        if unknown or not all(isinstance(path, str) for path in layers):
+            raise PassportError(
+                "Expected a dict from paths of the passport's layers to new "
+                f"ones. Received: {difference(self.layers, unknown)}"
+            )
+        if len(layers) != len(self.layers):
+            raise PassportError(
+                f"Expected {len(self.layers)} different paths. "
+                f"Received: {len(layers)}"
+            )
+        renamed = copy.copy(self)
+        if self.kind == "random_pattern":
+            # Maps would be drawn anew by their paths: others. Keys stay.
+            renamed.kind = "feature_maps"
+            layers = {
+                path: PassportEntry(
+                    entry.geometry,
+                    **{
+                        f"{role}_key": entry.key(role)
+                        for role in self.function.roles
+                    },
+                )
+                for path, entry in layers.items()
+            }
+        renamed.layers = layers
+        return renamed
 
     def feature_maps(self, model=None, reference=None) -> dict[str, tuple]:
         """The feature maps that the passport's keys are digests of.

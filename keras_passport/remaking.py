@@ -77,7 +77,7 @@ def _seen(passport, wanted, model, reference):
         )
     from keras_passport import features
 
-    passport.check(model)
+    names = passport.match(model)
     images = features.check_images(model, passport.images)
     numbers = {
         path: {
@@ -90,8 +90,13 @@ def _seen(passport, wanted, model, reference):
         model,
         reference,
         images,
-        {path: {*some.values()} - {None} for path, some in numbers.items()},
+        {
+            path: {*numbers[own].values()} - {None}
+            for path, own in names.items()
+            if own in numbers
+        },
     )
+    seen = {names[path]: maps for path, maps in seen.items()}
     made = {}
     for path, some in numbers.items():
         entry = passport.layers[path]

@@ -1,16 +1,13 @@
-"""Models that take a passport with every call, and their exports."""
+"""Models that take a passport with every call."""
 
-import collections.abc
-import json
-import os
-import pathlib
-import tempfile
+import importlib
+from collections.abc import Mapping
 
 import keras
 import numpy as np
 from keras import ops
 
-from keras_passport import files, graph, registration, subclasses
+from keras_passport import graph, inputs, registration, subclasses
 from keras_passport.errors import PassportError
 from keras_passport.layers import PassportNormalization
 from keras_passport.models import (
@@ -18,10 +15,39 @@ from keras_passport.models import (
     function_of,
     protected_layers,
 )
-from keras_passport.specs import SPEC_FILE, SPEC_VERSION
+from keras_passport.secrecy import hidden, type_of
+from keras_passport.specs import SPEC_VERSION
 
 INPUT = "passport"
-LABELS_FILE = "labels.txt"
+_EXPORTS = ("export_litert", "export_onnx", "export_saved_model")
+
+
+def __getattr__(name):
+    # They were here before they had a module of their own, which needs this.
+    if name in _EXPORTS:
+        return getattr(importlib.import_module("keras_passport.exports"), name)
+    raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
+
+
+def _checks_first(name):
+    """A method of `keras.Model` that looks at its inputs before Keras does."""
+    original = getattr(keras.Model, name)
+
+    def method(self, x=None, *args, **kwargs):
+        validation = kwargs.get("validation_data")
+        if isinstance(validation, (list, tuple)) and validation:
+            first, *others = validation
+            kwargs["validation_data"] = (self._checked(first), *others)
+        # What is no array or structure of arrays is a data set.
+        if isinstance(x, (list, tuple, Mapping, np.ndarray)):
+            x = self._checked(x)
+        return getattr(super(PassportInputModel, self), name)(
+            x, *args, **kwargs
+        )
+
+    method.__name__ = name
+    method.__doc__ = original.__doc__
+    return method
 
 
 @registration.named_in_hdf5
@@ -31,13 +57,121 @@ class PassportInputModel(ProtectedModel):
 
     It needs no bound passport, so nothing is asked for before a call, and
     `export` is as safe as `export_saved_model`: none of its variables holds a
-    key.
+    key. A passport of another shape or kind is a `PassportError`, before
+    Keras's own messages, which show what a model was called with.
     """
 
     export = keras.Model.export
 
+    fit = _checks_first("fit")
+    evaluate = _checks_first("evaluate")
+    predict = _checks_first("predict")
+    train_on_batch = _checks_first("train_on_batch")
+    test_on_batch = _checks_first("test_on_batch")
+    predict_on_batch = _checks_first("predict_on_batch")
+
     def _require_bound(self):
         pass
+
+    def __call__(self, *args, **kwargs):
+        args, kwargs = graph.positional(self, args, kwargs)
+        given, *others = args or (None,)
+        return super().__call__(self._checked(given), *others, **kwargs)
+
+    def _checked(self, given):
+        """Inputs with a passport among them that Keras will not show.
+
+        Args:
+            given: Anything.
+
+        Raises:
+            PassportError: If they are no structure of arrays or tensors with
+                a packed passport in its place.
+        """
+        structure = inputs.structure_of(self)
+        expected = keras.tree.flatten(structure)
+        place = [tensor.name for tensor in expected].index(INPUT)
+        flat = keras.tree.flatten(given)
+        passport = None
+        if isinstance(given, Mapping):
+            passport = given.get(INPUT)
+        elif isinstance(given, (list, tuple)) and len(flat) == len(expected):
+            passport = flat[place]
+        if passport is None or not all(
+            leaf is None or hasattr(leaf, "shape") for leaf in flat
+        ):
+            own = keras.tree.map_structure(lambda t: t.name, structure)
+            raise PassportError(
+                "Expected arrays or tensors, and the packed passport among "
+                f"them: {own}. Received: {_described(given)}"
+            )
+        if not _is_packed(passport, expected[place].shape[1]):
+            raise PassportError(
+                "Expected a packed passport of numbers, of shape (1 or batch, "
+                f"{expected[place].shape[1]}). "
+                f"Received: {_described(passport)}"
+            )
+        if not any(ops.is_tensor(leaf) for leaf in flat):
+            return given
+        # Keras takes tensors or arrays, and shows a mixture of both.
+        return keras.tree.map_structure(
+            lambda leaf: (
+                ops.convert_to_tensor(leaf)
+                if isinstance(leaf, np.ndarray)
+                else leaf
+            ),
+            given,
+        )
+
+
+def _is_packed(passport, size) -> bool:
+    """Whether an array or tensor may be a packed passport, by its outside."""
+    shape = passport.shape
+    if getattr(shape, "rank", 2) is None:  # known when the graph runs
+        return True
+    dtype = getattr(passport, "dtype", None)
+    return (
+        len(shape) == 2
+        and shape[1] in (size, None)
+        and not hasattr(passport, "flat_values")  # no ragged one
+        and str(getattr(dtype, "name", dtype))
+        .rpartition(".")[2]
+        .startswith(("float", "bfloat", "int", "uint", "bool"))
+    )
+
+
+def _described(value) -> str:
+    """What a value is, without what it holds."""
+    if isinstance(value, Mapping):
+        inner = (f"{k!r}: {_described(v)}" for k, v in value.items())
+        return f"{{{', '.join(inner)}}}"
+    if isinstance(value, (list, tuple)):
+        arrays = all(hasattr(v, "shape") or v is None for v in value)
+        if arrays and len(value) <= 8:
+            return f"[{', '.join(map(_described, value))}]"
+        return f"a {type(value).__name__} of {len(value)}"
+    if value is None:
+        return "None"
+    if not hasattr(value, "shape"):
+        return f"a {type_of(value)}"
+    dtype = getattr(value, "dtype", None)
+    return (
+        f"a {type_of(value)} of shape {tuple(value.shape)}, "
+        f"{getattr(dtype, 'name', dtype)}"
+    )
+
+
+@keras.saving.register_keras_serializable("keras_passport", "AnySizes")
+class Functional(keras.Model):
+    """A part of a `PassportInputModel` that was a Sequential.
+
+    Like one, it may be called with another size than it was built for. Its
+    name is Keras's own for such a part, since weights files have it.
+    """
+
+    @property
+    def input_spec(self):
+        return None
 
 
 def require_passport(model: keras.Model) -> PassportInputModel:
@@ -101,10 +235,10 @@ def _holds_passports(operation) -> bool:
 
 def _check_name_is_free(model):
     """The name of the new input must be new, in nested models as well."""
-    inputs = graph.functional_of(model)._inputs_struct
+    structure = inputs.structure_of(model)
     names = {
         *_input_names(model),
-        *(inputs if isinstance(inputs, dict) else ()),
+        *(structure if isinstance(structure, dict) else ()),
     }
     for layer in graph.children(model):
         names.add(layer.name)
@@ -149,7 +283,10 @@ def _rebuild(model, bounds, size, made, model_class):
 
     def make(operation):
         if _holds_passports(operation):
-            return _rebuild(operation, bounds, size, made, None)
+            kind = None
+            if isinstance(operation, keras.Sequential):
+                kind = Functional
+            return _rebuild(operation, bounds, size, made, kind)
         if graph.is_model(operation):
             return graph.rebuild(operation, replace)
         return graph.clone(operation)
@@ -158,7 +295,14 @@ def _rebuild(model, bounds, size, made, model_class):
         if id(operation) in bounds:
             kwargs = {**kwargs, INPUT: parts[bounds[id(operation)][0]]}
         elif _holds_passports(operation):
-            args = (graph.with_extra(args[0], INPUT, passport), *args[1:])
+            given = args[0]
+            structure = inputs.structure_of(operation)
+            if isinstance(structure, dict) and not isinstance(given, dict):
+                # Keras takes them for the names in alphabetical order.
+                given = keras.tree.pack_sequence_as(
+                    structure, keras.tree.flatten(given)
+                )
+            args = (graph.with_extra(given, INPUT, passport), *args[1:])
         return new(*args, **kwargs)
 
     return graph.rebuild(model, replace, call, model_class, extra=passport)
@@ -224,263 +368,33 @@ def with_passport(inputs, packed):
 
     >>> scores = served.predict(with_passport(images, packed))
     """
-    rows = len(keras.tree.flatten(inputs)[0])
-    packed = np.asarray(packed, "float32")
-    if packed.ndim != 2 or packed.shape[0] not in (1, rows):
-        raise PassportError(
-            f"Expected a packed passport of shape (1 or {rows}, K). "
-            f"Received: shape={packed.shape}"
-        )
-    return graph.with_extra(
-        inputs, INPUT, np.broadcast_to(packed, (rows, packed.shape[1]))
-    )
-
-
-def export_saved_model(
-    model: keras.Model,
-    path: str | os.PathLike,
-    *,
-    preprocessing: collections.abc.Callable | None = None,
-    input_dtype: str | None = None,
-    class_names: collections.abc.Sequence[str] | None = None,
-    passport_as_bytes: bool = False,
-    overwrite: bool = False,
-) -> None:
-    """Writes a SavedModel whose signature requires a passport.
-
-    It runs where neither Keras nor this package is installed. Its signature
-    `serving_default` takes the model's inputs by their names, and `passport`.
-
-    Args:
-        model: Protected model, or one of `require_passport`.
-        path: Folder to write. It is there, whole, or not at all.
-        preprocessing: What comes in front of the model: a Keras model or
-            layer, or a function of TensorFlow operations, of the inputs as
-            the model takes them (one, a list or a dict).
-        input_dtype: Dtype of the model's own inputs in the signature, such as
-            `"uint8"`; they are cast to what follows. Defaults to the model's,
-            or to that of a preprocessing model's inputs.
-        class_names: Labels, in the order of the outputs; they travel as the
-            asset `labels.txt`.
-        passport_as_bytes: Whether the signature takes each row of the
-            passport as a string of its little-endian float32 bytes,
-            `row.astype("<f4").tobytes()`, which JSON can carry in Base64:
-            the input `passport` is then a vector of strings.
-        overwrite: Whether to replace what is at `path`.
-
-    Raises:
-        PassportError: If the model is not protected.
-        FileExistsError: If there is something at `path` already.
-        ValueError: If there are not as many class names as outputs, or inputs
-            of `preprocessing` as of the model.
-        RuntimeError: On another backend than TensorFlow.
-
-    Example:
-
-    >>> export_saved_model(model, "served", class_names=["cat", "dog"])
-    """
-    _check_backend("a SavedModel")
-    import tensorflow as tf
-
-    served = _requiring(model)
-    names = [name for name in _input_names(served) if name != INPUT]
-    front = _inputs_in_front(served, preprocessing)
-    signature = {
-        name: tf.TensorSpec(
-            tensor.shape, input_dtype or tensor.dtype, name=name
-        )
-        for name, tensor in zip(names, front, strict=True)
+    packed = hidden(packed)
+    rows = {
+        len(given) for given in keras.tree.flatten(inputs) if given is not None
     }
-    spec = passport_spec(served)
-    signature[INPUT] = (
-        tf.TensorSpec((None,), "string", name=INPUT)
-        if passport_as_bytes
-        else tf.TensorSpec((None, spec["size"]), "float32", name=INPUT)
-    )
-    structure = _own_inputs(served)
-    texts = {SPEC_FILE: json.dumps(spec, indent=2)}
-    if class_names is not None:
-        texts[LABELS_FILE] = "\n".join(_checked_names(class_names, served))
-
-    def serve(**given):
-        passport = given.pop(INPUT)
-        if passport_as_bytes:
-            passport = tf.io.decode_raw(passport, "float32")
-        # A loaded signature takes any shape, and would fail further inside.
-        passport = tf.ensure_shape(passport, (None, spec["size"]), INPUT)
-        inputs = keras.tree.pack_sequence_as(
-            structure,
-            [
-                tf.cast(given[name], tensor.dtype)
-                for name, tensor in zip(names, front, strict=True)
-            ],
-        )
-        if preprocessing is not None:
-            inputs = preprocessing(inputs)
-        outputs = served(
-            graph.with_extra(inputs, INPUT, passport), training=False
-        )
-        flat = keras.tree.flatten(outputs)
-        return dict(zip(served.output_names, flat, strict=True))
-
-    with (
-        files.replacing_folder(path, overwrite, files.SAVED_MODEL) as folder,
-        tempfile.TemporaryDirectory() as assets,
+    shape = getattr(packed, "shape", None)
+    if (
+        not isinstance(packed, np.ndarray)
+        or packed.dtype.kind not in "fiub"
+        or packed.ndim != 2
+        or not rows
+        or packed.shape[0] not in (1, *rows)
     ):
-        function = tf.function(serve).get_concrete_function(**signature)
-        module = tf.Module()
-        # Not the model itself: TensorFlow would trace and save more of it.
-        module.state = [
-            variable.value
-            for some in (served, preprocessing)
-            for variable in getattr(some, "variables", ())
-        ]
-        module.assets = []
-        for name, text in texts.items():
-            asset = pathlib.Path(assets, name)
-            asset.write_text(text + "\n", encoding="utf-8")
-            module.assets.append(tf.saved_model.Asset(str(asset)))
-        tf.saved_model.save(
-            module, str(folder), signatures={"serving_default": function}
+        raise PassportError(
+            "Expected a packed passport of shape (1 or "
+            f"{', '.join(map(str, sorted(rows)))}, K). "
+            f"Received: a {type_of(packed)}, shape={shape}"
         )
-
-
-def export_onnx(
-    model: keras.Model, path: str | os.PathLike, overwrite: bool = False
-) -> None:
-    """Writes an ONNX file with the passport as an input.
-
-    Needs the extra `onnx`. Inputs have the names that the model's have, and
-    the passport one row, or one per example.
-
-    Args:
-        model: Protected model, or one of `require_passport`.
-        path: File to write.
-        overwrite: Whether to replace what is at `path`.
-
-    Raises:
-        PassportError: If the model is not protected.
-        FileExistsError: If there is something at `path` already.
-        ImportError: If what the extra installs is not there.
-        RuntimeError: On another backend than TensorFlow.
-
-    Example:
-
-    >>> export_onnx(model, "served.onnx")
-    """
-    served = _requiring(model)
-    try:
-        import tf2onnx  # noqa: F401
-    except ImportError as error:
-        raise ImportError(
-            "Expected the packages onnx and tf2onnx: "
-            'pip install "keras-passport[onnx]". '
-            f"Received: {error}"
-        ) from error
-    _export(served, path, "onnx", overwrite)
-
-
-def export_litert(
-    model: keras.Model, path: str | os.PathLike, overwrite: bool = False
-) -> None:
-    """Writes a LiteRT file with the passport as an input.
-
-    TensorFlow itself converts; what the extra `litert` installs runs it.
-
-    Args:
-        model: Protected model, or one of `require_passport`.
-        path: File to write, of the suffix `.tflite`.
-        overwrite: Whether to replace what is at `path`.
-
-    Raises:
-        PassportError: If the model is not protected.
-        FileExistsError: If there is something at `path` already.
-        ValueError: If the suffix is another one.
-        RuntimeError: On another backend than TensorFlow.
-
-    Example:
-
-    >>> export_litert(model, "served.tflite")
-    """
-    _export(model, path, "litert", overwrite)
-
-
-def _check_backend(what):
-    if keras.backend.backend() != "tensorflow":
-        raise RuntimeError(
-            f"Expected KERAS_BACKEND=tensorflow for {what}. "
-            f"Received: {keras.backend.backend()}"
-        )
-
-
-def _export(model, path, kind, overwrite):
-    _check_backend("a file of another format")
-    served = _requiring(model)
-    path = pathlib.Path(path)
-    if path.exists() and not overwrite:
-        raise files.exists_already(path)
-    # Without one, Keras wants the model to have been called before.
-    signature = keras.tree.map_structure(
-        lambda tensor: keras.InputSpec(
-            shape=tensor.shape, dtype=tensor.dtype, name=tensor.name
-        ),
-        graph.functional_of(served)._inputs_struct,
+    rows = max(rows) if packed.shape[0] == 1 else packed.shape[0]
+    packed = packed.astype("float32", copy=False)
+    return graph.with_extra(
+        inputs, INPUT, np.broadcast_to(packed, (rows, packed.shape[1]), True)
     )
-    with files.replacing(path) as temporary:
-        served.export(
-            temporary, format=kind, verbose=False, input_signature=[signature]
-        )
-
-
-def _checked_names(class_names, served) -> list[str]:
-    """Class names that are one line each, and as many as there are outputs."""
-    names = [str(name) for name in class_names]
-    counts = {tensor.shape[-1] for tensor in served.outputs} - {None}
-    if len(counts) == 1 and len(names) not in counts:
-        raise ValueError(
-            f"Expected class_names for {counts.pop()} outputs. "
-            f"Received: {len(names)}"
-        )
-    if any(len(name.splitlines()) > 1 for name in names):
-        raise ValueError("Expected class_names without line breaks")
-    return names
-
-
-def _requiring(model) -> PassportInputModel:
-    if isinstance(model, PassportInputModel):
-        return model
-    return require_passport(model)
 
 
 def _input_names(model) -> list[str]:
     """Names of a model's inputs, in the order of their structure."""
-    structure = graph.functional_of(model)._inputs_struct
     return [
         tensor._keras_history.operation.name
-        for tensor in keras.tree.flatten(structure)
+        for tensor in keras.tree.flatten(inputs.structure_of(model))
     ]
-
-
-def _own_inputs(served):
-    """The structure of a `PassportInputModel`'s inputs but the passport."""
-    structure = graph.functional_of(served)._inputs_struct
-    if isinstance(structure, dict):
-        return {k: v for k, v in structure.items() if k != INPUT}
-    own = list(structure[:-1])
-    return own[0] if len(own) == 1 else own
-
-
-def _inputs_in_front(served, preprocessing) -> list:
-    """Shape and dtype of what the signature takes, without the passport."""
-    own = keras.tree.flatten(_own_inputs(served))
-    if isinstance(preprocessing, keras.Model) and graph.is_model(preprocessing):
-        first = keras.tree.flatten(
-            graph.functional_of(preprocessing)._inputs_struct
-        )
-        if len(first) != len(own):
-            raise ValueError(
-                f"Expected preprocessing with {len(own)} inputs, as the model "
-                f"has. Received: {len(first)}"
-            )
-        return first
-    return own

@@ -69,8 +69,7 @@ def unlock(model: keras.Model, passport=None, fold: bool = True) -> keras.Model:
     rows = {}
     if passport is not None:
         check_passport(passport)
-        passport.check(model)
-        rows = passport.rows()
+        rows = passport.fitted(model).rows()
     for path, layer in layers.items():
         if passport is None and not layer.is_bound:
             raise PassportRequiredError(

@@ -116,9 +116,9 @@ class Owner:
                 f"--run_dir={self.directory.path} holds no finished run: "
                 f"{self.directory.protected} is missing."
             )
-        self.passport = kp.Passport.load(self.directory.passport)
         model = load_model(self.directory.protected)
-        self.passport.check(model)
+        passport = kp.Passport.load(self.directory.passport)
+        self.passport = passport.fitted(model)
         reference = None
         if self.directory.original.exists():
             reference = load_model(self.directory.original)
