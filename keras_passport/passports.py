@@ -26,7 +26,13 @@ from keras_passport.errors import PassportError
 from keras_passport.geometry import Geometry
 from keras_passport.matching import check_paths, difference, match
 from keras_passport.secrecy import hidden, type_of
-from keras_passport.specs import check_function, layers_of, read_spec
+from keras_passport.specs import (  # noqa: F401
+    SPEC_FILE,
+    SPEC_VERSION,
+    check_function,
+    layers_of,
+    read_spec,
+)
 from keras_passport.texts import shown
 
 KINDS = ("random_pattern", "fixed_image", "random_image", "feature_maps")
@@ -431,7 +437,8 @@ class Passport:
         if offsets != ends:
             raise PassportError(
                 "Expected a spec whose offsets and size add up to "
-                f"{ends[-1]}. Received: {len(offsets) - 1} offsets that don't"
+                f"{ends[-1]}. Received: size {shown(offsets[-1])}, "
+                f"{len(offsets) - 1} offsets"
             )
         packed = np.concatenate(rows, axis=1)
         if not np.all(np.isfinite(packed)):
