@@ -124,7 +124,10 @@ def export_saved_model(
             front,
         )
         if preprocessing is not None:
-            given = preprocessing(given)
+            # Keras's random layers change pictures unless they are told.
+            told = getattr(preprocessing, "_call_has_training_arg", False)
+            options = {"training": False} if told else {}
+            given = preprocessing(given, **options)
         return _named(
             served(graph.with_extra(given, INPUT, passport), training=False)
         )

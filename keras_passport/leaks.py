@@ -233,7 +233,7 @@ def _secrets(passport, models) -> list[searches.Secret]:
         values = np.asarray(values)
         found.append(searches.Secret(what, path, role, values, parts))
 
-    keys, rows = passport.keys(), passport.rows()
+    keys = passport.keys()
     for path, entry in passport.layers.items():
         for role, scaled in keys[path].items():
             key, channels = entry.key(role), entry.geometry.channels
@@ -244,14 +244,18 @@ def _secrets(passport, models) -> list[searches.Secret]:
                 mean = scaled.reshape(-1, channels).mean(0)
                 equal = np.ones(channels - 1)
                 add("key's mean", path, role, mean, parts=equal)
-    for path, layer in _layers(models):
-        hidden = dict(
-            zip(ROLES, layer.hidden_parameters(rows[path]), strict=True)
-        )
+    # The models may have other paths for the layers.
+    fitted = [passport.fitted(model) for model in models]
+    given = [key for one in fitted for key in one.keys().values()]
+    rows = [row for one in fitted for row in one.rows().values()]
+    for (path, layer), keys, row in zip(
+        _layers(models), given, rows, strict=True
+    ):
+        hidden = dict(zip(ROLES, layer.hidden_parameters(row), strict=True))
         hidden = {r: v for r, v in hidden.items() if v is not None}
         # Others follow from the same kernel, so they are alike.
         others = {
-            role: _responses(layer, searches.key_parts(keys[path][role])[1])
+            role: _responses(layer, searches.key_parts(keys[role])[1])
             for role in hidden
         }
         for role, value in hidden.items():
