@@ -187,12 +187,15 @@ def shared_layers(model) -> set[int]:
     """Ids of the layers that several models or layers in a model hold."""
     parents = [model, *(layer for _, layer in walk(model))]
     holders = collections.Counter(
-        id(child) for parent in parents for child in children(parent)
+        identity
+        for parent in parents
+        # A layer may hold another by two of its attributes.
+        for identity in {id(child) for child in children(parent)}
     )
     return {identity for identity, count in holders.items() if count > 1}
 
 
-def rebuild(model, replace, call=None, model_class=None, extra=None):
+def rebuild(model, replace, call=None, model_class=None, extra=None, size=None):
     """Builds a functional model anew, with other layers in some places.
 
     Args:
@@ -207,6 +210,8 @@ def rebuild(model, replace, call=None, model_class=None, extra=None):
             `keras.models.clone_model` would keep: Keras's weights files name
             a nested model after its class.
         extra: One more input, or none.
+        size: Shape of its one input. Defaults to the one that it was built
+            for.
 
     Returns:
         The new model, with new inputs of the same names, shapes and dtypes.
@@ -233,7 +238,10 @@ def rebuild(model, replace, call=None, model_class=None, extra=None):
             return new(*args, **kwargs)
         return call(operation, new, args, kwargs)
 
-    inputs = keras.tree.map_structure(_new_input, functional._inputs_struct)
+    inputs = keras.tree.map_structure(
+        lambda tensor: _new_input(tensor, size or tensor.shape),
+        functional._inputs_struct,
+    )
     outputs = functional._run_through_graph(
         inputs, operation_fn=operation_fn, call_fn=call_fn
     )
@@ -300,10 +308,10 @@ def _sequential(functional):
     return sequential
 
 
-def _new_input(tensor):
+def _new_input(tensor, shape):
     layer = tensor._keras_history.operation
     made = keras.layers.InputLayer(
-        batch_shape=tensor.shape,
+        batch_shape=shape,
         dtype=tensor.dtype,
         sparse=getattr(tensor, "sparse", None) or None,
         ragged=getattr(tensor, "ragged", None) or None,
@@ -336,12 +344,41 @@ def clone(operation):
         try:
             return type(operation).from_config(operation.get_config())
         except Exception as error:
+            if _has_only_common_arguments(operation):
+                return type(operation)(
+                    name=operation.name,
+                    trainable=operation.trainable,
+                    dtype=operation.dtype_policy.name,
+                )
             raise ValueError(
                 f"Expected layer '{operation.name}' of type "
                 f"{type(operation).__name__} to be clonable through "
                 "get_config() and from_config(), as saving it needs too. "
                 f"Received: {type(error).__name__}: {error}"
             ) from error
+
+
+def is_clonable(operation) -> bool:
+    """Whether a layer can be made anew from its configuration."""
+    try:
+        clone(operation)
+    except ValueError:
+        return False
+    return True
+
+
+def _has_only_common_arguments(operation) -> bool:
+    """Whether a layer of Keras's takes nothing but what all layers take.
+
+    Keras can't describe an `Identity` that was given a dtype policy.
+    """
+    kind = type(operation)
+    return (
+        kind.__module__.startswith("keras.")
+        and isinstance(operation, keras.layers.Layer)
+        and list(inspect.signature(kind.__init__).parameters)
+        == ["self", "kwargs"]
+    )
 
 
 def copy_variable(source, target):
@@ -415,13 +452,16 @@ def copy_state(source, target):
 
 def _unlisted(layer) -> list:
     """The layers in a layer, itself too, that have state besides variables."""
-    return [
-        part
-        for part in layer._flatten_layers()
-        if _saves_itself(part, "load_own_variables")
-        or _saves_itself(part, "load_assets")
-        or _untracked(part)
-    ]
+    return [part for part in layer._flatten_layers() if has_more_state(part)]
+
+
+def has_more_state(layer) -> bool:
+    """Whether a layer itself has state besides the variables that it lists."""
+    return (
+        _saves_itself(layer, "load_own_variables")
+        or _saves_itself(layer, "load_assets")
+        or bool(_untracked(layer))
+    )
 
 
 def _untracked(layer) -> list:

@@ -77,7 +77,8 @@ def hide_statistics(model: keras.Model, batches) -> keras.Model:
             raise PassportError(
                 "Expected layers with one trainable kernel. Received: layer "
                 f"'{path}', {type(layer.layer).__name__}, "
-                f"trainable={layer.layer.trainable}"
+                f"trainable={layer.layer.trainable}. With "
+                "keras_passport.protect(model, select=...) a layer is left out"
             )
     before = {
         path: _gamma_and_beta(layer)

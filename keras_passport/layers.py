@@ -322,6 +322,8 @@ class PassportNormalization(keras.layers.Wrapper):
                 f"{' and '.join(self.function.roles)}. Received: layer "
                 f"'{self.name}', bound: {self.is_bound}, "
                 f"{type(self.layer).__name__}, {' and '.join(given) or 'none'}"
+                ". With keras_passport.protect(model, select=...) a layer is "
+                "left out"
             )
         rows = ops.convert_to_tensor(
             np.stack([wanted[role] for role in given]), "float32"

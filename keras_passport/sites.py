@@ -6,7 +6,13 @@ from collections.abc import Callable, Iterable
 
 import keras
 
-from keras_passport import functions, graph, kernels, normalization
+from keras_passport import (
+    composites,
+    functions,
+    graph,
+    kernels,
+    normalization,
+)
 from keras_passport.errors import PassportError
 from keras_passport.layers import PassportNormalization
 from keras_passport.report import PassportReport, ReportRow
@@ -52,6 +58,10 @@ class Plan:
     Attributes:
         sites: Dict from the id of a kernel layer to its `Site`.
         merged: Ids of the layers that become part of a passport layer.
+        opened: Dict from the id of a composite layer with sites in it to the
+            graph that takes its place, see `composites.opened`.
+        sizes: Dict from the id of a Sequential to the shape that it is called
+            with, where it was built for another one.
         report: `PassportReport` of the plan.
     """
 
@@ -63,6 +73,8 @@ class Plan:
         insert: bool = False,
     ):
         self.sites: dict[int, Site] = {}
+        self.opened: dict[int, keras.Model] = {}
+        self.sizes: dict[int, tuple] = {}
         self._reasons: dict[int, str] = {}
         self._insert = insert
         self._named = _names(select)
@@ -92,6 +104,7 @@ class Plan:
                 # Once, wherever else it is called.
                 if id(layer) not in self._reasons:
                     self._reasons[id(layer)] = ""
+                    self._note_size(layer, model_graph)
                     self._find(
                         layer,
                         f"{prefix}{layer.name}/",
@@ -99,6 +112,8 @@ class Plan:
                     )
             elif type(layer) in normalization.SUPPORTED:
                 self._take(_site(layer, model_graph), layer, prefix)
+            elif composites.is_composite(layer):
+                self._open(layer, model_graph, prefix, leads_on)
         if not self._insert:
             return
         for layer in layers:
@@ -110,6 +125,43 @@ class Plan:
                     layer,
                     prefix,
                 )
+
+    def _open(self, layer, model_graph, prefix, leads_on):
+        """Finds the sites in a composite layer, if it is a graph itself."""
+        found = composites.opened(layer, model_graph.calls[id(layer)])
+        if isinstance(found, str):
+            reason = (
+                f"is inside layer '{layer.name}' ({type(layer).__name__}), "
+                f"which {found}"
+            )
+            for _, part in graph.walk(layer):
+                self._reasons[id(part)] = reason
+            return
+        before = len(self.sites)
+        self._find(
+            found,
+            f"{prefix}{layer.name}/",
+            leads_on or _leads_to_kernel(layer, model_graph),
+        )
+        # Without any, it stays the layer that it is, if there is a way.
+        if len(self.sites) > before or not graph.is_clonable(layer):
+            self.opened[id(layer)] = found
+
+    def _note_size(self, layer, model_graph):
+        """Notes the size that a Sequential is called with, if not its own."""
+        own = graph.functional_of(layer).inputs[0].shape
+        sizes = [
+            node.input_tensors[0].shape for node in model_graph.calls[id(layer)]
+        ]
+        if isinstance(layer, keras.Sequential) and any(
+            None not in (ours, given) and ours != given
+            for size in sizes
+            for ours, given in zip(own, size, strict=True)
+        ):
+            self.sizes[id(layer)] = tuple(
+                given[0] if len(set(given)) == 1 else None
+                for given in zip(*sizes, strict=True)
+            )
 
     def _take(self, site, layer, prefix):
         """Notes a site, or why a layer has none."""

@@ -4,7 +4,7 @@ import random
 
 import keras
 
-from keras_passport import compiling, functions, graph, subclasses
+from keras_passport import compiling, composites, functions, graph, subclasses
 from keras_passport.errors import PassportError
 from keras_passport.layers import PassportNormalization
 from keras_passport.models import (
@@ -155,6 +155,15 @@ def reinitialize(model: keras.Model, seed: int | None = None) -> keras.Model:
 
 def _check_source(model):
     if not isinstance(model, keras.Model):
+        if type(model).__module__.partition(".")[0] == "tf_keras":
+            raise ValueError(
+                "Expected a model of Keras 3. Received: a tf_keras (Keras 2) "
+                f"model, '{model.name}'. Save it with model.save('model.h5'), "
+                "load that with keras.saving.load_model('model.h5') and "
+                "protect what you get; where Keras 3 refuses a layer's "
+                "arguments, build the network with Keras 3 and hand the "
+                "weights over: new.set_weights(old.get_weights())"
+            )
         raise ValueError(
             f"Expected model to be a keras.Model. Received: model={model!r}"
         )
@@ -168,7 +177,10 @@ def _check_source(model):
         raise ValueError(
             "Expected a Functional or Sequential model. Received: subclassed "
             f"model '{model.name}' ({type(model).__name__}), which has no "
-            "graph to rewrite. Use the layer in its place: "
+            "graph to rewrite. Where its `call` is made of Keras layers and "
+            "operations alone, `inputs = keras.Input(...)` and "
+            "`keras.Model(inputs, model.call(inputs))` make a functional "
+            "model of it. Else use the layer in its place: "
             "keras_passport.PassportNormalization(keras.layers.Conv2D(...)) "
             "instead of the convolution and its normalisation"
         )
@@ -204,8 +216,9 @@ def _protect(model, function, plan, made, model_class):
         return made[id(operation)]
 
     def make(operation):
-        if graph.is_model(operation):
-            return _protect(operation, function, plan, made, None)
+        inside = plan.opened.get(id(operation), operation)
+        if graph.is_model(inside):
+            return _protect(inside, function, plan, made, None)
         site = plan.sites.get(id(operation))
         if site is None:
             return graph.clone(operation)
@@ -226,18 +239,27 @@ def _protect(model, function, plan, made, model_class):
     def call(operation, new, args, kwargs):
         if id(operation) in plan.merged:
             return args[0]
+        if id(operation) in plan.opened:
+            given = composites.tensors(args, kwargs)
+            args = given if len(given) == 1 else [given]
+            kwargs = {k: v for k, v in kwargs.items() if k == "training"}
         site = plan.sites.get(id(operation))
         if site is not None:
             kwargs = {**kwargs, **site.arguments}
         return new(*args, **kwargs)
 
-    return graph.rebuild(model, replace, call, model_class)
+    size = plan.sizes.get(id(model))
+    return graph.rebuild(model, replace, call, model_class, size=size)
 
 
 def _copy_state(model, protected, plan, made):
     """Copies weights and `trainable` flags from layer to layer."""
 
     def special(layer, target):
+        if id(layer) in plan.opened:
+            # All that it holds is held by the layers inside.
+            graph.copy_trainable(layer, target)
+            return True
         site = plan.sites.get(id(layer))
         if site is None:
             return False

@@ -119,7 +119,7 @@ REFUSED = {
     "inside": (
         lambda x: Block(name="block")(x),
         "block/inner_bn",
-        "inside a layer",
+        "inside layer 'block'",
     ),
 }
 

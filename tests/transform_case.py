@@ -34,7 +34,7 @@ class Scale(layers.Layer):
 
 
 class Block(layers.Layer):
-    """A layer with a kernel and a normalisation inside."""
+    """A kernel, a normalisation and a weight of its own: no graph of layers."""
 
     def __init__(self, **kwargs):
         super().__init__(**kwargs)
@@ -44,9 +44,10 @@ class Block(layers.Layer):
     def build(self, input_shape):
         self.conv.build(input_shape)
         self.bn.build(self.conv.compute_output_shape(input_shape))
+        self.factor = self.add_weight(shape=(), initializer="ones")
 
     def call(self, inputs):
-        return self.bn(self.conv(inputs))
+        return self.bn(self.conv(inputs)) * self.factor
 
 
 def random_inputs(model, count=4):
