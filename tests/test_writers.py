@@ -626,6 +626,29 @@ def test_a_state_that_a_file_holds_is_loaded(name, model, tmp_path):
         np.testing.assert_array_equal(slot, expected)
 
 
+@needs_tensorflow
+@pytest.mark.parametrize("secret", (True, False))
+def test_tensorflows_checkpoints_are_restored(secret, model, tmp_path):
+    import tensorflow as tf
+
+    def checkpoint(model):
+        return tf.train.Checkpoint(model=model, optimizer=model.optimizer)
+
+    with kp.secret_checkpoint(model):
+        checkpoint(model).write(str(tmp_path / "checkpoint"))
+    restored = compiled(momentum())
+    used(restored.optimizer, restored.trainable_variables, 5)
+    block = kp.secret_checkpoint(restored)
+    with block if secret else contextlib.nullcontext():
+        status = checkpoint(restored).read(str(tmp_path / "checkpoint"))
+        if secret:
+            status.assert_consumed()
+    for one, other in zip(
+        slots_of(restored).values(), slots_of(model).values(), strict=True
+    ):
+        np.testing.assert_array_equal(one, other)
+
+
 @pytest.mark.parametrize("name", ("model.keras", "model.weights.h5"))
 @pytest.mark.parametrize("built", (True, False))
 def test_files_without_a_state_load_without_a_word(name, built, tmp_path):
