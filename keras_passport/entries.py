@@ -1,6 +1,7 @@
 """`PassportEntry`: one layer's part of a passport."""
 
 import dataclasses
+import functools
 import math
 
 import numpy as np
@@ -161,6 +162,20 @@ class PassportEntry:
             key = digest(feature_map, self.geometry)
             self._known["key", role] = hidden(key)
         return self._known["key", role].copy()
+
+
+def _hiding(init):
+    """A constructor without its arguments among its local variables."""
+
+    @functools.wraps(init)
+    def __init__(self, *args, **kwargs):
+        args, kwargs = hidden(args), hidden(kwargs)
+        init(self, *args, **kwargs)
+
+    return __init__
+
+
+PassportEntry.__init__ = _hiding(PassportEntry.__init__)
 
 
 def _kept(value):

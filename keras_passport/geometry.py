@@ -161,6 +161,7 @@ def digest(feature_map: np.ndarray, geometry: Geometry) -> np.ndarray:
     >>> digest(np.array([[1.0, 2.0], [3.0, 4.0]]), geometry).tolist()
     [2.0, 3.0]
     """
+    feature_map = hidden(feature_map)
     geometry.check_map(feature_map)
     key = hidden(np.asarray(feature_map, dtype="float64"))
     if geometry.kind == "pointwise":

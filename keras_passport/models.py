@@ -20,6 +20,7 @@ from keras_passport import (
 from keras_passport.errors import PassportError, PassportRequiredError
 from keras_passport.layers import PassportNormalization
 from keras_passport.passports import Passport
+from keras_passport.secrecy import hidden, type_of
 
 
 def protected_layers(model) -> dict[str, PassportNormalization]:
@@ -88,6 +89,7 @@ def bind(model: keras.Model, passport) -> keras.Model:
     >>> model = protect(base)
     >>> model = bind(model, Passport.random_pattern(model))
     """
+    passport = hidden(passport)
     layers = _layers_or_error(model)
     check_passport(passport)
     keys = passport.keys(model)
@@ -99,11 +101,12 @@ def bind(model: keras.Model, passport) -> keras.Model:
 
 def check_passport(passport) -> None:
     """Raises `PassportError` unless it is a `Passport`."""
+    passport = hidden(passport)
     if not isinstance(passport, Passport):
         raise PassportError(
             "Expected passport to be a keras_passport.Passport, such as "
             "Passport.load(path) returns. "
-            f"Received: a {type(passport).__name__}"
+            f"Received: a {type_of(passport)}"
         )
 
 

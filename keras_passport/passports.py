@@ -25,7 +25,7 @@ from keras_passport.entries import ROLES, PassportEntry
 from keras_passport.errors import PassportError
 from keras_passport.geometry import Geometry
 from keras_passport.matching import check_paths, difference, match
-from keras_passport.secrecy import hidden, type_of
+from keras_passport.secrecy import SecretDict, hidden, type_of
 from keras_passport.specs import (  # noqa: F401
     SPEC_FILE,
     SPEC_VERSION,
@@ -201,7 +201,7 @@ class Passport:
 
         >>> passport = Passport.fixed_image(model, images, reference=base)
         """
-        seed, images = hidden(seed), hidden(images)
+        seed, images, reference = map(hidden, (seed, images, reference))
         from keras_passport import features, models
 
         function = models.function_of(model)
@@ -263,7 +263,7 @@ class Passport:
 
         >>> passport = Passport.random_image(model, images, reference=base)
         """
-        seed, images = hidden(seed), hidden(images)
+        seed, images, reference = map(hidden, (seed, images, reference))
         from keras_passport import features
 
         images = features.check_images(model, images)
@@ -345,11 +345,12 @@ class Passport:
 
         function = models.function_of(model)
         layers = models.protected_layers(model)
-        if not isinstance(maps, Mapping):
+        if not isinstance(maps, Mapping) or isinstance(maps, SecretDict):
             raise PassportError(
                 "Expected a dict from path to (gamma, beta), for the model's "
                 f"{len(layers)} protected layers. "
                 f"Received: a {type_of(maps)}"
+                f"{' with other names' * isinstance(maps, dict)}"
             )
         check_paths(layers, maps)
         shapes = features.map_shapes(model)
@@ -607,6 +608,9 @@ class Passport:
         return hashlib.sha256(passport_file.header(self)).hexdigest()
 
     def __repr__(self):
+        if "first_version" not in vars(self):
+            # A traceback shows what never came to be.
+            return "<Passport, unfinished>"
         return (
             f"<Passport {self.kind}, {self.function.name}, "
             f"{len(self.layers)} layers, {self.fingerprint[:8]}>"

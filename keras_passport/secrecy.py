@@ -74,6 +74,32 @@ class SecretInt(int):
         return repr(self)
 
 
+class SecretFloat(float):
+    """A number, likewise."""
+
+    __repr__ = __str__ = SecretInt.__repr__
+    __format__ = SecretInt.__format__
+
+
+class SecretDict(dict):
+    """A dict whose names may be anything, numbers of a key too."""
+
+    def __repr__(self):
+        return f"<secret dict of {len(self)}>"
+
+    __str__ = __repr__
+
+
+_SECRET = (
+    SecretArray,
+    SecretBytes,
+    SecretText,
+    SecretInt,
+    SecretFloat,
+    SecretDict,
+)
+
+
 def hidden(value):
     """The same value, in a type whose `repr` tells nothing of it.
 
@@ -88,7 +114,7 @@ def hidden(value):
     Returns:
         The value, without a copy of an array; one of another type as it is.
     """
-    if isinstance(value, SecretArray | SecretBytes | SecretText | SecretInt):
+    if isinstance(value, _SECRET):
         return value
     if isinstance(value, np.ndarray):
         return value.view(SecretArray)
@@ -98,14 +124,19 @@ def hidden(value):
         return SecretText(value)
     if isinstance(value, int | np.integer) and not isinstance(value, bool):
         return SecretInt(value)
+    if isinstance(value, float):
+        return SecretFloat(value)
     if isinstance(value, Mapping):
-        return {name: hidden(inner) for name, inner in value.items()}
+        named = all(isinstance(name, str) for name in value)
+        return (dict if named else SecretDict)(
+            (name, hidden(inner)) for name, inner in value.items()
+        )
     if isinstance(value, list | tuple):
         if _are_numbers(value):
             try:
                 return np.asarray(value).view(SecretArray)
             except ValueError:  # rows of different lengths
-                return SecretArray((0,))
+                return np.zeros(0).view(SecretArray)
         return type(value)(map(hidden, value)) if _is_plain(value) else value
     if hasattr(value, "__array__") and not isinstance(value, type):
         try:

@@ -4,7 +4,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_passport import graph, kernels, subclasses
+from keras_passport import graph, kernels, secrecy, subclasses
 from keras_passport.errors import PassportError, PassportRequiredError
 from keras_passport.layers import PassportNormalization
 from keras_passport.models import (
@@ -43,6 +43,7 @@ def unlock(model: keras.Model, passport=None, fold: bool = True) -> keras.Model:
     >>> plain = unlock(model, Passport.load("owner.h5"))
     >>> plain.save("trusted.keras")
     """
+    passport = secrecy.hidden(passport)
     layers = protected_layers(model)
     if not layers:
         raise PassportError(

@@ -1,0 +1,188 @@
+"""One array serves wherever Keras's own `predict` takes one."""
+
+import warnings
+
+import keras
+import numpy as np
+import pytest
+
+import keras_passport as kp
+from keras_passport import inputs as inputs_module
+from test_case import randomize
+
+RNG = np.random.default_rng(0)
+X = RNG.random((6, 8, 8, 1), "float32")
+Y = np.arange(6) % 3
+
+
+def body(x):
+    for index in range(2):
+        x = keras.layers.Conv2D(5, 3, name=f"conv{index}")(x)
+        x = keras.layers.BatchNormalization(name=f"norm{index}")(x)
+        x = keras.layers.ReLU(name=f"relu{index}")(x)
+    x = keras.layers.GlobalAveragePooling2D(name="pool")(x)
+    return keras.layers.Dense(3, name="head")(x)
+
+
+def made(structure):
+    image = keras.Input((8, 8, 1), name="images")
+    if structure == "sequential":
+        functional = keras.Model(image, body(image))
+        base = keras.Sequential([image, *functional.layers[1:]])
+    elif structure == "flat":
+        image = keras.Input((8, 8), name="images")
+        four = keras.layers.Reshape((8, 8, 1), name="reshape")(image)
+        base = keras.Model(image, body(four))
+    else:
+        taken = {
+            "tensor": image,
+            "list": [image],
+            "tuple": (image,),
+            "dict": {"images": image},
+        }[structure]
+        base = keras.Model(taken, body(image))
+    return randomize(base, seed=4)
+
+
+STRUCTURES = ("tensor", "list", "tuple", "dict", "sequential", "flat")
+GIVEN = {
+    "array": lambda x: x,
+    "list": lambda x: [x],
+    "tuple": lambda x: (x,),
+    "dict": lambda x: {"images": x},
+    "another rank": lambda x: x[..., 0],
+    "integers": lambda x: (x * 255).astype("uint8"),
+    "tensor": keras.ops.convert_to_tensor,
+}
+
+
+def results(structure, x):
+    """What every verb that takes inputs makes of one form of them."""
+    base = made(structure)
+    model = kp.protect(base)
+    random = kp.Passport.random_image(model, x, reference=base, seed=1)
+    first_two = keras.tree.map_structure(lambda array: array[:2], x)
+    fixed = kp.Passport.fixed_image(model, first_two, reference=base, seed=1)
+    fakes = kp.attacks.fake_passports(
+        model,
+        "random_image",
+        3,
+        (x, Y),
+        images=x,
+        reference=base,
+        key_scaling="paper",
+        seed=2,
+    )
+    patterns = kp.attacks.fake_passports(
+        model, "random_pattern", 3, (x, Y), seed=2
+    )
+    kp.calibrate(kp.bind(model, random), like=base)
+    kp.estimate_statistics(model, [x])
+    outputs = [model.predict(x, verbose=0)]
+    kp.hide_statistics(model, [x])
+    outputs.append(model.predict(x, verbose=0))
+    return {
+        "random": random.packed(),
+        "fixed": fixed.packed(),
+        "images": random.images,
+        "fakes": fakes.accuracies,
+        "patterns": patterns.accuracies,
+        "outputs": np.stack(outputs),
+    }
+
+
+@pytest.fixture(scope="module")
+def expected():
+    return {
+        "integers": results("tensor", (X * 255).astype("uint8")),
+        "array": results("tensor", X),
+    }
+
+
+@pytest.mark.parametrize("structure", STRUCTURES)
+@pytest.mark.parametrize("given", ("array", "list"))
+def test_every_verb_takes_what_predict_takes(structure, given, expected):
+    with warnings.catch_warnings():
+        # Keras warns of another structure, and goes on.
+        warnings.simplefilter("ignore")
+        received = results(structure, GIVEN[given](X))
+    for name, value in expected["array"].items():
+        got = np.asarray(received[name]).reshape(np.shape(value))
+        np.testing.assert_allclose(got, value, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("structure", STRUCTURES)
+@pytest.mark.parametrize("given", GIVEN)
+def test_passports_of_images(structure, given, expected):
+    base = made(structure)
+    x = GIVEN[given](X)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        plain = base.predict(x, verbose=0)
+        passport = kp.Passport.random_image(
+            kp.protect(base), x, reference=base, seed=1
+        )
+    assert plain.shape == (6, 3)
+    if given == "integers":
+        # Which images are chosen depends on their hash.
+        assert passport.images.max() > 200
+        return
+    wanted = expected["array"]["random"]
+    np.testing.assert_allclose(passport.packed(), wanted, rtol=1e-4, atol=1e-4)
+
+
+def test_a_reference_of_another_structure(expected):
+    model = kp.protect(made("tensor"))
+    for structure in ("list", "dict", "sequential"):
+        passport = kp.Passport.random_image(
+            model, X, reference=made(structure), seed=1
+        )
+        wanted = expected["array"]["random"]
+        np.testing.assert_allclose(
+            passport.packed(), wanted, rtol=1e-4, atol=1e-4
+        )
+
+
+@pytest.mark.parametrize(
+    "form",
+    (
+        lambda a, b: {"b": b, "a": a},
+        lambda a, b: [a, b],
+        lambda a, b: (a, b),
+        lambda a, b: [a, [b]],
+    ),
+)
+def test_several_inputs_by_name_or_in_order(form):
+    one, two = keras.Input((3,), name="a"), keras.Input((4,), name="b")
+    model = keras.Model(form(one, two), keras.layers.Concatenate()([one, two]))
+    a, b = np.ones((2, 3)), np.ones((2, 4))
+    for given in (form(a, b), {"a": a, "b": b}):
+        flat = inputs_module.flat(model, given)
+        kept = inputs_module.plain(model, flat)
+        again = inputs_module.flat(model, kept)
+        shapes = [
+            tensor.shape[1:]
+            for tensor in keras.tree.flatten(inputs_module.structure_of(model))
+        ]
+        for arrays in (flat, again):
+            assert [array.shape[1:] for array in arrays] == shapes
+    for wrong in (a, [a], {"a": a}, {"a": a, "c": b}, [a, b, a]):
+        with pytest.raises(kp.PassportError, match="structure"):
+            inputs_module.flat(model, wrong)
+
+
+def test_images_of_several_inputs_stay_in_order(tmp_path):
+    """More than ten inputs, whose numbers as texts sort otherwise."""
+    taken = [keras.Input((4,), name=f"in{index}") for index in range(11)]
+    x = keras.layers.Concatenate()(taken)
+    x = keras.layers.Dense(6, name="dense")(x)
+    x = keras.layers.BatchNormalization()(x)
+    base = keras.Model(taken, x)
+    images = list(RNG.random((11, 3, 4), "float32"))
+    passport = kp.Passport.random_image(
+        kp.protect(base), images, reference=base
+    )
+    passport.save(tmp_path / "owner.h5")
+    loaded = kp.Passport.load(tmp_path / "owner.h5")
+    np.testing.assert_array_equal(loaded.images, images)
+    assert loaded.fingerprint == passport.fingerprint
