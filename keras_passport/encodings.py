@@ -158,9 +158,10 @@ def _aligned(digits, lengths, before, width):
 
 
 def _escaped(piece):
-    if np.any(piece < 7) and np.count_nonzero(piece == 92) < piece.size / 64:
-        return  # No text, and no more backslashes than in any bytes.
     text = piece.tobytes()
+    few = np.count_nonzero(piece == 92) < piece.size / 64
+    if few and np.any(piece < 7) and text.count(b"\\u00") < 4:
+        return  # No text, and no more backslashes than in any bytes.
     if text.count(b"\\") >= 4:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

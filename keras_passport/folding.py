@@ -12,9 +12,9 @@ from keras_passport import searches
 
 # Cosine of a channel's filter and the kernel's that a scaled copy has, be it
 # quantised; a kernel that was trained on has less.
-_COPY = 0.999
+_COPY = 0.99
 # By how much the scales differ at least: a kernel is not folded by one number.
-_DIFFERENT = 0.02
+_DIFFERENT = 0.1
 # Channels, and elements of each, by which most arrays are ruled out.
 _SAMPLE = 16
 
@@ -141,6 +141,6 @@ def _scales(values, one, order):
         scales = dot / own
     # A sample may have one element of a channel, which says nothing.
     many = (np.bincount(channels, minlength=count) > 1) & (own * other > 0)
-    if not np.any(many) or np.mean(cosines[many] >= _COPY) < 0.75:
+    if not np.any(many) or np.mean(cosines[many] >= _COPY) < 0.5:
         return None
     return np.nan_to_num(scales)

@@ -195,6 +195,9 @@ def _by_column(data, at):
 
 def _by_label(data, at):
     """The order of numbers by the letters before them."""
+    if at.size and at[-1] > 0:  # A sign is none of them.
+        before = np.maximum(0, at - 1)
+        at = at - (_CLASS[data[before]] == _SIGN) * (at > 0)
     sums = np.concatenate([[np.uint64(0)], np.cumsum(_LABELS[data])])
     with np.errstate(over="ignore"):
         labels = sums[at] - sums[np.maximum(0, at - _LABEL)]
