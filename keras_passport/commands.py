@@ -403,7 +403,10 @@ def _class_names(given, model) -> list[str] | None:
 
 def _examples(path) -> tuple[np.ndarray, np.ndarray]:
     try:
-        with np.load(path, allow_pickle=False) as arrays:
+        with (
+            files.open_regular(path) as file,
+            np.load(file, allow_pickle=False) as arrays,
+        ):
             x, y = arrays["x"], arrays["y"]
     except FileNotFoundError:
         raise

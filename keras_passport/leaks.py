@@ -315,7 +315,8 @@ def _maps(passport, notes) -> list[searches.Map]:
             "feature maps: those maps themselves were not looked for"
         )
     images = passport.images
-    for image in images.values() if isinstance(images, dict) else [images]:
+    several = images.values() if isinstance(images, dict) else images
+    for image in several if isinstance(images, dict | list) else [images]:
         if image is not None:
             make = functools.partial(np.asarray, image, "float32")
             size = np.size(image)
