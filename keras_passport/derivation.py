@@ -146,8 +146,14 @@ def secret_seed(seed: bytes | int | None) -> bytes:
     )
 
 
-def _leaves(images):
-    """Arrays of one input, or of several in the order of their names."""
+def image_arrays(images) -> list:
+    """Arrays of one input, or of several in the order of their names.
+
+    Args:
+        images: As `Passport.images` has them; `None` for none.
+    """
+    if images is None:
+        return []
     if isinstance(images, Mapping):
         return [array for _, array in sorted(images.items())]
     return list(images) if isinstance(images, (list, tuple)) else [images]
@@ -155,13 +161,13 @@ def _leaves(images):
 
 def count_images(images) -> int:
     """How many images there are, of one input or of several."""
-    return len(_leaves(images)[0])
+    return len(image_arrays(images)[0])
 
 
 def images_hash(images) -> str:
     """SHA-256 over the images' own hashes, 64 hexadecimal digits."""
     total = hashlib.sha256()
-    for array in _leaves(images):
+    for array in image_arrays(images):
         total.update(array_hash(array).encode())
     return hidden(total.hexdigest())
 

@@ -24,6 +24,7 @@ from keras_passport import (
     searches,
 )
 from keras_passport.correlations import Correlations, cosines
+from keras_passport.derivation import image_arrays
 from keras_passport.errors import PassportError
 from keras_passport.leak_report import Leak, LeakReport, NotExamined, Trace
 from keras_passport.passports import ROLES, Passport
@@ -314,13 +315,11 @@ def _maps(passport, notes) -> list[searches.Map]:
             "the passport's file holds keys and images instead of large "
             "feature maps: those maps themselves were not looked for"
         )
-    images = passport.images
-    several = images.values() if isinstance(images, dict) else images
-    for image in several if isinstance(images, dict | list) else [images]:
-        if image is not None:
-            make = functools.partial(np.asarray, image, "float32")
-            size = np.size(image)
-            found.append(searches.Map("identity image", "", "", size, make))
+    for image in image_arrays(passport.images):
+        make = functools.partial(np.asarray, image, "float32")
+        found.append(
+            searches.Map("identity image", "", "", np.size(image), make)
+        )
     return found
 
 

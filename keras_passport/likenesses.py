@@ -12,6 +12,8 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from keras_passport.derivation import image_arrays
+
 # Correlation of brightness, and of its changes, that a copy has at least: of
 # small pictures, and of those from so many pixels on. Of the 1.6 million pairs
 # of scikit-learn's digits (8x8) none reaches the first.
@@ -83,10 +85,8 @@ class Likenesses:
     def __init__(self, passport):
         # By height and width: what they are, and how they look.
         self._known = {}
-        images = passport.images
-        images = images.values() if isinstance(images, dict) else [images]
-        for some in images:
-            if some is not None and np.ndim(some) == 4:
+        for some in image_arrays(passport.images):
+            if np.ndim(some) == 4:
                 for image in np.asarray(some):
                     self._add("identity image", "", "", image)
         for path, entry in passport.layers.items():

@@ -203,3 +203,5 @@ def test_images_of_several_inputs_stay_in_order(tmp_path):
     loaded = kp.Passport.load(tmp_path / "owner.h5")
     np.testing.assert_array_equal(loaded.images, images)
     assert loaded.fingerprint == passport.fingerprint
+    np.save(tmp_path / "x.npy", images[3])
+    assert not kp.find_leaks(loaded, tmp_path / "x.npy").clean
