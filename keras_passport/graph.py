@@ -491,19 +491,23 @@ def _saves_itself(layer, method) -> bool:
 
 
 def copy_trainable(source, target):
-    """Copies a layer's `trainable` flag, and those of single variables.
+    """Copies `trainable` flags: a layer's, its sublayers', single variables'.
 
     Args:
-        source: Layer or model.
-        target: Its counterpart; a leaf's has the same variables.
+        source: Layer, or a model, whose layers have calls of their own.
+        target: Its counterpart.
     """
-    # Only where they differ: setting it sets the flags of all sublayers.
-    if target.trainable != source.trainable:
-        target.trainable = source.trainable
-    if is_model(source):
-        return
-    own = (source._trainable_variables, target._trainable_variables)
-    if len(own[0]) == len(own[1]):
-        for old, new in zip(*own, strict=True):
-            if new.trainable != old.trainable:
-                new.trainable = old.trainable
+    pairs = [(source, target)]
+    if not is_model(source) and not is_model(target):
+        parts = source._flatten_layers(), target._flatten_layers()
+        if len(parts[0]) == len(parts[1]):
+            pairs = list(zip(*parts, strict=True))
+    for old, new in pairs:
+        # Only where they differ: setting it sets those of all that is inside.
+        if new.trainable != old.trainable:
+            new.trainable = old.trainable
+        own = old._trainable_variables, new._trainable_variables
+        if len(own[0]) == len(own[1]):
+            for one, other in zip(*own, strict=True):
+                if other.trainable != one.trainable:
+                    other.trainable = one.trainable

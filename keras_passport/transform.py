@@ -281,9 +281,16 @@ def _copy_trainable(site, wrapper):
         wrapper.trainable = trainable
     for source, target in pairs:
         graph.copy_trainable(source, target)
-    for variable in (wrapper.gamma, wrapper.beta):
+    for role in ("gamma", "beta"):
+        variable = getattr(wrapper, role)
         if variable is not None:
-            variable.trainable = wrapper.normalization.trainable
+            # An inserted normalisation's has nothing to copy from.
+            source = getattr(site.normalization, role, None)
+            variable.trainable = (
+                wrapper.normalization.trainable
+                if source is None
+                else source.trainable
+            )
 
 
 def _copy_normalization(source, wrapper):

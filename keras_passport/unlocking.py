@@ -229,5 +229,10 @@ def _unfolded(wrapper, gamma, beta):
             graph.copy_variable(values[variable.name], variable)
         graph.copy_trainable(wrapper.layer, layer)
         graph.copy_trainable(wrapper.normalization, normalization)
+        for role in ("gamma", "beta"):
+            trained = getattr(wrapper, role)
+            variable = getattr(normalization, role, None)
+            if trained is not None and variable is not None:
+                variable.trainable = trained.trainable
 
     return parts, [write]

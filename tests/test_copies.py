@@ -546,3 +546,55 @@ def test_own_class_that_nobody_registered(tmp_path):
     loaded = keras.saving.load_model(tmp_path / "model.keras", objects)
     assert isinstance(loaded, Unregistered)
     assert isinstance(loaded, kp.ProtectedModel)
+
+
+# Flags and dtypes -------------------------------------------------------------
+
+
+def test_single_frozen_variables():
+    base = nested_in(of_graph(keras.Model))
+    own = base.layers[-1]
+    own.get_layer("conv").bias.trainable = False
+    own.get_layer("bn").beta.trainable = False
+    hidden = {"gamma"}  # V1 hides it; β stays a weight, frozen.
+    model = kp.protect(base, "V1")
+    plain = unlocking.with_parameters(
+        model, {"own/conv": (np.ones(4), None)}, fold=False
+    )
+    expected = [v.name for v in base.trainable_variables]
+    assert [v.name for v in plain.trainable_variables] == expected
+    for copy in (model, kp.public(model), kp.require_passport(model)):
+        names = [v.name for v in copy.trainable_variables]
+        assert names == [name for name in expected if name not in hidden]
+
+
+@pytest.mark.parametrize("policy", ("float32", "mixed_bfloat16", "map"))
+@pytest.mark.parametrize("fold", (False, True))
+def test_another_global_policy(policy, fold):
+    """Whatever the policy is when a model is copied, it keeps its own."""
+    dtype = policy
+    if policy == "map":
+        dtype = keras.dtype_policies.DTypePolicyMap("float32")
+        dtype["conv"] = keras.DTypePolicy("mixed_bfloat16")
+    inputs = keras.Input((8, 8, 3), dtype="float32")
+    x = layers.Conv2D(4, 3, name="conv", dtype=dtype)(inputs)
+    x = layers.BatchNormalization(name="bn", dtype=dtype)(x)
+    own = "float32" if policy == "map" else policy
+    x = layers.Activation("tanh", dtype=own)(x)
+    base = keras.Model(inputs, x)
+    base.dtype_policy = own
+    expected = base(images())
+    try:
+        keras.config.set_dtype_policy("mixed_float16")
+        model = kp.protect(base)
+        plain = unlocking.with_parameters(model, ones(model), fold)
+        public, served = kp.public(model), kp.require_passport(model)
+        received = [assuming(model)(images()), assuming(public)(images())]
+        received.append(plain(images()))
+    finally:
+        keras.config.set_dtype_policy("float32")
+    for outputs in received:
+        assert outputs.dtype == expected.dtype
+        assert largest_difference(outputs, expected) < 2e-2
+    for copy in (model, plain, public, served):
+        assert copy.dtype_policy.name == base.dtype_policy.name
