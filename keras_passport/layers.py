@@ -6,7 +6,13 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_passport import functions, kernels, normalization, optimizer_state
+from keras_passport import (
+    functions,
+    kernels,
+    normalization,
+    optimizer_state,
+    scopes,
+)
 from keras_passport.errors import PassportError, PassportRequiredError
 
 # Two keys with a smaller angle (in radians) than about this count as one.
@@ -130,6 +136,8 @@ class PassportNormalization(keras.layers.Wrapper):
         self.supports_masking = all(
             part.supports_masking for part in (layer, *self.between)
         )
+        for part in (layer, *self.between, self.normalization):
+            _without_remat(part)
         self.gamma = None
         self.beta = None
         self.geometry = None
@@ -377,7 +385,6 @@ class PassportNormalization(keras.layers.Wrapper):
             and self._secret.bound
             and passport is None
             and self._secret.presented is None
-            and self.layer.activity_regularizer is None
             and self.adapter.weight(self.layer) is not None
         )
 
@@ -392,31 +399,41 @@ class PassportNormalization(keras.layers.Wrapper):
         as the formula's own gradient.
         """
         kernel = self.adapter.weight(self.layer)
-        others = [(v, v.value) for v in self.layer.variables if v is not kernel]
         keys = self._secret.keys.value
         duals = ops.reshape(
             self._secret.duals.value, (-1, *self.geometry.key_shape)
         )
 
         def respond(value):
-            with keras.StatelessScope(state_mapping=[(kernel, value), *others]):
+            with scopes.Substitution([(kernel, value)]):
                 return self._respond(keys)
 
         @ops.custom_gradient
-        def decoupled(value):
+        def decoupled(value, response):
             def gradient(*upstream):
                 # TensorFlow hands over two arguments, JAX a pair.
                 of_features, of_hidden = keras.tree.flatten(upstream)
+                # TensorFlow forgets the shape where inputs have open sizes.
+                of_features = ops.reshape(of_features, kernel.shape)
                 change = of_hidden - respond(of_features)
                 change = self.adapter.spread(self.layer, duals, change)
-                return of_features + ops.cast(change, of_features.dtype)
+                change = of_features + ops.cast(change, of_features.dtype)
+                return change, of_hidden
 
-            return (value, respond(value)), gradient
+            return (value, response), gradient
 
-        features, response = decoupled(kernel.value)
-        with keras.StatelessScope(state_mapping=[(kernel, features), *others]):
-            outputs = self.layer(inputs)
+        # The gradient of what else a response may depend on is its own.
+        response = respond(ops.stop_gradient(kernel.value))
+        features, response = decoupled(kernel.value, response)
+        outputs = self._run_layer(inputs, [(kernel, features)])
         return outputs, *self._by_role(response, 1)
+
+    def _run_layer(self, inputs, values):
+        """The kernel layer's outputs with other values of some variables."""
+        with scopes.Substitution(values) as scope:
+            outputs = self.layer(inputs)
+        scope.hand_on(self.layer)
+        return outputs
 
     def _folds(self, inputs, gamma, beta, training, mask) -> bool:
         """Whether scaling the kernel costs less than scaling the outputs.
@@ -450,11 +467,11 @@ class PassportNormalization(keras.layers.Wrapper):
         if bias is not None:
             values["bias"] = ops.convert_to_tensor(bias) * scale + shift
         mapping = [
-            (variable, values.get(variable.name, variable.value))
+            (variable, values[variable.name])
             for variable in self.layer.variables
+            if variable.name in values
         ]
-        with keras.StatelessScope(state_mapping=mapping):
-            outputs = self.layer(inputs)
+        outputs = self._run_layer(inputs, mapping)
         if bias is not None:
             return outputs
         return normalization.shifted(self.normalization, outputs, shift)
@@ -497,6 +514,18 @@ class PassportNormalization(keras.layers.Wrapper):
             self.normalization, outputs, gamma, beta, training, mask
         )
         return self.activation(outputs)
+
+    def rematerialized_call(self, layer_call, *args, **kwargs):
+        # Under a `keras.RematScope`: whether Keras would, is Keras's to say.
+        chosen = super().rematerialized_call(layer_call, *args, **kwargs)
+        mode = self._remat_mode
+        if chosen is layer_call or mode is None or mode.mode == "activations":
+            return chosen
+
+        def rematerialized(*args, **kwargs):
+            return scopes.rematerialized(self, layer_call, args, kwargs)
+
+        return rematerialized
 
     def compute_mask(self, inputs, previous_mask):
         return previous_mask if self.supports_masking else None
@@ -602,6 +631,16 @@ def _unshared(config):
     if isinstance(config, (list, tuple)):
         return [_unshared(value) for value in config]
     return config
+
+
+def _without_remat(layer):
+    """Leaves it to the wrapper to compute a layer's values again.
+
+    The layer's own second run would read its kernel where the first one saw
+    other tensors in its place, and lose their gradient.
+    """
+    for part in layer._flatten_layers():
+        part._remat_mode = None
 
 
 def _mask_after(part, outputs, mask):
