@@ -1,9 +1,15 @@
 """A layer's call with other values in place of some of its variables."""
 
+import contextlib
 import contextvars
+import copy
 
 import keras
 from keras import ops
+from keras.src.backend.common import global_state
+
+# Where Keras notes `training` for the layers that a layer calls.
+_CALLS = "current_call_ctx"
 
 
 class Substitution(keras.StatelessScope):
@@ -81,10 +87,11 @@ def rematerialized(layer, call, args, kwargs):
         The call's outputs.
     """
     context = contextvars.copy_context()
+    calls = copy.copy(global_state.get_global_attribute(_CALLS))
     structure = (args, kwargs)
     flat = keras.tree.flatten(structure)
     variables = layer.variables
-    values = [ops.convert_to_tensor(variable.value) for variable in variables]
+    values = [ops.copy(variable.value) for variable in variables]
     everything = [*flat, *values]
     places = [i for i, value in enumerate(everything) if _has_gradient(value)]
     returns_updates = keras.backend.backend() == "jax"
@@ -98,7 +105,10 @@ def rematerialized(layer, call, args, kwargs):
         inner_args, inner_kwargs = keras.tree.pack_sequence_as(
             structure, arguments
         )
-        with Substitution(list(zip(variables, now, strict=True))) as scope:
+        with (
+            _called_within(calls),
+            Substitution(list(zip(variables, now, strict=True))) as scope,
+        ):
             outputs = context.copy().run(call, *inner_args, **inner_kwargs)
         noted.append(scope)
         # A traced function's values must not leave it but as its outputs;
@@ -120,6 +130,17 @@ def rematerialized(layer, call, args, kwargs):
         updates = scope.updates
     scope.hand_on(layer, updates, losses)
     return outputs
+
+
+@contextlib.contextmanager
+def _called_within(calls):
+    """Lets layers see the flags of a call that is over."""
+    before = global_state.get_global_attribute(_CALLS)
+    global_state.set_global_attribute(_CALLS, calls)
+    try:
+        yield
+    finally:
+        global_state.set_global_attribute(_CALLS, before)
 
 
 def _has_gradient(value) -> bool:

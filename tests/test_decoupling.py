@@ -346,11 +346,6 @@ def same_step(layer, other, tolerance=1e-5):
 
 def test_what_falls_back_to_the_formulas_own_gradient():
     assert not same_step(build("conv2d"), build("conv2d", decouple=False))
-    options = {"activity_regularizer": keras.regularizers.L2(1e-3)}
-    assert same_step(
-        build("conv2d", **options),
-        build("conv2d", decouple=False, **options),
-    )
     KERNELS["separable"] = (
         layers.SeparableConv2D,
         {"filters": 6, "kernel_size": 3},
