@@ -404,27 +404,29 @@ class PassportNormalization(keras.layers.Wrapper):
             self._secret.duals.value, (-1, *self.geometry.key_shape)
         )
 
-        def respond(value):
+        def respond(value, keys):
             with scopes.Substitution([(kernel, value)]):
                 return self._respond(keys)
 
+        # Keys are arguments: JAX lets no gradient close over traced values.
         @ops.custom_gradient
-        def decoupled(value, response):
+        def decoupled(value, response, keys, duals):
             def gradient(*upstream):
                 # TensorFlow hands over two arguments, JAX a pair.
                 of_features, of_hidden = keras.tree.flatten(upstream)
                 # TensorFlow forgets the shape where inputs have open sizes.
                 of_features = ops.reshape(of_features, kernel.shape)
-                change = of_hidden - respond(of_features)
+                change = of_hidden - respond(of_features, keys)
                 change = self.adapter.spread(self.layer, duals, change)
                 change = of_features + ops.cast(change, of_features.dtype)
-                return change, of_hidden
+                none = ops.zeros_like(keys), ops.zeros_like(duals)
+                return change, of_hidden, *none
 
             return (value, response), gradient
 
         # The gradient of what else a response may depend on is its own.
-        response = respond(ops.stop_gradient(kernel.value))
-        features, response = decoupled(kernel.value, response)
+        response = respond(ops.stop_gradient(kernel.value), keys)
+        features, response = decoupled(kernel.value, response, keys, duals)
         outputs = self._run_layer(inputs, [(kernel, features)])
         return outputs, *self._by_role(response, 1)
 
