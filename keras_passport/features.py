@@ -7,8 +7,9 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_passport import graph, inputs, models
+from keras_passport import graph, inputs, kernels, matching, models
 from keras_passport.errors import PassportError
+from keras_passport.layers import PassportNormalization
 from keras_passport.secrecy import hidden, type_of
 from keras_passport.texts import shown
 
@@ -167,22 +168,13 @@ def layer_inputs(
         PassportError: If the reference has no layer of a path, or its input
             there has another shape.
     """
-    layers = models.protected_layers(model)
     if not isinstance(reference, keras.Model):
         raise PassportError(
             "Expected reference to be a trained network of the model's "
             f"architecture. Received: a {type_of(reference)}"
         )
-    available = dict(
-        graph.walk(reference, stop=(type(next(iter(layers.values()))),))
-    )
-    missing = sorted(set(wanted) - set(available))
-    if missing:
-        raise PassportError(
-            "Expected a reference of the model's architecture, with a layer "
-            f"of every protected path. Received: '{reference.name}' without "
-            f"{missing[:3]}{' and others' if len(missing) > 3 else ''}"
-        )
+    watched = _counterparts(model, reference, wanted)
+    shapes = map_shapes(model)
     taken = {path: {} for path in wanted}
     flat = _for_reference(model, reference, inputs.flat(model, images))
     for index in sorted({i for some in wanted.values() for i in some}):
@@ -191,13 +183,44 @@ def layer_inputs(
             if index in wanted[path] and index not in taken[path]:
                 value = ops.convert_to_numpy(ops.cast(seen, "float32"))
                 value = hidden(value)[:1]
-                _check_seen(path, layers[path].inputs_shape, value)
+                _check_seen(path, shapes[path], value)
                 taken[path][index] = take(path, value[0])
 
-        watched = {path: available[path] for path in wanted}
         with _watching(watched, "call", note):
             _run(reference, [array[index : index + 1] for array in flat])
     return taken
+
+
+def _counterparts(model, reference, wanted) -> dict:
+    """The reference's layer for each protected layer of a model."""
+    available = dict(graph.walk(reference, stop=(PassportNormalization,)))
+    names = {path: path for path in wanted}
+    if not set(wanted) <= set(available):
+        # Another architecture's may lack some, or it is the same made anew.
+        with contextlib.suppress(PassportError):
+            names = matching.match(
+                _geometries(model), _geometries(reference), "reference"
+            )
+    missing = sorted(path for path in wanted if names[path] not in available)
+    if missing:
+        raise PassportError(
+            "Expected a reference of the model's architecture, with a layer "
+            f"of every protected path. Received: '{reference.name}' without "
+            f"{missing[:3]}{' and others' if len(missing) > 3 else ''}"
+        )
+    return {path: available[names[path]] for path in wanted}
+
+
+def _geometries(model) -> dict:
+    """The geometry of each kernel layer of a model, protected or not."""
+    found = {}
+    for path, layer in graph.walk(model, stop=(PassportNormalization,)):
+        adapter = kernels.adapter_for(layer)
+        if isinstance(layer, PassportNormalization):
+            found[path] = layer.geometry
+        elif adapter is not None and adapter.refusal(layer) is None:
+            found[path] = adapter.geometry(layer)
+    return found
 
 
 def _check_seen(path, expected, value) -> None:

@@ -23,7 +23,9 @@ _COUNTED = re.compile(r"(.*?)(?:_(\d{1,9}))?$", re.DOTALL)
 
 
 def match(
-    expected: Mapping[str, Geometry], received: Mapping[str, Geometry]
+    expected: Mapping[str, Geometry],
+    received: Mapping[str, Geometry],
+    whose: str = "passport",
 ) -> dict[str, str]:
     """Finds the layer of a passport for each layer of a model.
 
@@ -36,6 +38,7 @@ def match(
         expected: Dict from path to geometry, of the model, in the order of
             its graph.
         received: The same of the passport.
+        whose: What a warning says instead of it.
 
     Returns:
         Dict from the model's paths to the passport's, in the model's order.
@@ -50,12 +53,12 @@ def match(
         found = {ours[name]: theirs[name] for name in ours}
         _checked(found, expected, received)
         if _are_in_folders(expected) and _are_in_folders(received):
-            _warn(found, "in other folders")
+            _warn(whose, found, "in other folders")
         return found
     found = _found(expected, received)
     if found is None:
         raise PassportError(_side_by_side(expected, received))
-    _warn(found, "of the same geometries in the same places")
+    _warn(whose, found, "of the same geometries in the same places")
     return found
 
 
@@ -128,16 +131,20 @@ def _checked(found, expected, received):
     return found
 
 
-def _warn(found, how):
+def _warn(whose, found, how):
     renamed = [(b, a) for a, b in found.items() if a != b]
     some = ", ".join(
         f"'{shown(old, 80)}' for '{shown(new, 80)}'" for old, new in renamed[:3]
     )
+    then = "If they are not the model's, its outputs will be garbage."
+    if whose == "passport":
+        then = (
+            "If that is right, passport.renamed({old: new}) says so once and "
+            "for all; if not, the model's outputs will be garbage."
+        )
     warnings.warn(
-        f"The passport's layers have other paths than the model's. Taken {how}"
-        f": {some}{', ...' if len(renamed) > 3 else ''}. If that is right, "
-        "passport.renamed({old: new}) says so once and for all; if not, the "
-        "model's outputs will be garbage.",
+        f"The {whose}'s layers have other paths than the model's. Taken {how}: "
+        f"{some}{', ...' if len(renamed) > 3 else ''}. {then}",
         stacklevel=4,
     )
 
