@@ -276,12 +276,13 @@ class Known:
     """Arrays that are public, to leave out where raw bytes hold them."""
 
     def __init__(self, arrays):
+        # The first bytes of each order, not all: of each array there are 24.
         self._runs = {}
         for array in arrays:
             for order in orders(array):
-                data = order.astype("<f4").tobytes()
-                if len(data) >= _RUN:
-                    self._runs.setdefault(data[:_RUN], []).append(data)
+                head = order.flat[: _RUN // 4].astype("<f4").tobytes()
+                if order.size >= _RUN:
+                    self._runs.setdefault(head, []).append(order)
         starts = np.frombuffer(b"".join(self._runs), "<u8").reshape(-1, 2)
         self._hashes = np.sort(_hash(*starts.T))
         self._table = np.zeros(2**16, bool)
@@ -302,8 +303,9 @@ class Known:
             where = np.minimum(where, self._hashes.size - 1)
             for at in likely[self._hashes[where] == hashes]:
                 head = piece[at : at + _RUN].tobytes()
-                for known in self._runs.get(head, ()):
+                for order in self._runs.get(head, ()):
                     first = start + at
+                    known = order.astype("<f4").tobytes()
                     some = slice(first, first + len(known))
                     if data[some].tobytes() == known:
                         result = data.copy() if result is None else result
