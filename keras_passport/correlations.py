@@ -71,6 +71,8 @@ class Correlations:
             piece = flat[start : start + _PIECE + size - 1]
             # Not the mean: a large number would take it far from all others.
             piece = piece.astype("float64") - np.median(piece)
+            # Of size 1, whatever the scale: float32 has no smaller squares.
+            piece /= np.sqrt(np.mean(piece**2)) or 1.0
             sums = _window_sums(piece, size)
             squares = _window_sums(piece**2, size)
             energy = squares - sums**2 / size

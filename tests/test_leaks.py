@@ -135,6 +135,8 @@ def among_columns(key):
 PLANTED = {
     "npz": lambda path, key: np.savez(path / "a.npz", some=key),
     "scaled": lambda path, key: np.savez(path / "a.npz", 0.37 * key),
+    "tiny": lambda path, key: np.savez(path / "a.npz", 1e-30 * key),
+    "large": lambda path, key: np.savez(path / "a.npz", 1e8 * key),
     "transposed": lambda path, key: np.save(path / "a.npy", key.T),
     "scaled_transposed": lambda path, key: np.savez_compressed(
         path / "a.npz", 0.37 * key.transpose(2, 0, 1)
