@@ -53,6 +53,26 @@ def packed(model, arrays: list):
     return keras.tree.pack_sequence_as(structure_of(model), arrays)
 
 
+def restructured(model, given):
+    """What a model is called with, in the structure it was written with.
+
+    Keras matches a dict to a list by names where the list's inputs have these
+    names, and a list to a dict by the alphabetical order of its keys.
+
+    Args:
+        model: Functional or Sequential model.
+        given: Arrays or tensors in one structure or the other.
+    """
+    structure = structure_of(model)
+    if isinstance(given, Mapping) == isinstance(structure, Mapping):
+        return given
+    found = keras.tree.flatten(given)
+    if isinstance(given, Mapping):
+        expected = keras.tree.flatten(structure)
+        found = _by_name(structure, expected, given) or found
+    return packed(model, found)
+
+
 def plain(model, arrays: list):
     """A flat list of inputs as this package keeps them.
 

@@ -76,7 +76,10 @@ class PassportInputModel(ProtectedModel):
     def __call__(self, *args, **kwargs):
         args, kwargs = graph.positional(self, args, kwargs)
         given, *others = args or (None,)
-        return super().__call__(self._checked(given), *others, **kwargs)
+        given = self._checked(given)
+        if isinstance(given, Mapping) and len(given) == len(self.inputs):
+            given = inputs.restructured(self, given)
+        return super().__call__(given, *others, **kwargs)
 
     def _checked(self, given):
         """Inputs with a passport among them that Keras will not show.
@@ -295,13 +298,7 @@ def _rebuild(model, bounds, size, made, model_class):
         if id(operation) in bounds:
             kwargs = {**kwargs, INPUT: parts[bounds[id(operation)][0]]}
         elif _holds_passports(operation):
-            given = args[0]
-            structure = inputs.structure_of(operation)
-            if isinstance(structure, dict) and not isinstance(given, dict):
-                # Keras takes them for the names in alphabetical order.
-                given = keras.tree.pack_sequence_as(
-                    structure, keras.tree.flatten(given)
-                )
+            given = inputs.restructured(operation, args[0])
             args = (graph.with_extra(given, INPUT, passport), *args[1:])
         return new(*args, **kwargs)
 

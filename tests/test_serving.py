@@ -390,6 +390,224 @@ def test_no_variable_and_no_file_holds_a_secret(trained, tmp_path):
     assert not leaks_in(secrets, stored, tmp_path)
 
 
+# Calls by keyword, other structures and other sizes.
+
+
+class Scaled(layers.Layer):
+    def call(self, x, scale=1.0):
+        return x * scale
+
+
+def by_keyword_model():
+    """Layers, and models of several inputs, called by keyword."""
+    images = keras.Input((8, 8, 4), name="images")
+    x = layers.Conv2D(4, 3, name="conv")(inputs=images)
+    x = layers.BatchNormalization(name="bn")(inputs=x)
+    x = Scaled(name="scaled")(x=x, scale=2.0)
+
+    def inner(make, name):
+        pair = make(keras.Input((6, 6, 4), name=n) for n in "pz")
+        both = list(pair.values()) if isinstance(pair, dict) else pair
+        y = layers.Subtract(name="minus")([both[0], both[1]])
+        y = layers.Conv2D(4, 3, name="conv")(y)
+        y = layers.BatchNormalization(name="bn")(y)
+        return keras.Model(pair, y, name=name)
+
+    listed = inner(list, "listed")
+    named = inner(lambda two: dict(zip("pz", two, strict=True)), "named")
+    last = keras.Sequential(
+        [
+            keras.Input((4, 4, 4)),
+            layers.Conv2D(4, 3, name="conv"),
+            layers.BatchNormalization(name="bn"),
+        ],
+        name="last",
+    )
+    x = layers.Add(name="sum")(
+        [
+            listed(inputs=[x, 2.0 * x]),
+            named(inputs={"p": x, "z": 3.0 * x}),
+            named([x, -1.0 * x]),
+            listed({"p": x, "z": 4.0 * x}),
+        ]
+    )
+    x = layers.GlobalAveragePooling2D(name="pool")(last(inputs=x))
+    return keras.Model(images, layers.Dense(3, name="classes")(x))
+
+
+@pytest.mark.filterwarnings("ignore:The structure of `inputs`")
+def test_calls_by_keyword():
+    base = by_keyword_model()
+    case = Case(base)
+    assert len(case.expected) and len(kp.protected_layers(case.model)) == 4
+    served = kp.require_passport(case.model)
+    case.assert_right(served)
+    key = case.pack(served)[0]
+    received = served(inputs=fed(served, case.x, key))
+    assert relative_difference(received, case.expected[0]) < TOLERANCE
+    passport = case.passports[0]
+    for same in (
+        kp.unlock(case.model, passport),
+        kp.bind(kp.public(case.model), passport),
+    ):
+        received = outputs_of(same, case.x)
+        assert relative_difference(received, case.expected[0]) < 1e-4
+
+
+def other_size_model():
+    """A Sequential that was built for 16 x 16, and sees what comes."""
+    inner = keras.Sequential(
+        [
+            layers.Conv2D(4, 3, name="conv"),
+            layers.BatchNormalization(name="bn"),
+            layers.ReLU(name="relu"),
+            layers.Conv2D(5, 3, name="conv2"),
+            layers.BatchNormalization(name="bn2"),
+        ],
+        name="inner",
+    )
+    inner.build((None, 16, 16, 3))
+    images = keras.Input((None, None, 3), name="images")
+    x = layers.Conv2D(3, 1, name="first")(images)
+    x = inner(layers.BatchNormalization(name="first_bn")(x))
+    x = layers.GlobalAveragePooling2D(name="pool")(x)
+    return keras.Model(images, layers.Dense(3, name="classes")(x))
+
+
+def test_a_sequential_of_another_size(tmp_path):
+    base = randomize(other_size_model())
+    model = kp.protect(base)
+    x = np.random.default_rng(0).normal(size=(3, 8, 8, 3)).astype("float32")
+    base.predict(x, verbose=0)  # Keras can.
+    passports = [
+        kp.Passport.random_pattern(model, spatial_size=8),
+        kp.Passport.random_image(model, x, reference=base),
+        kp.Passport.fixed_image(model, x[:2], reference=base),
+    ]
+    shapes = ((8, 8, 3), (8, 8, 3), (6, 6, 4))
+    maps = {
+        path: tuple(np.ones((2, *shape), "float32"))
+        for path, shape in zip(kp.protected_layers(model), shapes, strict=True)
+    }
+    passports.append(kp.Passport.from_feature_maps(model, maps))
+    served = kp.require_passport(model)
+    served.save(tmp_path / "served.keras")
+    served.save_weights(tmp_path / "served.weights.h5")
+    loaded = keras.saving.load_model(tmp_path / "served.keras")
+    clone = keras.models.clone_model(served)
+    clone.load_weights(tmp_path / "served.weights.h5")
+    for passport in passports:
+        kp.bind(model, passport)
+        expected = model.predict(x, verbose=0)
+        given = kp.with_passport(x, passport.pack(kp.passport_spec(model)))
+        for same in (served, loaded, clone):
+            received = same.predict(given, verbose=0)
+            assert relative_difference(received, expected) < TOLERANCE
+        for same in (kp.unlock(model), kp.bind(kp.public(model), passport)):
+            received = same.predict(x, verbose=0)
+            assert relative_difference(received, expected) < 1e-4
+    served.compile("sgd", "mse")
+    served.fit(given, np.zeros((3, 3)), verbose=0)
+
+
+# What is passed for a passport must not be printed.
+
+NUMBER = 0.12345
+
+
+def wrong_passports(key):
+    """What somebody may pass by mistake, each with the number inside."""
+    return {
+        "1-D": key[0],
+        "3-D": key[None],
+        "short": key[:, 1:],
+        "long": np.concatenate([key, key], axis=1),
+        "list": key.tolist(),
+        "list of 1-D": key[0].tolist(),
+        "ragged list": [key[0].tolist(), [NUMBER]],
+        "tuple": tuple(key[0].tolist()),
+        "text": str(key.tolist()),
+        "bytes": str(key.tolist()).encode(),
+        "objects": key.astype(object),
+        "strings": key.astype(str),
+        "number": NUMBER,
+        "none": None,
+    }
+
+
+ROUTES = {
+    "call": lambda served, x, key: served([x, key]),
+    "tensors": lambda served, x, key: served(
+        [keras.ops.convert_to_tensor(x), key]
+    ),
+    "keyword": lambda served, x, key: served(inputs=[x, key]),
+    "by name": lambda served, x, key: served({"images": x, "passport": key}),
+    "second": lambda served, x, key: served(x, key),
+    "extra keyword": lambda served, x, key: served(x, passport=key),
+    "three": lambda served, x, key: served([x, key, key]),
+    "predict": lambda served, x, key: served.predict([x, key], verbose=0),
+    "predict by name": lambda served, x, key: served.predict(
+        {"images": x, "passport": key}, verbose=0
+    ),
+    "predict_on_batch": lambda served, x, key: served.predict_on_batch(
+        [x, key]
+    ),
+    "fit": lambda served, x, key: served.fit([x, key], x, verbose=0),
+    "validation": lambda served, x, key: served.fit(
+        kp.with_passport(x, np.ones((1, served.inputs[-1].shape[1]))),
+        np.zeros((len(x), 4)),
+        validation_data=([x, key], np.zeros((len(x), 4))),
+        verbose=0,
+    ),
+    "evaluate": lambda served, x, key: served.evaluate([x, key], x, verbose=0),
+    "train_on_batch": lambda served, x, key: served.train_on_batch([x, key], x),
+    "with_passport": lambda served, x, key: kp.with_passport(x, key),
+}
+
+
+@pytest.mark.parametrize("route", ROUTES)
+def test_no_message_shows_a_passport(route):
+    served = kp.require_passport(kp.protect(plain_cnn()))
+    served.compile("sgd", "mse", run_eagerly=True)
+    x = np.ones((2, 8, 8, 3), "float32")
+    key = np.full((1, served.inputs[-1].shape[1]), NUMBER, "float32")
+    for name, wrong in wrong_passports(key).items():
+        allowed = route == "with_passport" and name in (
+            "list",
+            "long",
+            "short",
+        )
+        if allowed:
+            continue
+        with pytest.raises((ValueError, TypeError)) as caught:
+            ROUTES[route](served, x, wrong)
+        error = caught.value
+        while error is not None:
+            assert str(NUMBER)[:5] not in str(error), (name, error)
+            error = error.__cause__ or error.__context__
+    # Right ones, tensor or array, next to either.
+    for one in (x, keras.ops.convert_to_tensor(x)):
+        for right in (key, keras.ops.convert_to_tensor(key)):
+            assert served([one, right]).shape == (2, 4)
+
+
+def test_what_pack_returns_shows_nothing():
+    model = kp.protect(plain_cnn())
+    passport = kp.Passport.random_pattern(model)
+    packed = passport.pack(kp.passport_spec(model))
+    assert isinstance(packed, np.ndarray) and packed.dtype == "float32"
+    some = f"{packed[0, 0]:.4f}"[:6]
+    for text in (repr(packed), str(packed), f"{packed}", repr(packed[0])):
+        assert some not in text
+        assert str(packed.shape[1]) in text
+    plain = np.asarray(packed)
+    assert type(plain) is np.ndarray
+    json.loads(json.dumps(packed.tolist()))
+    np.testing.assert_array_equal(
+        keras.ops.convert_to_numpy(keras.ops.convert_to_tensor(packed)), plain
+    )
+
+
 # What is refused.
 
 
