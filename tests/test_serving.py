@@ -497,15 +497,19 @@ def test_a_sequential_of_another_size(tmp_path):
     clone = keras.models.clone_model(served)
     clone.load_weights(tmp_path / "served.weights.h5")
     for passport in passports:
-        kp.bind(model, passport)
-        expected = model.predict(x, verbose=0)
-        given = kp.with_passport(x, passport.pack(kp.passport_spec(model)))
-        for same in (served, loaded, clone):
-            received = same.predict(given, verbose=0)
-            assert relative_difference(received, expected) < TOLERANCE
-        for same in (kp.unlock(model), kp.bind(kp.public(model), passport)):
-            received = same.predict(x, verbose=0)
-            assert relative_difference(received, expected) < 1e-4
+        expected = outputs_of(kp.bind(model, passport), x)
+        key = passport.pack(kp.passport_spec(model))
+        received = outputs_of(served, [x, key])
+        assert relative_difference(received, expected) < TOLERANCE
+    for same in (loaded, clone):
+        received = outputs_of(same, [x, key])
+        assert relative_difference(received, expected) < TOLERANCE
+    for same in (kp.unlock(model), kp.bind(kp.public(model), passport)):
+        assert relative_difference(outputs_of(same, x), expected) < 1e-4
+    given = kp.with_passport(x, key)
+    for same, fed_with in ((model, x), (served, given)):
+        received = same.predict(fed_with, verbose=0)
+        assert relative_difference(received, expected) < TOLERANCE
     served.compile("sgd", "mse")
     served.fit(given, np.zeros((3, 3)), verbose=0)
 
