@@ -79,7 +79,9 @@ def accuracies(
         `"fakes"` and `"best_fake"`.
 
     Raises:
-        ValueError: If an argument is out of range.
+        ValueError: If an argument is out of range, a label is no class, or
+            scores under the valid passport are not finite. Under a fake such
+            a row is wrong.
         PassportError: If the passport does not fit the model.
 
     Example:
@@ -96,7 +98,7 @@ def accuracies(
         seed=seed,
         batch_size=batch_size,
     )
-    valid, _ = Judge(model, *data, batch_size)(passport.packed())
+    valid, _ = Judge(model, *data, batch_size)(passport.packed(), is_valid=True)
     return {"valid": valid, "fakes": tried.mean, "best_fake": tried.accuracy}
 
 
@@ -193,7 +195,8 @@ def accuracy_under_noise(
 
     Returns:
         Dict of the arguments and `"accuracies"`: per fraction a list of
-        `repeats` fractions. No value of the passport is in it.
+        `repeats` fractions. No value of the passport is in it. Scores that
+        noise makes infinite are wrong.
 
     Raises:
         ValueError: If an argument is out of range.

@@ -525,10 +525,19 @@ def _numbers(mapping, key, name=None):
     """A non-empty 1D float array from a number or a sequence of numbers."""
     value = mapping.get(key)
     try:
+        # NumPy makes NaN of what is missing.
+        value = [] if value is None else value
         array = np.atleast_1d(np.asarray(value, dtype="float64"))
     except (TypeError, ValueError):
         array = np.empty(0)
-    if array.ndim != 1 or array.size == 0 or not np.isfinite(array).all():
+    if array.ndim == 1 and not np.isfinite(array).all():
+        wrong = np.flatnonzero(~np.isfinite(array))
+        raise ValueError(
+            f"Expected '{name or key}' to hold finite numbers. Received: "
+            f"{array[wrong[0]]} as number {wrong[0]} of {array.size}, counted "
+            "from 0: a training that diverged leaves such numbers"
+        )
+    if array.ndim != 1 or array.size == 0:
         raise ValueError(
             f"Expected '{name or key}' to be a number or a non-empty sequence "
             f"of finite numbers. Received: {value!r}"

@@ -122,6 +122,15 @@ class TestPlotFakes:
         result = json.loads(json.dumps({**RESULT, "config": {"depth": 20}}))
         plots.plot_fakes(result, str(tmp_path / "fakes.png"))
 
+    def test_what_is_not_finite_is_named_and_why(self, tmp_path):
+        for value, number in (([1.0, np.nan], 1), ([np.inf], 0), ([None], 0)):
+            result = {"valid_accuracy": 90.0, "fake_accuracies": value}
+            with pytest.raises(
+                ValueError,
+                match=f"'fake_accuracies'.*as number {number} .*diverged",
+            ):
+                plots.plot_fakes(result, tmp_path / "fakes.png")
+
     @pytest.mark.parametrize("key", list(RESULT))
     @pytest.mark.parametrize(
         "bad", [None, "high", [], [[1.0], [2.0]], float("nan"), 101, -1]

@@ -7,7 +7,7 @@ import time
 import keras
 import numpy as np
 
-from keras_passport import features, metrics, models, replicas
+from keras_passport import features, metrics, models, replicas, scores
 from keras_passport.attacks.result import AttackResult
 from keras_passport.derivation import (
     DEFAULT_KEY_SCALING,
@@ -59,7 +59,8 @@ def fake_passports(
             has but to guess which layer and role takes which).
         n: How many fakes.
         data: Tuple of inputs, float array `(examples, ...)` (or a dict for
-            several inputs), and integer labels `(examples,)`.
+            several inputs), and integer labels `(examples,)`. A fake under
+            which scores are not finite, as when they overflow, is wrong.
         images: For image kinds, the attacker's images, in the model's input
             domain, 2 or more; the owner's for `"known_images"`.
         reference: For image kinds, the attacker's network of the same
@@ -78,7 +79,7 @@ def fake_passports(
         layer, in the graph's order, the number of the image for each role.
 
     Raises:
-        ValueError: If an argument is out of range.
+        ValueError: If an argument is out of range, or a label no class.
         PassportError: If images or reference don't fit the model.
 
     Example:
@@ -151,13 +152,17 @@ class Judge:
         x: Inputs, or a dict of them.
         y: Integer labels, `(examples,)` or `(examples, 1)`.
         batch_size: Examples per call.
+
+    Raises:
+        ValueError: If a label is no class of the model's.
     """
 
     def __init__(self, model, x, y, batch_size: int = 500):
         self._function = models.keyed_function(model)
         self._strategy = replicas.current_strategy()
+        self._classes = model.outputs[0].shape[-1]
         # A column of labels would be compared with every prediction.
-        self._labels = np.asarray(y).reshape(-1)
+        self._labels = scores.labels_of(y, len(_first(x)), self._classes)
         self._batches = [
             self._place(
                 keras.tree.map_structure(
@@ -167,15 +172,30 @@ class Judge:
             for at in range(0, len(self._labels), batch_size)
         ]
 
-    def __call__(self, packed: np.ndarray) -> tuple[float, float]:
-        """Accuracy (a fraction) and entropy (bits) under packed keys."""
+    def __call__(
+        self, packed: np.ndarray, is_valid: bool = False
+    ) -> tuple[float, float]:
+        """Accuracy (a fraction) and entropy (bits) under packed keys.
+
+        Args:
+            packed: The keys, `(1, K)`.
+            is_valid: Whether they are the valid passport's, whose scores must
+                be finite. Under others such a row is wrong, and in the
+                entropy an answer of its own.
+
+        Raises:
+            ValueError: If `is_valid` and a score is not finite.
+        """
         packed = keras.ops.convert_to_tensor(packed, "float32")
-        scores = [self._scores(packed, batch) for batch in self._batches]
-        scores = np.concatenate([keras.ops.convert_to_numpy(s) for s in scores])
-        predicted = np.argmax(scores, axis=-1)
+        found = [self._scores(packed, batch) for batch in self._batches]
+        found = np.concatenate([keras.ops.convert_to_numpy(s) for s in found])
+        if is_valid:
+            predicted = scores.finite_classes_of(found, "the valid passport")
+        else:
+            predicted = scores.classes_of(found)
         return (
             float(np.mean(predicted == self._labels)),
-            metrics.prediction_entropy(predicted, scores.shape[-1]),
+            metrics.prediction_entropy(predicted + 1, self._classes + 1),
         )
 
     def _place(self, batch):
@@ -185,10 +205,10 @@ class Judge:
 
     def _scores(self, packed, batch):
         if not self._strategy:
-            return self._function(packed, batch)
-        scores = self._strategy.run(self._function, args=(packed, batch))
+            return scores.only(self._function(packed, batch))
+        found = self._strategy.run(self._function, args=(packed, batch))
         # On every machine those of all of them, in the examples' order.
-        return self._strategy.gather(scores, axis=0)
+        return self._strategy.gather(scores.only(found), axis=0)
 
 
 def _maker(

@@ -9,7 +9,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_passport import metrics
+from keras_passport import metrics, scores
 from keras_passport.attacks.opened import Opened
 from keras_passport.attacks.result import AttackResult
 
@@ -168,7 +168,7 @@ def split(data: tuple, seed: int) -> tuple:
         of the data: a handful of pictures tells an attacker less than the
         training does.
     """
-    count = len(data[1])
+    count = len(_labels(data))
     if count < ENOUGH * len(np.unique(data[1])):
         return data, data
     fraction = max(LEAST, min(MOST, WANTED / count))
@@ -179,7 +179,7 @@ def split(data: tuple, seed: int) -> tuple:
 def divide(data: tuple, fraction: float, seed: int) -> tuple:
     """A stratified part of labelled data, and the rest; as for `share`."""
     x, y = data
-    y = np.asarray(y).reshape(-1)
+    y = _labels(data)
     if not 0 < fraction <= 1:
         raise ValueError(
             f"Expected a fraction in (0, 1]. Received: fraction={fraction}"
@@ -193,6 +193,12 @@ def divide(data: tuple, fraction: float, seed: int) -> tuple:
         (take(x, chosen), y[chosen])
         for chosen in (np.flatnonzero(first), np.flatnonzero(~first))
     )
+
+
+def _labels(data: tuple) -> np.ndarray:
+    """Labels as integers, `(examples,)`; a ValueError if they are none."""
+    x, y = data
+    return scores.labels_of(y, len(keras.tree.flatten(x)[0]), name="labels")
 
 
 def train(
@@ -250,7 +256,10 @@ def train(
 def standing(logs: dict) -> tuple[float, float]:
     """What an epoch is chosen by: accuracy, then loss, both validated."""
     loss = logs["val_loss"]
-    return logs["val_accuracy"], -loss if math.isfinite(loss) else -math.inf
+    if not math.isfinite(loss):
+        # Keras counts scores of NaN as class 0.
+        return 0.0, -math.inf
+    return logs["val_accuracy"], -loss
 
 
 class _KeepBest(keras.callbacks.Callback):
@@ -272,15 +281,22 @@ def judge(model: keras.Model, data: tuple) -> tuple[float, float]:
     """Accuracy (a fraction) and entropy (bits) of a model's predictions.
 
     Args:
-        model: Classifier with one output.
+        model: Classifier with one output. Where its scores are not finite it
+            is wrong: an attacker's training may have diverged.
         data: Inputs and integer labels.
+
+    Raises:
+        ValueError: If a label is no class of the model's.
     """
     x, y = data
-    scores = model.predict(x, batch_size=500, verbose=0)
-    predicted = np.argmax(scores, axis=-1)
+    found = scores.predict(model, x)
+    examples, classes = found.shape
+    labels = scores.labels_of(y, examples, classes)
+    predicted = scores.classes_of(found)
     return (
-        float(np.mean(predicted == np.asarray(y).reshape(-1))),
-        metrics.prediction_entropy(predicted, scores.shape[-1]),
+        float(np.mean(predicted == labels)),
+        # What is no class is an answer of its own.
+        metrics.prediction_entropy(predicted + 1, classes + 1),
     )
 
 
@@ -349,6 +365,9 @@ def run(
     Returns:
         An `AttackResult`. Its budget's `"validation"` is the number of
         pictures that were set apart; 0 if the training data had to serve.
+
+    Raises:
+        ValueError: If a label is no class of the model's.
     """
     began = time.monotonic()
     training, validation = split(data, seed)
@@ -357,6 +376,8 @@ def run(
         best = None
         for attempt in range(attempts):
             model = trial.make(attempt)
+            if not reached and not attempt:
+                _check_labels(model, data, test)
             recipe = dataclasses.replace(
                 trial.recipe,
                 learning_rate=trial.recipe.learning_rate
@@ -423,9 +444,16 @@ def run(
     )
 
 
+def _check_labels(model, data, test) -> None:
+    """Raises a ValueError before long work, not at its end."""
+    classes = scores.predict(model, take(data[0], slice(0, 1))).shape[-1]
+    for (x, y), name in ((data, "the attacker's"), (test, "the judge's")):
+        examples = len(keras.tree.flatten(x)[0])
+        scores.labels_of(y, examples, classes, f"{name} labels")
+
+
 def gives_logits(model: keras.Model, x) -> bool:
     """Whether a classifier's outputs are logits, and not probabilities."""
-    scores = model(take(x, slice(0, 4)), training=False)
-    scores = keras.ops.convert_to_numpy(scores)
-    sums = np.sum(scores, axis=-1)
-    return not (np.all(scores >= 0) and np.allclose(sums, 1.0, atol=1e-2))
+    found = scores.predict(model, take(x, slice(0, 4)))
+    sums = np.sum(found, axis=-1)
+    return not (np.all(found >= 0) and np.allclose(sums, 1.0, atol=1e-2))
