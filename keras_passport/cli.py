@@ -19,9 +19,16 @@ import traceback
 from absl import app, flags, logging
 from absl.flags import argparse_flags
 
-from keras_passport import commands, derivation, passports, pictures
+from keras_passport import (
+    commands,
+    derivation,
+    given,
+    passports,
+    pictures,
+)
 from keras_passport.commands import DONE, NO, PROGRAM
 from keras_passport.errors import PassportError
+from keras_passport.texts import shown
 
 _MISTAKE, _BUG, _INTERRUPTED, _PIPE = 2, 3, 130, 141
 _STATUS = f"""\
@@ -55,6 +62,7 @@ def main(args: argparse.Namespace) -> int:
         The exit status.
     """
     try:
+        given.import_modules(getattr(args, "imports", None) or [])
         status = args.run(args) or DONE
         sys.stdout.flush()
         return status
@@ -68,7 +76,8 @@ def main(args: argparse.Namespace) -> int:
     except Exception as error:
         line = _users_mistake(error)
         if line is None or logging.get_verbosity() >= logging.DEBUG:
-            traceback.print_exc()
+            for told in traceback.format_exc().splitlines():
+                print(shown(told, limit=None), file=sys.stderr)
         if line is None:
             return _BUG
         print(f"{PROGRAM}: {line}", file=sys.stderr)
@@ -77,12 +86,16 @@ def main(args: argparse.Namespace) -> int:
 
 def _users_mistake(error) -> str | None:
     """The line to show for what the user can put right, or None."""
-    line = str(error).partition("\n")[0]
-    if isinstance(error, OSError) and error.filename is not None:
-        return (
-            f"Expected to read or write '{error.filename}'. "
-            f"Received: {error.strerror}"
-        )
+    line, _, more = str(error).partition("\n")
+    if more and "Received: " not in line:
+        # A name of several lines; what follows it is the point.
+        line = str(error)
+    line = shown(line, limit=None)
+    if isinstance(error, OSError) and error.errno is not None:
+        what = "a file"
+        if error.filename is not None:
+            what = f"'{shown(error.filename)}'"
+        return f"Expected to read or write {what}. Received: {error.strerror}"
     if isinstance(error, ImportError):
         return f"Expected a package that is installed. Received: {line}"
     # What this package raises on purpose begins so.
@@ -114,7 +127,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
         hint = f"; did you mean {near[0]}?" if near else "."
         print(
             f"{PROGRAM}: Expected a command, one of {', '.join(known)}{hint} "
-            f"Received: {words[0]}",
+            f"Received: {shown(words[0])}",
             file=sys.stderr,
         )
         sys.exit(_MISTAKE)
@@ -162,7 +175,7 @@ class _Parser(argparse_flags.ArgumentParser):
         self.exit(
             _MISTAKE,
             f"{PROGRAM}: Expected arguments as '{self.prog} --help' lists "
-            f"them. Received: {message}\n",
+            f"them. Received: {shown(message, limit=None)}\n",
         )
 
 
@@ -201,6 +214,12 @@ def _parser() -> tuple[_Parser, dict[str, _Parser]]:
             action="store_true",
             help="protect layers without a normalisation, too (VGG, AlexNet)",
         )
+        command.add_argument(
+            "--select",
+            metavar="WHICH",
+            help="kernel layers to protect, of those that can be: names with "
+            "commas between them, or a regular expression found in them",
+        )
 
     def add_overwrite(command):
         command.add_argument(
@@ -211,6 +230,14 @@ def _parser() -> tuple[_Parser, dict[str, _Parser]]:
 
     def add_model(command, what="protected model, a .keras file"):
         command.add_argument("model", metavar="MODEL", help=what)
+        command.add_argument(
+            "--import",
+            dest="imports",
+            action="append",
+            metavar="MODULE",
+            help="of your own layers: a module's name, or a .py file; it is "
+            "run before a model is loaded (repeat it for several)",
+        )
 
     def add_passport(command):
         command.add_argument(
@@ -247,8 +274,9 @@ def _parser() -> tuple[_Parser, dict[str, _Parser]]:
     command.add_argument(
         "--images",
         metavar="A,B",
-        help="pictures, brought to the model's input size as 0..255; or .npy "
-        "files of images (n, ...) in the model's input domain",
+        help="pictures, or folders of them, brought to the model's input size "
+        "as 0..255; or .npy files of images (n, ...) in the model's input "
+        "domain",
     )
     command.add_argument(
         "--preprocessing",

@@ -10,20 +10,24 @@ import contextlib
 import json
 import os
 import pathlib
-import re
 import sys
-import textwrap
-import zipfile
 
 import numpy as np
-from absl import logging
 
 import keras_passport as kp
-from keras_passport import files, pictures
+from keras_passport import files, given, passport_file, pictures, scores
+from keras_passport.quiet import quiet
+from keras_passport.texts import shown
 
 PROGRAM = "keras-passport"
 DONE, NO = 0, 1
 _PRIVATE = 0o600
+# What the image kinds need, and for what.
+_NEEDED = {
+    "images": "your pictures, or folders of them, with commas between them",
+    "reference": "a trained model of the same architecture, such as the "
+    "original, that turns them into feature maps",
+}
 
 
 def inspect(args) -> int:
@@ -32,8 +36,10 @@ def inspect(args) -> int:
     MODEL is a file that Keras saved; nothing is written. The status is 1 if
     no layer of it can be protected.
     """
-    model = _model(args.model)
-    report = kp.inspect(model, args.function, insert=args.insert)
+    model = given.load_model(args.model)
+    report = kp.inspect(
+        model, args.function, _selected(args, model), insert=args.insert
+    )
     print(json.dumps(report.to_dict(), indent=2) if args.json else report)
     return DONE if report.protected else NO
 
@@ -46,19 +52,23 @@ def protect(args) -> None:
     original), compile and fit, as in the README.
     """
     out = _new_file(args.out, args.overwrite, ".keras", args.model)
-    model = _model(args.model)
-    report = kp.inspect(model, args.function, insert=args.insert)
+    model = given.load_model(args.model)
+    select = _selected(args, model)
+    report = kp.inspect(model, args.function, select, insert=args.insert)
     print(report)
     if not report.protected:
         raise ValueError(
             "Expected a model with a layer to protect; the table says why it "
             f"has none{'' if args.insert else ' (--insert may help)'}. "
-            f"Received: '{args.model}'"
+            f"Received: '{shown(args.model)}'"
         )
-    with _quiet():
-        protected = kp.protect(model, args.function, insert=args.insert)
+    with quiet():
+        protected = kp.protect(model, args.function, select, insert=args.insert)
     _save(protected, out)
-    print(f"Wrote {out}. Next: make a passport ({PROGRAM} new), and train it.")
+    print(
+        f"Wrote {shown(out)}. Next: make a passport ({PROGRAM} new), and "
+        "train it."
+    )
 
 
 def new(args) -> None:
@@ -70,44 +80,54 @@ def new(args) -> None:
     Randomness comes from the operating system: a seed is a secret, and no
     flag takes one.
     """
-    out = _new_file(args.out, args.overwrite, None, args.model, args.reference)
+    out = _new_file(
+        args.out,
+        args.overwrite,
+        None,
+        args.model,
+        args.reference,
+        makes_passport=True,
+    )
     of_images = args.kind != "random_pattern"
     for name in ("images", "reference", "preprocessing"):
-        given = getattr(args, name)
-        if given and not of_images:
+        value = getattr(args, name)
+        if value and not of_images:
             raise ValueError(
-                f"Expected no --{name} for --kind={args.kind}. "
-                f"Received: --{name}={given}"
+                f"Expected no --{name} for --kind={args.kind}, which is made "
+                "of random numbers (--kind=fixed_image or random_image takes "
+                f"it). Received: --{name}={shown(value)}"
             )
-        if of_images and not given and name != "preprocessing":
+        if of_images and not value and name != "preprocessing":
             raise ValueError(
-                f"Expected --{name} for --kind={args.kind}. Received: none"
+                f"Expected --{name} for --kind={args.kind}: {_NEEDED[name]}. "
+                "Received: none"
             )
-    model = _model(args.model)
+    model = given.load_model(args.model)
     if of_images:
         images = pictures.read_images(
             args.images.split(","),
-            model.input_shape,
+            scores.only_shape(model.input_shape),
             args.preprocessing,
             args.image_size,
         )
         passport = getattr(kp.Passport, args.kind)(
             model,
             images,
-            reference=_model(args.reference),
+            reference=given.load_model(args.reference),
             key_scaling=args.key_scaling,
         )
     else:
-        if args.image_size is None and None in tuple(model.input_shape)[1:]:
+        takes = scores.only_shape(model.input_shape)
+        if args.image_size is None and None in tuple(takes)[1:]:
             raise ValueError(
                 "Expected --image_size, since the model leaves its input size "
-                f"open. Received: {model.input_shape}"
+                f"open. Received: {takes}"
             )
         passport = kp.Passport.random_pattern(
             model, key_scaling=args.key_scaling, spatial_size=args.image_size
         )
     passport.save(out)
-    print(f"Wrote {out}, a secret. Fingerprint: {passport.fingerprint}")
+    print(f"Wrote {shown(out)}, a secret. Fingerprint: {passport.fingerprint}")
 
 
 def show(args) -> None:
@@ -123,7 +143,8 @@ def show(args) -> None:
         roles = passport.function.roles
         shape = entry.geometry.key_shape
         size += len(roles) * entry.geometry.key_size
-        rows.append((path, " ".join(roles), "x".join(map(str, shape))))
+        name = shown(path, limit=None)
+        rows.append((name, " ".join(roles), "x".join(map(str, shape))))
     width, middle = (max(len(row[i]) for row in rows) for i in range(2))
     print(f"kind         {passport.kind}")
     print(f"function     {passport.function.name}")
@@ -162,7 +183,7 @@ def spec(args) -> None:
     """
     if args.out != "-":
         _new_file(args.out, args.overwrite, None, args.model)
-    model = _model(args.model)
+    model = given.load_model(args.model)
     text = json.dumps(kp.passport_spec(model), indent=2)
     _write(args.out, lambda file: file.write(f"{text}\n".encode()))
 
@@ -184,13 +205,16 @@ def export(args) -> None:
         out = _new_folder(args.out, args.overwrite)
     else:
         out = _new_file(args.out, args.overwrite, None, args.model)
-    model = _model(args.model)
+    model = given.load_model(args.model)
     options = {"overwrite": args.overwrite}
     if saved_model:
         options["input_dtype"] = args.input_dtype
         options["class_names"] = _class_names(args.class_names, model)
     getattr(kp, f"export_{args.format}")(model, out, **options)
-    print(f"Wrote {out}. Its input `passport` is what `{PROGRAM} pack` writes.")
+    print(
+        f"Wrote {shown(out)}. Its input `passport` is what `{PROGRAM} pack` "
+        "writes."
+    )
 
 
 def unlock(args) -> None:
@@ -202,9 +226,9 @@ def unlock(args) -> None:
     """
     out = _new_file(args.out, args.overwrite, ".keras", args.model)
     passport = kp.Passport.load(args.passport)
-    model = _model(args.model)
+    model = given.load_model(args.model)
     _save(kp.unlock(model, passport, fold=args.fold), out, _PRIVATE)
-    print(f"Wrote {out}, a secret: it runs without a passport.")
+    print(f"Wrote {shown(out)}, a secret: it runs without a passport.")
 
 
 def evaluate(args) -> None:
@@ -212,19 +236,21 @@ def evaluate(args) -> None:
 
     --data is a file of numpy.savez: `x`, as the model takes it, and `y`, the
     classes' numbers (or one-hot rows). A protected model needs --passport, an
-    original or unlocked one has none.
+    original or unlocked one has none. Scores that are not finite, or labels
+    that no class has, are an error.
     """
     passport = kp.Passport.load(args.passport) if args.passport else None
     x, y = _examples(args.data)
-    model = _model(args.model)
+    model = given.load_model(args.model)
     if passport is not None:
         kp.bind(model, passport)
     elif kp.protected_layers(model):
         raise ValueError(
-            f"Expected --passport, since '{args.model}' is protected. "
+            f"Expected --passport, since '{shown(args.model)}' is protected. "
             "Received: none"
         )
-    takes, gives = model.input_shape, model.output_shape
+    takes = scores.only_shape(model.input_shape)
+    gives = scores.only_shape(model.output_shape)
     if not isinstance(gives, tuple) or len(gives) != 2 or gives[-1] == 1:
         raise ValueError(
             "Expected a classifier with one output per class. Received: "
@@ -236,19 +262,12 @@ def evaluate(args) -> None:
             f"Received: x of shape {x.shape}"
         )
     if y.shape == (len(x), gives[-1]):
-        y = np.argmax(y, axis=-1)
-    elif y.shape not in ((len(x),), (len(x), 1)):
-        raise ValueError(
-            f"Expected y of shape ({len(x)},) or ({len(x)}, {gives[-1]}). "
-            f"Received: y of shape {y.shape}"
-        )
-    y = y.reshape(-1)
-    right = 0
-    # With `predict`, Keras imports TensorFlow on other backends, too.
-    for start in range(0, len(x), args.batch_size):
-        part = slice(start, start + args.batch_size)
-        scores = model.predict_on_batch(x[part])
-        right += int(np.sum(np.argmax(scores, axis=-1) == y[part]))
+        y = scores.from_one_hot(y)
+    y = scores.labels_of(y, len(x), gives[-1])
+    found = scores.finite_classes_of(
+        scores.predict(model, x, args.batch_size), _whose(x, args)
+    )
+    right = int(np.sum(found == y))
     print(f"accuracy {right / len(x):.4f} ({right:,} of {len(x):,})")
 
 
@@ -261,7 +280,7 @@ def leaks(args) -> int:
     passport = kp.Passport.load(args.passport)
     # What is found goes to the output, how far it is to the terminal.
     verbose = int(sys.stderr.isatty())
-    with _quiet():
+    with quiet():
         import keras  # noqa: F401  # Its greeting is all that is dropped.
     with contextlib.redirect_stdout(sys.stderr):
         report = kp.find_leaks(passport, args.files, verbose=verbose)
@@ -269,59 +288,24 @@ def leaks(args) -> int:
     return DONE if report.clean else NO
 
 
+def _whose(x, args) -> str:
+    """Whose scores they are, for the message, and what may be the cause."""
+    name = f"'{shown(args.model)}'"
+    if x.dtype.kind in "fc" and not np.isfinite(x).all():
+        return f"{name} (x in --data is not finite itself)"
+    return name
+
+
+def _selected(args, model):
+    """What `select=` is given for the flag --select."""
+    if args.select is None:
+        return None
+    report = kp.inspect(model, args.function, insert=True)
+    kernels = [row.path for row in report.rows if row.role == "kernel"]
+    return given.selection(args.select, kernels)
+
+
 # Files ----------------------------------------------------------------------
-
-
-def _model(path):
-    """A model that Keras saved, or one line on why it can't be loaded."""
-    if not os.path.exists(path):
-        raise ValueError(
-            f"Expected a model file at '{path}'. Received: no such file"
-        )
-    if path.endswith(".keras") and not zipfile.is_zipfile(path):
-        # Keras would say that it is not there.
-        raise ValueError(
-            f"Expected '{path}' to be a model that Keras saved. "
-            f"Received: a file {pictures.ANOTHER}"
-        )
-    with _quiet():
-        import keras
-    try:
-        with _quiet():
-            return keras.saving.load_model(path, compile=False)
-    # A file that is not what it should be fails in zipfile, h5py, json or
-    # Keras, each in its own way, and at length.
-    except Exception as error:
-        said = textwrap.shorten(str(error), 200, placeholder=" ...")
-        own = re.search("Could not locate (class|function) '.*?'", str(error))
-        if own:
-            said = f"{own[0]}, whose code is not part of the file"
-        raise ValueError(
-            f"Expected '{path}' to be a model that Keras can load. "
-            f"Received: {said or type(error).__name__}"
-        ) from error
-
-
-@contextlib.contextmanager
-def _quiet():
-    """Drops what goes to stderr while TensorFlow may be imported.
-
-    It greets from C++, whatever TF_CPP_MIN_LOG_LEVEL says, and is imported
-    by Keras on every backend. Errors are raised, so none is lost.
-    """
-    if "tensorflow" in sys.modules or logging.get_verbosity() >= logging.DEBUG:
-        yield
-        return
-    sys.stderr.flush()
-    stderr = os.dup(2)
-    with open(os.devnull, "wb") as nowhere:
-        os.dup2(nowhere.fileno(), 2)
-    try:
-        yield
-    finally:
-        sys.stderr.flush()
-        os.dup2(stderr, 2)
-        os.close(stderr)
 
 
 def _save(model, path, mode=None):
@@ -336,16 +320,18 @@ def _write(path, write, mode=None):
         return
     with files.replacing(path, mode) as temporary, open(temporary, "wb") as f:
         write(f)
-    print(f"Wrote {path}{', a secret' if mode else ''}.")
+    print(f"Wrote {shown(path)}{', a secret' if mode else ''}.")
 
 
-def _new_file(path, overwrite, suffix, *sources) -> pathlib.Path:
+def _new_file(
+    path, overwrite, suffix, *sources, makes_passport=False
+) -> pathlib.Path:
     """The path, if a file may be written there; said before long work."""
     path = _new_path(path, overwrite)
     if suffix and path.suffix != suffix:
         raise ValueError(
             f"Expected a name that ends in {suffix} to write to. "
-            f"Received: '{path}'"
+            f"Received: '{shown(path)}'"
         )
     if path.is_dir() or any(
         path.exists() and os.path.exists(source) and path.samefile(source)
@@ -354,7 +340,14 @@ def _new_file(path, overwrite, suffix, *sources) -> pathlib.Path:
     ):
         raise ValueError(
             "Expected to write to a file of its own. Received: "
-            f"'{path}', a {'folder' if path.is_dir() else 'file to read from'}"
+            f"'{shown(path)}', a "
+            f"{'folder' if path.is_dir() else 'file to read from'}"
+        )
+    if not makes_passport and passport_file.is_passport(path):
+        # It can't be made again.
+        raise ValueError(
+            "Expected --overwrite of anything but a passport. Received: "
+            f"'{shown(path)}', which is one: move it, or remove it yourself"
         )
     return path
 
@@ -365,8 +358,15 @@ def _new_folder(path, overwrite) -> pathlib.Path:
     if path.exists() and not (path / "saved_model.pb").exists():
         raise ValueError(
             "Expected a SavedModel to overwrite. "
-            f"Received: '{path}', which is something else"
+            f"Received: '{shown(path)}', which is something else"
         )
+    if path.exists():
+        others = sorted(set(os.listdir(path)) - files.SAVED_MODEL)
+        if others:
+            raise ValueError(
+                "Expected a SavedModel to overwrite. Received: "
+                f"'{shown(path)}', which holds '{shown(others[0])}' too"
+            )
     return path
 
 
@@ -374,13 +374,13 @@ def _new_path(path, overwrite) -> pathlib.Path:
     path = pathlib.Path(path)
     if not path.parent.is_dir():
         raise ValueError(
-            f"Expected an existing folder to write '{path.name}' to. "
-            f"Received: '{path.parent}'"
+            f"Expected an existing folder to write '{shown(path.name)}' to. "
+            f"Received: '{shown(path.parent)}'"
         )
     if path.exists() and not overwrite:
         raise ValueError(
             "Expected a new name to write to, or --overwrite. "
-            f"Received: '{path}', which exists"
+            f"Received: '{shown(path)}', which exists"
         )
     return path
 
@@ -392,7 +392,7 @@ def _class_names(given, model) -> list[str] | None:
         names = pathlib.Path(given[1:]).read_text().splitlines()
     else:
         names = given.split(",")
-    outputs = model.output_shape
+    outputs = scores.only_shape(model.output_shape)
     if isinstance(outputs, tuple) and len(names) != outputs[-1]:
         raise ValueError(
             f"Expected {outputs[-1]} --class_names, one per output. "
@@ -414,13 +414,14 @@ def _examples(path) -> tuple[np.ndarray, np.ndarray]:
     except Exception as error:
         missing = isinstance(error, KeyError)
         raise ValueError(
-            f"Expected arrays x and y in '{path}', saved by numpy.savez. "
-            "Received: a file "
+            f"Expected arrays x and y in '{shown(path)}', saved by "
+            "numpy.savez. Received: a file "
             f"{'without one of them' if missing else pictures.ANOTHER}"
         ) from error
     if x.ndim == 0 or len(x) == 0:
         raise ValueError(
-            f"Expected examples in '{path}'. Received: x of shape {x.shape}"
+            f"Expected examples in '{shown(path)}'. "
+            f"Received: x of shape {x.shape}"
         )
     return x, y
 

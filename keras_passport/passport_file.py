@@ -165,6 +165,19 @@ def load(path: str | os.PathLike) -> Passport:
         ) from None
 
 
+def is_passport(path: str | os.PathLike) -> bool:
+    """Whether a file begins as a passport file does.
+
+    Args:
+        path: Any path.
+    """
+    try:
+        with files.open_regular(path) as file:
+            return file.read(len(_MAGIC)) == _MAGIC
+    except OSError:
+        return False
+
+
 def _load(file, path) -> Passport:
     """The passport in an open file; `path` is for messages."""
     _check_file(file, path)

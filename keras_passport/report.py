@@ -4,6 +4,8 @@ import dataclasses
 import shutil
 import textwrap
 
+from keras_passport.texts import shown
+
 
 @dataclasses.dataclass(frozen=True)
 class ReportRow:
@@ -59,10 +61,10 @@ class PassportReport:
         head = ("layer", "type", "passport", "why")
         rows = [
             (
-                row.path,
-                row.layer_type,
+                shown(row.path, limit=None),
+                shown(row.layer_type),
                 self.function if row.protected else "-",
-                row.reason,
+                shown(row.reason, limit=None),
             )
             for row in self.rows
         ]

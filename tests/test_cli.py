@@ -4,7 +4,9 @@ import base64
 import io
 import json
 import os
+import pathlib
 import re
+import shutil
 import stat
 import subprocess
 import sys
@@ -176,6 +178,10 @@ def test_an_unknown_command(capsys):
         ("evaluate a --data=b --batch_size=0", "--batch_size"),
         ("evaluate a --data=b --batch_size=x", "'x'"),
         ("leaks a", "required: FILE"),
+        ("inspect a --import=none_such", "no module of this name"),
+        ("inspect a --import=none_such.py", "no such file"),
+        ("new a b --kind=random_image --images=c.png", "feature maps"),
+        ("new a b --kind=random_image --reference=c", "your pictures"),
     ],
 )
 def test_wrong_flags(words, said, capsys, tmp_path, monkeypatch):
@@ -259,7 +265,186 @@ def test_a_model_that_is_not_protected(name, made, capsys, monkeypatch):
 def test_a_model_with_code_of_its_own(tmp_path, capsys):
     path = tmp_path / "own.keras"
     keras.Sequential([keras.Input((4,)), Own()]).save(path)
-    assert "class 'Own', whose code" in mistake(capsys, "inspect", path)
+    line = mistake(capsys, "inspect", path)
+    assert "class 'Own', whose code" in line and "--import" in line
+
+
+OWN_LAYERS = """
+import keras
+
+class {prefix}Scaled(keras.layers.Layer):
+    def __init__(self, by=1.0, **kwargs):
+        super().__init__(**kwargs)
+        self.by = by
+
+    def call(self, inputs):
+        return self.by * inputs
+
+    def get_config(self):
+        return {{**super().get_config(), "by": self.by}}
+
+@keras.saving.register_keras_serializable(package="theirs")
+def {prefix}doubled(x):
+    return 2 * x
+"""
+
+
+@pytest.fixture
+def own_layers(tmp_path, monkeypatch):
+    """Function of a prefix: a module of own layers, and files that need it."""
+    known = dict(keras.saving.get_custom_objects())
+    paths, modules = list(sys.path), set(sys.modules)
+    monkeypatch.chdir(tmp_path)
+
+    def write(prefix):
+        source = OWN_LAYERS.format(prefix=prefix)
+        pathlib.Path(f"{prefix}layers.py").write_text(source)
+        names = {"__name__": f"{prefix}layers"}
+        exec(source, names)
+        base = keras.Sequential(
+            [
+                keras.Input((8, 8, 3)),
+                keras.layers.Conv2D(4, 3, name="conv"),
+                keras.layers.BatchNormalization(),
+                names[f"{prefix}Scaled"](2.0),
+                keras.layers.Activation(names[f"{prefix}doubled"]),
+                keras.layers.Flatten(),
+                keras.layers.Dense(4),
+            ]
+        )
+        base.save("own.keras")
+        kp.protect(base).save("own_protected.keras")
+        keras.saving.get_custom_objects().clear()
+        keras.saving.get_custom_objects().update(known)
+
+    yield write
+    keras.saving.get_custom_objects().clear()
+    keras.saving.get_custom_objects().update(known)
+    sys.path[:] = paths
+    for name in set(sys.modules) - modules:
+        if str(getattr(sys.modules[name], "__file__", "")).startswith(
+            str(tmp_path)
+        ):
+            del sys.modules[name]
+
+
+@pytest.mark.parametrize("given", ("{}layers", "{}layers.py"))
+def test_own_layers(given, own_layers, capsys):
+    prefix = "By_" + given.rpartition(".")[2]
+    prefix = prefix.replace("{}", "")
+    own_layers(prefix)
+    flag = f"--import={given.format(prefix)}"
+    np.savez("data.npz", x=images(), y=np.zeros(20, int))
+    assert "--import" in mistake(capsys, "inspect", "own.keras")
+    for words in (
+        ["inspect", "own.keras"],
+        ["protect", "own.keras", "out.keras"],
+        ["new", "own_protected.keras", "owner.h5"],
+        ["spec", "own_protected.keras"],
+        ["unlock", "own_protected.keras", "owner.h5", "unlocked.keras"],
+        ["evaluate", "own.keras", "--data=data.npz"],
+    ):
+        assert command(*words, flag) == 0, words
+    assert load("unlocked.keras").count_params() > 0
+
+
+def test_modules_that_cant_be_imported(tmp_path, capsys, monkeypatch, made):
+    monkeypatch.chdir(tmp_path)
+    modules = {
+        "raises_it": ("raise RuntimeError('broken')", "RuntimeError: broken"),
+        "ends_it": ("raise SystemExit(3)", "SystemExit"),
+        "is_no_python": ("def (", "SyntaxError"),
+        "lacks_it": ("import none_such_at_all", "'none_such_at_all'"),
+    }
+    for name, (source, said) in modules.items():
+        pathlib.Path(f"{name}.py").write_text(source)
+        line = mistake(
+            capsys, "inspect", made["original.keras"], f"--import={name}.py"
+        )
+        assert said in line
+        assert name not in sys.modules
+
+
+@pytest.mark.parametrize(
+    "select, expected",
+    [
+        ("second_conv", ["second_conv"]),
+        ("first_conv, second_conv", ["first_conv", "second_conv"]),
+        ("^f.*conv$", ["first_conv"]),
+        ("conv", ["first_conv", "second_conv"]),
+    ],
+)
+def test_select(select, expected, made, tmp_path, capsys):
+    words = ("inspect", made["original.keras"], "--json")
+    assert command(*words, f"--select={select}") == 0
+    rows = json.loads(capsys.readouterr().out)["rows"]
+    chosen = [r["path"] for r in rows if r["protected"]]
+    assert [path for path in chosen if "conv" in path] == expected
+    out = tmp_path / "out.keras"
+    words = ("protect", made["original.keras"], out)
+    assert command(*words, f"--select={select}") == 0
+    assert list(kp.protected_layers(load(out))) == expected
+
+
+@pytest.mark.parametrize(
+    "select, said",
+    [
+        ("first_conv,secnd_conv", "did you mean 'second_conv'?"),
+        ("nothing_like_it", "it has first_conv, second_conv"),
+        ("conv(", "regular expression"),
+        ("", "regular expression"),
+    ],
+)
+def test_what_selects_nothing(select, said, made, tmp_path, capsys):
+    out = tmp_path / "out.keras"
+    for words in (["inspect"], ["protect", out]):
+        words.insert(1, made["original.keras"])
+        assert said in mistake(capsys, *words, f"--select={select}")
+    assert not out.exists()
+
+
+EVIL = "evil\nfingerprint  00\x1b[2J\u202e"
+
+
+def test_nothing_of_a_name_goes_raw_to_the_terminal(made, tmp_path, capsys):
+    base = keras.Sequential(
+        [
+            keras.Input((8, 8, 3)),
+            keras.layers.Conv2D(4, 3, name=EVIL),
+            keras.layers.BatchNormalization(),
+        ]
+    )
+    model = tmp_path / f"{EVIL}.keras"
+    base.save(model)
+    protected, owner = tmp_path / f"{EVIL}p.keras", tmp_path / f"{EVIL}.h5"
+    for words in (
+        ["inspect", model],
+        ["protect", model, protected, f"--select={EVIL}"],
+        ["new", protected, owner],
+        ["show", owner],
+        ["spec", protected, f"--out={tmp_path / EVIL}"],
+        ["leaks", owner, tmp_path],
+        # Mistakes.
+        ["protect", model, protected],
+        ["show", model],
+        ["show", f"missing{EVIL}"],
+        ["inspect", f"missing{EVIL}"],
+        ["inspect", model, f"--select=x{EVIL}"],
+        ["inspect", model, f"--import=x{EVIL}"],
+        ["inspect", model, f"--{EVIL}"],
+        ["inspect", model, f"--function={EVIL}"],
+        [f"x{EVIL}"],
+        ["new", protected, owner, f"--images={EVIL}"],
+        ["evaluate", model, f"--data={EVIL}"],
+        ["pack", owner, f"--spec={EVIL}", f"--out={EVIL}"],
+        ["export", protected, f"{EVIL}/{EVIL}"],
+    ):
+        command(*words)
+        shown = capsys.readouterr()
+        for text in (shown.out, shown.err):
+            assert text.replace("\n", "").isprintable(), (words, text)
+        found = re.findall("^fingerprint.*", shown.out + shown.err, re.M)
+        assert len(found) == (words == ["show", owner])
 
 
 OUTPUTS = {
@@ -298,6 +483,29 @@ def test_overwriting(name, made, capsys, monkeypatch):
         line = [word.replace(out, wrong) for word in words]
         mistake(capsys, *line, "--overwrite")
         assert os.stat(source).st_mtime_ns == before
+
+
+def test_a_passport_is_never_overwritten_by_something_else(
+    made, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.chdir(made.folder)
+    kept = tmp_path / "kept.h5"
+    shutil.copy("other_owner.h5", kept)
+    for words in (
+        ["pack", "owner.h5", "--spec=passport_spec.json", f"--out={kept}"],
+        ["spec", "protected.keras", f"--out={kept}"],
+        ["export", "protected.keras", kept, "--format=onnx"],
+    ):
+        assert "which is one" in mistake(capsys, *words, "--overwrite")
+    assert kept.read_bytes() == made["other_owner.h5"].read_bytes()
+    if ON_TENSORFLOW:
+        served = tmp_path / "served"
+        served.mkdir()
+        (served / "saved_model.pb").write_bytes(b"")
+        shutil.copy("owner.h5", served)
+        words = ("export", "protected.keras", served, "--overwrite")
+        assert "holds 'owner.h5' too" in mistake(capsys, *words)
+        assert (served / "owner.h5").exists()
 
 
 def test_a_traceback_only_when_asked_for(capsys):
@@ -481,6 +689,26 @@ def test_new_of_pictures_of_any_sort(made, tmp_path):
     assert np.all(passport.images[3] == 255)
 
 
+def test_new_of_a_folder_of_pictures(made, tmp_path, capsys):
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    _, pixels = picture_files(folder, 3)
+    (folder / "notes.txt").write_text("no picture")
+    out = tmp_path / "owner.h5"
+    words = (
+        "new",
+        made["protected.keras"],
+        out,
+        "--kind=random_image",
+        f"--reference={made['original.keras']}",
+    )
+    assert command(*words, f"--images={folder}") == 0
+    np.testing.assert_allclose(kp.Passport.load(out).images, pixels, atol=1e-4)
+    capsys.readouterr()
+    line = mistake(capsys, *words, f"--images={tmp_path}", "--overwrite")
+    assert "a folder with pictures" in line
+
+
 def test_new_of_arrays(made, tmp_path):
     np.save(tmp_path / "a.npy", images(2))
     np.save(tmp_path / "b.npy", images(3))
@@ -646,7 +874,7 @@ def test_export(made, tmp_path, capsys):
         "pack", made["owner.h5"], f"--spec={out}", f"--out={packed}"
     )
     served = tf.saved_model.load(str(out)).signatures["serving_default"]
-    received = served(images=x, passport=np.load(packed))["classes"]
+    [received] = served(images=x, passport=np.load(packed)).values()
     expected = outputs(made.bound, x.astype("float32"))
     np.testing.assert_allclose(received, expected, rtol=1e-4, atol=1e-4)
     # It is not replaced unless asked for, and nothing else ever is.
@@ -756,6 +984,50 @@ def test_wrong_data(made, data, tmp_path, capsys):
     assert "input shape" in said_of(x=x[:, 1:], y=y)
     assert "y of shape" in said_of(x=x, y=y[1:])
     assert "x of shape" in said_of(x=x[:0], y=y[:0])
+
+
+@pytest.mark.parametrize(
+    "labels, said",
+    [
+        (np.where(np.arange(20) == 3, -1, 0), "[0, 4)"),
+        (np.where(np.arange(20) == 3, 4, 0), "Received: 4, and 0 more"),
+        (np.full(20, 0.5), "with 0.5 in it"),
+        (np.full(20, np.nan), "whole numbers"),
+        (np.full(20, "cat"), "dtype <U3"),
+        (np.zeros((20, 2)), "y of shape (20, 2)"),
+        (np.zeros((20, 4)), "one-hot"),
+        (np.full((20, 4), 0.25), "one-hot"),
+        (np.zeros(21), "y of shape (21,)"),
+    ],
+)
+def test_labels_that_no_class_has(labels, said, made, tmp_path, capsys):
+    np.savez(tmp_path / "data.npz", x=images(), y=labels)
+    words = ("evaluate", made["original.keras"])
+    assert said in mistake(capsys, *words, f"--data={tmp_path / 'data.npz'}")
+
+
+def test_labels_in_other_forms(made, tmp_path, capsys):
+    best = outputs(load(made["original.keras"])).argmax(-1)
+    for labels in (best.astype("uint8"), best.astype("float64")):
+        np.savez(tmp_path / "data.npz", x=images(), y=labels)
+        words = ("evaluate", made["original.keras"])
+        assert command(*words, f"--data={tmp_path / 'data.npz'}") == 0
+        assert "accuracy 1.0000 (20 of 20)" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("value", (np.nan, np.inf))
+def test_scores_that_are_not_finite(value, made, tmp_path, capsys):
+    x = images()
+    x[7] = value
+    np.savez(tmp_path / "data.npz", x=x, y=np.zeros(20, int))
+    for name, flag in (
+        ("original.keras", ()),
+        ("protected.keras", (f"--passport={made['owner.h5']}",)),
+    ):
+        words = ("evaluate", made[name], *flag)
+        line = mistake(capsys, *words, f"--data={tmp_path / 'data.npz'}")
+        assert "1 of 20 examples, the first for number 7" in line
+        assert "x in --data is not finite itself" in line
 
 
 def test_leaks(made, capsys, monkeypatch):
