@@ -67,15 +67,16 @@ def main(_):
         owner = Owner(_RUN_DIR.value, _DATA_DIR.value)
         numbers = owner.reference_numbers()
         folder = owner.directory.attacks
-        record = battery.perform(owner.case, name, budget, folder)
-        count = budget.examples if "examples" in uses else None
-        labels = owner.case.judges(count)[1]
-        rows = [verdict.row(record, numbers, labels)]
-        print(*verdict.table(rows, numbers), sep="\n")
-        print(*verdict.verdict(rows, numbers, []), sep="\n")
-        path = battery.record_path(folder, owner.case, name, budget)
-        _add_to_result(owner.directory, path.stem, rows[0])
-        print(f"The record is {path}")
+        with owner.directory.locked():
+            record = battery.perform(owner.case, name, budget, folder)
+            count = budget.examples if "examples" in uses else None
+            labels = owner.case.judges(count)[1]
+            rows = [verdict.row(record, numbers, labels)]
+            print(*verdict.table(rows, numbers), sep="\n")
+            print(*verdict.verdict(rows, numbers, []), sep="\n")
+            path = battery.record_path(folder, owner.case, name, budget)
+            _add_to_result(owner.directory, path.stem, rows[0])
+            print(f"The record is {path}")
 
 
 def _add_to_result(directory: RunDirectory, name: str, row: dict) -> None:

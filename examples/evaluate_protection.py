@@ -50,9 +50,10 @@ def main(_):
             )
         fractions = _fractions(_FRACTIONS.value)
         owner = Owner(_RUN_DIR.value, _DATA_DIR.value)
-        lines, complete = evaluate(
-            owner, _BUDGET.value, _ONLY.value, _SEED.value, fractions
-        )
+        with owner.directory.locked():
+            lines, complete = evaluate(
+                owner, _BUDGET.value, _ONLY.value, _SEED.value, fractions
+            )
         print("", *lines, sep="\n")
         print(f"The report is {owner.directory.report}")
         if not complete:

@@ -9,13 +9,17 @@ sub-folder of pictures per class (or with two such folders, `train` and
 
     python examples/protect_model.py --model=my.keras --images=cifar10
 
-A model without normalisations (VGG, AlexNet) gets some with `--insert`.
+A model without normalisations (VGG, AlexNet) gets some with `--insert`, and
+`--select` chooses among its layers. Layers of your own, registered or not, are
+found if the module that defines them is imported: `--import=my_layers.py`.
 Interrupted runs go on when they are started again with the same flags.
 """
 
-import os
+from __future__ import annotations
 
-import keras
+import os
+from typing import TYPE_CHECKING
+
 import numpy as np
 from absl import app, flags
 
@@ -25,7 +29,11 @@ from common.distribution import Distribution
 from common.errors import UserError
 from common.rundir import load_model
 from common.settings import settings
+from keras_passport import given, scores
 from keras_passport.pictures import PREPROCESSING
+
+if TYPE_CHECKING:  # Without TensorFlow's greeting, `common` imports it.
+    import keras
 
 _MODEL = flags.DEFINE_string(
     "model", None, "The trained model: a .keras or .h5 file.", required=True
@@ -65,6 +73,15 @@ flags.DEFINE_enum(
 flags.DEFINE_bool(
     "insert", False, "Protect layers without a normalisation, too."
 )
+flags.DEFINE_string(
+    "select",
+    None,
+    "Layers to protect, of those that can be: names with commas between them, "
+    "or a regular expression found in them.",
+)
+_OWN = flags.DEFINE_multi_string(
+    "import", None, "A module, or a .py file, that defines layers of --model."
+)
 flags.DEFINE_bool("flip", False, "Mirror half of the training pictures.")
 flags.DEFINE_integer(
     "shift", 0, "Pixels that training pictures are shifted by, at most.", 0
@@ -89,10 +106,14 @@ class ProtectModel(run.Job):
     def __init__(self, spread: Distribution):
         config = settings(__name__, _DEFAULTS)
         self.inserts = config["insert"]
+        try:
+            given.import_modules(_OWN.value or [])
+        except ValueError as error:
+            raise UserError(str(error)) from error
         self._model = load_model(_MODEL.value)
         shape = _picture_shape(self._model)
         arrays, names = _read(shape, config["seed"])
-        classes = self._model.output_shape[-1]
+        classes = scores.only_shape(self._model.output_shape)[-1]
         if len(names) != classes:
             raise UserError(
                 f"--model has {classes} outputs. Received: {len(names)} "
@@ -122,8 +143,13 @@ class ProtectModel(run.Job):
 
     def prepare(self) -> None:
         try:
+            everything = kp.inspect(self._model, self.function, insert=True)
+            self.selects = given.selection(
+                self.config["select"],
+                [row.path for row in everything.rows if row.role == "kernel"],
+            )
             report = kp.inspect(
-                self._model, function=self.function, insert=self.inserts
+                self._model, self.function, self.selects, insert=self.inserts
             )
         except ValueError as error:
             raise UserError(str(error)) from error
@@ -141,21 +167,21 @@ class ProtectModel(run.Job):
 
 def _picture_shape(model: keras.Model) -> tuple[int, int, int]:
     """The one input's shape; the user's word where it is open."""
-    shape = getattr(model, "input_shape", None)
+    shape = scores.only_shape(getattr(model, "input_shape", None))
+    gives = scores.only_shape(getattr(model, "output_shape", None))
     size = _IMAGE_SIZE.value
     if (
         not isinstance(shape, tuple)
         or len(shape) != 4
         or shape[-1] not in (1, 3)
-        or not isinstance(model.output_shape, tuple)
-        or len(model.output_shape) != 2
-        or model.output_shape[-1] < 2
+        or not isinstance(gives, tuple)
+        or len(gives) != 2
+        or gives[-1] < 2
     ):
         raise UserError(
             "--model should be a classifier with one input of pictures "
             "(height, width, 1 or 3 channels) and one output per class. "
-            f"Received: inputs {shape}, outputs "
-            f"{getattr(model, 'output_shape', None)}"
+            f"Received: inputs {shape}, outputs {gives}"
         )
     if None in shape[1:3] and size is None:
         raise UserError(
@@ -201,7 +227,7 @@ def _preprocessed(
             continue
         dataset = data.Dataset(
             name=_IMAGES.value,
-            num_classes=model.output_shape[-1],
+            num_classes=scores.only_shape(model.output_shape)[-1],
             x_train=x_train,
             y_train=y_train,
             x_test=x_test,
@@ -221,11 +247,15 @@ def _preprocessed(
     if not found:
         raise UserError(f"--preprocessing={mode} is for pictures in colour.")
     best = max(found, key=lambda name: found[name][0])
+    if not found[best][0]:
+        # None of them right: is it a network at all?
+        shown = found[best][1].normalize(x_train[part])
+        training.count_right(model, shown, y_train[part], "given")
     return found[best][1], found[best][0], best
 
 
 def _gives_probabilities(model: keras.Model, dataset: data.Dataset) -> bool:
-    outputs = model.predict(dataset.normalize(dataset.x_test[:8]), verbose=0)
+    outputs = scores.predict(model, dataset.normalize(dataset.x_test[:8]))
     # Of bfloat16, too, whose numbers have two to three digits.
     sums = np.sum(outputs, axis=-1)
     return bool(np.all(outputs >= 0) and np.allclose(sums, 1, atol=0.02))

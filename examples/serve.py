@@ -10,15 +10,18 @@ With files that lie elsewhere:
 
     python examples/serve.py --model=protected.keras --passport=owner.h5 \
         --dataset=digits --saved_model=served
+
+What is at --saved_model stays, unless --overwrite is given and it is a
+SavedModel that was exported so.
 """
 
 import json
+import os
 import pathlib
 import subprocess
 import sys
 import tempfile
 
-import keras
 import numpy as np
 from absl import app, flags
 
@@ -26,6 +29,9 @@ import keras_passport as kp
 from common import data
 from common.errors import UserError, in_one_line
 from common.rundir import RunDirectory, load_model, read_json
+from keras_passport.files import SAVED_MODEL
+from keras_passport.specs import SPEC_FILE
+from keras_passport.texts import shown
 
 _RUN_DIR = flags.DEFINE_string(
     "run_dir", None, "A finished run of a trainer, for all that is not given."
@@ -42,6 +48,9 @@ _SAVED_MODEL = flags.DEFINE_string(
     "saved_model",
     None,
     "Folder to export to; saved_model beside the model if not given.",
+)
+_OVERWRITE = flags.DEFINE_bool(
+    "overwrite", False, "Replace a SavedModel that this program wrote."
 )
 _EXAMPLES = flags.DEFINE_integer(
     "examples", 500, "Test pictures that the client classifies.", 1
@@ -78,6 +87,8 @@ class Server:
     """Exports the network, and asks the client what it is worth."""
 
     def __init__(self):
+        import keras
+
         if keras.backend.backend() != "tensorflow":
             raise UserError("A SavedModel needs KERAS_BACKEND=tensorflow.")
         model, passport, dataset = _MODEL.value, _PASSPORT.value, _DATASET.value
@@ -98,6 +109,10 @@ class Server:
                 f"Runs on {', '.join(sorted(data.SOURCES))} can be served "
                 f"here. Received: {dataset}"
             )
+        self.folder = pathlib.Path(
+            _SAVED_MODEL.value or pathlib.Path(model).parent / "saved_model"
+        )
+        _check_target(self.folder, _OVERWRITE.value)
         self.model = load_model(model)
         self.passport = kp.Passport.load(passport)
         self.passport.check(self.model)
@@ -107,9 +122,6 @@ class Server:
                 f"The network takes pictures of {self.model.input_shape[1:]}. "
                 f"Received: {dataset}, pictures of {self.dataset.input_shape}"
             )
-        self.folder = pathlib.Path(
-            _SAVED_MODEL.value or pathlib.Path(model).parent / "saved_model"
-        )
 
     def run(self) -> None:
         mean = np.asarray(self.dataset.mean, "float32")
@@ -121,9 +133,10 @@ class Server:
                 preprocessing=lambda pictures: (pictures - mean) / std,
                 input_dtype="uint8",
                 class_names=[str(i) for i in range(self.dataset.num_classes)],
-                overwrite=True,
+                overwrite=_OVERWRITE.value,
             )
-        except OSError as error:
+        # Of what came there meanwhile, too.
+        except FileExistsError as error:
             raise UserError(f"--saved_model: {error}") from error
         print(f"The SavedModel is {self.folder}")
         result = self._ask_client()
@@ -156,6 +169,30 @@ class Server:
         if finished.returncode:
             raise UserError(f"The client failed:\n{finished.stderr[-2000:]}")
         return json.loads(finished.stdout.splitlines()[-1])
+
+
+def _check_target(folder: pathlib.Path, overwrite: bool) -> None:
+    """Raises a `UserError` unless a SavedModel may be written there.
+
+    What is replaced is gone: nothing but what this program itself wrote is.
+    """
+    name = f"--saved_model={shown(folder)}"
+    if not folder.parent.is_dir():
+        raise UserError(f"{name} is in no folder that exists.")
+    if not os.path.lexists(folder):
+        return
+    if not (folder / "assets" / SPEC_FILE).is_file():
+        raise UserError(
+            f"{name} exists, and is no SavedModel of this program's: it stays. "
+            "Give the name of a folder that does not exist yet."
+        )
+    if others := sorted(set(os.listdir(folder)) - SAVED_MODEL):
+        raise UserError(
+            f"{name} holds something besides a SavedModel, "
+            f"{shown(others[0])}: it stays."
+        )
+    if not overwrite:
+        raise UserError(f"{name} exists; --overwrite replaces it.")
 
 
 def main(_):

@@ -27,7 +27,13 @@ import sys
 from absl import app, flags
 
 from common.errors import UserError, in_one_line
-from common.rundir import RunDirectory, read_json, write_json
+from common.rundir import (
+    PRIVATE,
+    RunDirectory,
+    read_json,
+    replacing,
+    write_json,
+)
 from keras_passport import plots
 from keras_passport.attacks import AttackResult
 
@@ -77,7 +83,8 @@ def measure(
         *trainer,
     )
     if not original.exists():
-        original.write_bytes(directory.original.read_bytes())
+        with replacing(original, PRIVATE) as temporary:
+            temporary.write_bytes(directory.original.read_bytes())
     data = [a for a in trainer if a.startswith("--data_dir")]
     run(
         "attack.py",
@@ -172,15 +179,15 @@ def main(arguments):
                     f"Received: {', '.join(unknown)}"
                 )
         folder = pathlib.Path(_DIR.value)
-        folder.mkdir(parents=True, exist_ok=True)
-        rows = {}
-        for function in _FUNCTIONS.value:
-            for kind in _KIND.value:
-                name = f"{function}/{_KINDS[kind]}"
-                rows[name] = measure(function, kind, folder, arguments[1:])
-                write_json(folder / "tables.json", rows)
-        draw(rows, folder)
-        print(*table(rows), sep="\n")
+        with RunDirectory(folder).locked():
+            rows = {}
+            for function in _FUNCTIONS.value:
+                for kind in _KIND.value:
+                    name = f"{function}/{_KINDS[kind]}"
+                    rows[name] = measure(function, kind, folder, arguments[1:])
+                    write_json(folder / "tables.json", rows)
+            draw(rows, folder)
+            print(*table(rows), sep="\n")
 
 
 if __name__ == "__main__":

@@ -1,11 +1,23 @@
-"""What every test runs under: two logical CPUs, fixed seeds, clean globals."""
+"""What every test runs under: two logical CPUs, fixed seeds, clean globals.
 
+Passports, and fakes without a seed, are drawn from the operating system. Here
+a test's draws are its own and always the same, so that no test passes or fails
+by luck; `DRAW=7 python -m pytest` runs the suite with others. Processes that a
+test starts draw as they always do: what is tried of them holds for any draw.
+"""
+
+import hashlib
+import itertools
 import os
+import types
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 import keras  # noqa: E402
 import pytest  # noqa: E402
+
+from keras_passport import derivation  # noqa: E402
+from keras_passport.attacks import fake  # noqa: E402
 
 NUM_DEVICES = 2
 
@@ -19,13 +31,45 @@ if keras.backend.backend() == "tensorflow":
     )
 
 
+class Draws:
+    """Draws like `secrets`, but the same ones for the same name."""
+
+    def __init__(self):
+        self.restart("")
+
+    def restart(self, name):
+        self._name = f"{os.environ.get('DRAW', '0')} {name}"
+        self._numbers = itertools.count()
+
+    def token_bytes(self, count):
+        drawn = f"{self._name} {next(self._numbers)}".encode()
+        return hashlib.shake_256(drawn).digest(count)
+
+    def randbits(self, count):
+        return int.from_bytes(self.token_bytes(count // 8), "big")
+
+
+draws = Draws()
+for module in (derivation, fake):
+    module.secrets = types.SimpleNamespace(
+        token_bytes=draws.token_bytes, randbits=draws.randbits
+    )
+
+
+@pytest.fixture(autouse=True, scope="module")
+def draws_of_a_module(request):
+    """What fixtures of a module draw."""
+    draws.restart(request.node.name)
+
+
 @pytest.fixture(autouse=True)
-def clean_keras():
-    """Seeds Keras, and undoes what a test does to its global settings."""
+def clean_keras(request):
+    """Seeds Keras and passports, and undoes changes of Keras's settings."""
     floatx = keras.config.floatx()
     policy = keras.config.dtype_policy()
     data_format = keras.config.image_data_format()
     keras.utils.set_random_seed(0)
+    draws.restart(request.node.name)
     yield
     keras.config.set_floatx(floatx)
     keras.config.set_dtype_policy(policy)

@@ -4,6 +4,7 @@ import json
 import os
 import random
 import re
+import resource
 import shutil
 import signal
 import stat
@@ -17,48 +18,19 @@ import numpy as np
 import pytest
 
 import keras_passport as kp
-from common import networks
-from test_case import REPOSITORY
+from common import networks, training
+from common.rundir import UNFINISHED
+from program_case import EXAMPLES, SMALL, run, run_here, start, succeed
 from test_secrets import arrays_of_h5, correlates, keras_file, secrets_of
-
-PROGRAM = REPOSITORY / "examples" / "cifar_resnet.py"
-SMALL = ("--dataset=digits", "--width=4", "--epochs=2", "--num_fakes=3")
-
-
-def start(*flags, backend=None, program=PROGRAM):
-    return subprocess.Popen(
-        [sys.executable, str(program), *flags],
-        env={
-            **os.environ,
-            "KERAS_BACKEND": backend or keras.backend.backend(),
-            "PYTHONPATH": str(REPOSITORY),
-            # What a killed one has printed is not lost.
-            "PYTHONUNBUFFERED": "1",
-        },
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
-def run(*flags, **options):
-    """Exit status, standard output, standard error."""
-    process = start(*flags, **options)
-    output, errors = process.communicate(timeout=300)
-    return process.returncode, output, errors
-
-
-def succeed(*flags, **options):
-    status, output, errors = run(*flags, **options)
-    assert status == 0, errors[-4000:]
-    return output, errors
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    """A finished run: its directory, and what it printed."""
+    """A finished run of a process: its directory, and what it printed."""
     folder = tmp_path_factory.mktemp("run") / "digits"
-    return folder, "".join(succeed(*SMALL, f"--run_dir={folder}"))
+    output, errors = succeed(*SMALL, f"--run_dir={folder}", runs=run)
+    assert "WARNING" not in errors and "retracing" not in errors
+    return folder, output + errors
 
 
 class TestRunDirectory:
@@ -141,8 +113,10 @@ class TestRunDirectory:
 
     def test_another_configuration_is_refused(self, finished):
         folder, _ = finished
-        status, _, errors = run(*SMALL, "--function=V1", f"--run_dir={folder}")
-        assert status != 0
+        status, _, errors = run_here(
+            *SMALL, "--function=V1", f"--run_dir={folder}"
+        )
+        assert status == 2
         assert "function" in errors
         assert "Traceback" not in errors
 
@@ -277,6 +251,7 @@ class TestKinds:
             f"--reference={reference}",
             f"--run_dir={folder}",
             backend="jax",
+            runs=run,
         )
         arrays = arrays_of_h5(folder / "owner" / "passport.h5")
         assert len(arrays) > 0
@@ -301,7 +276,7 @@ class TestKinds:
     keras.backend.backend() != "tensorflow", reason="TensorFlow's own"
 )
 class TestServing:
-    SERVE = REPOSITORY / "examples" / "serve.py"
+    SERVE = EXAMPLES / "serve.py"
 
     def test_a_client_without_the_package(self, finished, tmp_path):
         folder, _ = finished
@@ -330,10 +305,235 @@ class TestServing:
             assert file.is_dir() or packed not in file.read_bytes()
 
     def test_no_run(self, tmp_path):
-        status, _, errors = run(f"--run_dir={tmp_path}", program=self.SERVE)
-        assert status != 0
+        status, _, errors = run_here(
+            f"--run_dir={tmp_path}", program=self.SERVE
+        )
+        assert status == 2
         assert "holds no run" in errors
         assert "Traceback" not in errors
+
+    @pytest.mark.parametrize("extra", [(), ("--overwrite",)])
+    def test_nothing_but_its_own_is_replaced(self, finished, tmp_path, extra):
+        folder, _ = finished
+        place = tmp_path / "run"
+        shutil.copytree(folder, place)
+        mine = tmp_path / "mine"
+        shutil.copytree(place / "owner", mine / "assets")
+        # A SavedModel of somebody's, and one with a secret beside it.
+        (tmp_path / "other").mkdir()
+        (tmp_path / "other" / "saved_model.pb").write_bytes(b"")
+        beside = tmp_path / "beside"
+        (beside / "assets").mkdir(parents=True)
+        (beside / "assets" / "passport_spec.json").write_text("{}")
+        (beside / "owner.h5").write_bytes(b"secret")
+        (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+        before = contents(tmp_path)
+        for target in (
+            place,
+            place / "owner",
+            place / "public",
+            place / "owner" / "passport.h5",
+            mine,
+            tmp_path / "other",
+            beside,
+            tmp_path / "link",
+            tmp_path / "none" / "served",
+        ):
+            status, _, errors = run_here(
+                f"--run_dir={place}",
+                f"--saved_model={target}",
+                *extra,
+                program=self.SERVE,
+            )
+            assert status == 2
+            assert errors.startswith(f"serve.py: --saved_model={target} ")
+            assert contents(tmp_path) == before
+
+    def test_its_own_is_replaced_when_asked_for(self, finished, tmp_path):
+        folder, _ = finished
+        served = tmp_path / "served"
+        (served / "assets").mkdir(parents=True)
+        (served / "assets" / "passport_spec.json").write_text("{}")
+        flags = (f"--run_dir={folder}", f"--saved_model={served}")
+        status, _, errors = run_here(*flags, program=self.SERVE)
+        assert (status, "--overwrite" in errors) == (2, True)
+        succeed(
+            *flags,
+            "--overwrite",
+            "--examples=10",
+            program=self.SERVE,
+        )
+        assert (served / "saved_model.pb").exists()
+
+
+def contents(folder):
+    """Every file's bytes, by its path."""
+    return {
+        path: path.read_bytes() for path in folder.rglob("*") if path.is_file()
+    }
+
+
+class TestOneRunDirectory:
+    def test_two_programs_do_not_write_to_it(self, finished, tmp_path):
+        place = tmp_path / "run"
+        shutil.copytree(finished[0], place)
+        before = contents(place)
+        # A process of its own holds it; killed, it holds it no more.
+        holder = hold(place)
+        try:
+            for program, flags in (
+                ("cifar_resnet", SMALL),
+                ("attack", ("--attack=fake_random_pattern",)),
+                ("evaluate_protection", ()),
+            ):
+                status, _, errors = run_here(
+                    f"--run_dir={place}",
+                    *flags,
+                    program=EXAMPLES / f"{program}.py",
+                )
+                assert status == 2
+                assert (
+                    f"written to by process {holder.pid} on a machine" in errors
+                )
+                assert errors.count("\n") == 1
+        finally:
+            holder.kill()
+            holder.wait()
+        before.pop(place / ".lock", None)
+        after = contents(place)
+        after.pop(place / ".lock")
+        assert after == before
+        succeed(*SMALL, f"--run_dir={place}")
+
+    def test_of_two_trainers_the_second_is_refused(self, tmp_path):
+        place = tmp_path / "run"
+        holder = hold(place)
+        try:
+            status, _, errors = run_here(*SMALL, f"--run_dir={place}")
+            assert status == 2
+            assert "Wait for it" in errors
+            assert os.listdir(place) == [".lock"]
+        finally:
+            holder.kill()
+            holder.wait()
+
+    def test_files_of_the_users_stay(self, finished, tmp_path):
+        place = tmp_path / "run"
+        shutil.copytree(finished[0], place)
+        mine = [
+            place / "owner" / name
+            for name in (
+                ".passport-20261128.h5",
+                ".passport-0123abcd.h5",
+                ".my-document.txt",
+                ".original-deadbeef.keras",
+            )
+        ]
+        mine.append(place / "public" / ".protected-0123abcd.keras")
+        mine.append(place / "owner" / "checkpoints" / ".fakes-01234567.json")
+        for path in mine:
+            path.write_text("mine")
+        # What a killed run left is removed: of a checkpoint it is a secret.
+        left = place / "owner" / "checkpoints" / UNFINISHED
+        left.mkdir()
+        (left / "protected.h5").write_text("half of it")
+        succeed(*SMALL, f"--run_dir={place}")
+        assert all(path.read_text() == "mine" for path in mine)
+        assert not left.exists()
+
+    @pytest.mark.parametrize("size", [9_000, 100_000])
+    def test_a_full_disk(self, finished, tmp_path, size):
+        place = tmp_path / "run"
+        shutil.copytree(finished[0], place)
+        (place / "public" / "protected.keras").unlink()
+        before = contents(place)
+        limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+        # No file may become larger: of checkpoint and network, or of the last.
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
+        try:
+            status, _, errors = run_here(*SMALL, f"--run_dir={place}")
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        assert status == 2
+        assert "File too large. What was written before" in errors
+        assert errors.count("\n") == 1
+        after = contents(place)
+        assert after.keys() - before.keys() <= {place / ".lock"}
+        for path, content in before.items():
+            assert after[path] == content or path.name == ".lock"
+
+
+# As `RunDirectory.locked` locks it; without Keras, which takes its time.
+HOLD = """
+import fcntl, os, sys, time
+handle = os.open(sys.argv[1] + "/.lock", os.O_RDWR | os.O_CREAT, 0o600)
+fcntl.flock(handle, fcntl.LOCK_EX)
+os.write(handle, f"{os.getpid()} a machine".encode())
+print("held", flush=True)
+time.sleep(600)
+"""
+
+
+def hold(place):
+    """A process that writes to a run's directory, until it is killed."""
+    place.mkdir(exist_ok=True)
+    holder = subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(place)],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert holder.stdout.readline() == "held\n"
+    return holder
+
+
+class TestDiverging:
+    def test_one_message_and_the_records(self, tmp_path):
+        place = tmp_path / "run"
+        flags = (*SMALL, "--learning_rate=1e9", f"--run_dir={place}")
+        status, output, errors = run_here(*flags)
+        assert status == 2
+        assert errors.count("\n") == 1
+        for said in (
+            "original network diverged in epoch 1 of 2",
+            "loss",
+            "--learning_rate (now 1e+09)",
+            "another --run_dir",
+        ):
+            assert said in errors
+        assert "fake passports" not in output
+        assert os.listdir(place / "public") == []
+        assert not (place / "owner" / "passport.h5").exists()
+        assert json.loads((place / "config.json").read_text())["epochs"] == 2
+        history = json.loads((place / "owner" / "history.json").read_text())
+        assert history["original"]["loss"] == [None]
+
+    def test_a_network_of_nan_is_no_reference(self, finished, tmp_path):
+        path = tmp_path / "nan.keras"
+        model = keras.saving.load_model(finished[0] / "owner/original.keras")
+        weights = model.get_weights()
+        model.set_weights([np.full_like(w, np.nan) for w in weights])
+        model.save(path)
+        status, _, errors = run_here(
+            *SMALL, f"--reference={path}", f"--run_dir={tmp_path / 'run'}"
+        )
+        assert status == 2
+        assert "finite scores of the --reference network" in errors
+        assert not (tmp_path / "run").exists()
+
+    def test_a_step_that_float16_leaves_out_is_none(self):
+        model = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1)])
+        plain = keras.optimizers.SGD()
+        numbers = {"loss": np.nan, "val_loss": 1.0}
+        model.compile(plain, "mse")
+        assert training._not_finite(model, numbers, False) == ["loss"]
+        model.compile(keras.optimizers.LossScaleOptimizer(plain), "mse")
+        assert training._not_finite(model, numbers, True) == []
+        numbers["val_loss"] = np.inf
+        assert training._not_finite(model, numbers, False) == []
+        assert training._not_finite(model, numbers, True) == ["val_loss"]
+        model.layers[0].kernel.assign([[np.nan]])
+        found = training._not_finite(model, numbers, False)
+        assert found == ["1 of 2 weights"]
 
 
 class TestMistakes:
@@ -344,27 +544,52 @@ class TestMistakes:
             ("--depth=9", "6n + 2"),
             ("--reference=missing.keras", "missing.keras"),
             ("--identity_images=missing.png,other.png", "missing.png"),
+            ("--learning_rate=nan", "finite number"),
+            ("--weight_decay=inf", "finite number"),
             ("--strategy=multi_worker", "TF_CONFIG"),
             ("--no_such_flag=1", "no_such_flag"),
         ],
     )
     def test_one_clear_message(self, tmp_path, flag, expected):
         folder = tmp_path / "run"
-        status, output, errors = run(*SMALL, flag, f"--run_dir={folder}")
+        status, output, errors = run_here(*SMALL, flag, f"--run_dir={folder}")
         assert status != 0
         assert expected in output + errors
         assert "Traceback" not in errors
         assert not (folder / "owner" / "passport.h5").exists()
 
-    def test_a_truncated_passport(self, tmp_path, finished):
+    @pytest.mark.parametrize("place", ["file", "file/run"])
+    def test_no_directory(self, tmp_path, place):
+        (tmp_path / "file").write_text("mine")
+        for program, flags in (
+            ("cifar_resnet", SMALL),
+            ("attack", ("--attack=fake_random_pattern",)),
+            ("evaluate_protection", ()),
+            ("serve", ()),
+        ):
+            status, _, errors = run_here(
+                f"--run_dir={tmp_path / place}",
+                *flags,
+                program=EXAMPLES / f"{program}.py",
+            )
+            assert (status, errors.count("\n")) == (2, 1)
+            assert str(tmp_path / place) in errors
+
+    @pytest.mark.parametrize(
+        "name, expected",
+        [
+            ("owner/passport.h5", "checksum"),
+            ("owner/original.keras", "damaged"),
+        ],
+    )
+    def test_a_truncated_file(self, tmp_path, finished, name, expected):
         source, _ = finished
         folder = tmp_path / "run"
-        folder.mkdir()
-        shutil.copytree(source, folder, dirs_exist_ok=True)
+        shutil.copytree(source, folder)
         os.remove(folder / "public" / "protected.keras")
-        passport = folder / "owner" / "passport.h5"
-        passport.write_bytes(passport.read_bytes()[:-100])
-        status, _, errors = run(*SMALL, f"--run_dir={folder}")
-        assert status != 0
-        assert "checksum" in errors
+        file = folder / name
+        file.write_bytes(file.read_bytes()[:-100])
+        status, _, errors = run_here(*SMALL, f"--run_dir={folder}")
+        assert status == 2
+        assert expected in errors
         assert "Traceback" not in errors

@@ -9,10 +9,9 @@ import pytest
 import keras_passport as kp
 from common import pictures
 from common.errors import UserError
-from test_case import REPOSITORY
-from test_examples import run, succeed
+from program_case import EXAMPLES, run_here, succeed
 
-PROGRAM = REPOSITORY / "examples" / "protect_model.py"
+PROGRAM = EXAMPLES / "protect_model.py"
 SHAPE = (8, 8, 3)
 CLASSES = ("blue", "green", "red")
 
@@ -129,7 +128,7 @@ class TestMistakes:
     def test_one_clear_message(self, finished, tmp_path, change, expected):
         _, flags, _, _ = finished
         new = tmp_path / "run"
-        status, output, errors = run(
+        status, output, errors = run_here(
             *flags, f"--run_dir={new}", change, program=PROGRAM
         )
         assert status != 0
@@ -145,12 +144,111 @@ class TestMistakes:
             f"--model={tmp_path / 'plain.keras'}",
             f"--run_dir={tmp_path / 'run'}",
         )
-        status, _, errors = run(*flags, program=PROGRAM)
+        status, _, errors = run_here(*flags, program=PROGRAM)
         assert status != 0
         assert "--insert" in errors
         assert "Traceback" not in errors
         output, _ = succeed(*flags, "--insert", program=PROGRAM)
         assert "with a new batch normalisation" in output
+
+
+class TestChoices:
+    """What `--select` and `--import` choose, said before anything is done."""
+
+    @pytest.mark.parametrize(
+        "flag, expected",
+        [
+            ("--select=conv2d_9", "which it has not"),
+            ("--select=(", "regular expression"),
+            ("--import=missing.py", "no such file"),
+            ("--import=no_such_module", "no module of this name"),
+        ],
+    )
+    def test_wrong_ones(self, finished, tmp_path, flag, expected):
+        _, flags, _, _ = finished
+        new = tmp_path / "run"
+        status, _, errors = run_here(
+            *flags, f"--run_dir={new}", flag, program=PROGRAM
+        )
+        assert (status, errors.count("\n")) == (2, 1)
+        assert expected in errors
+        assert not new.exists()
+
+    def test_one_layer_of_a_model_with_own_code(self, finished, tmp_path):
+        _, flags, model, _ = finished
+        source = (
+            "import keras\n"
+            "class Mine(keras.layers.Layer):\n"
+            "    def call(self, inputs):\n"
+            "        return inputs\n"
+        )
+        (tmp_path / "mine_layers.py").write_text(source)
+        names = {"__name__": "mine_layers"}
+        exec(source, names)
+        inputs = keras.Input(SHAPE)
+        mine = names["Mine"](name="own")(model(inputs))
+        keras.Model([inputs], [mine]).save(tmp_path / "own.keras")
+        known = dict(keras.saving.get_custom_objects())
+        flags = (
+            *flags,
+            f"--model={tmp_path / 'own.keras'}",
+            f"--run_dir={tmp_path / 'run'}",
+            "--epochs=1",
+        )
+        status, _, errors = run_here(*flags, program=PROGRAM)
+        assert (status, "--import" in errors) == (2, True)
+        first = [
+            layer.name
+            for layer in model.layers
+            if isinstance(layer, keras.layers.Conv2D)
+        ][0]
+        try:
+            output, _ = succeed(
+                *flags,
+                f"--import={tmp_path / 'mine_layers.py'}",
+                f"--select=mine/{first}$",
+                program=PROGRAM,
+            )
+            path = tmp_path / "run" / "public" / "protected.keras"
+            protected = keras.saving.load_model(path)
+        finally:
+            keras.saving.get_custom_objects().clear()
+            keras.saving.get_custom_objects().update(known)
+        assert list(kp.protected_layers(protected)) == [f"mine/{first}"]
+        assert "1 of 3 kernel layers protected" in output
+
+
+class TestDiverging:
+    def test_nothing_is_published(self, finished, tmp_path):
+        _, flags, _, _ = finished
+        place = tmp_path / "run"
+        status, output, errors = run_here(
+            *flags,
+            f"--run_dir={place}",
+            "--learning_rate=1e30",
+            program=PROGRAM,
+        )
+        assert (status, errors.count("\n")) == (2, 1)
+        assert "protected network diverged in epoch 1 of 6" in errors
+        assert list((place / "public").iterdir()) == []
+        assert "fake passports" not in output
+        history = json.loads((place / "owner" / "history.json").read_text())
+        assert len(history["protected"]["loss"]) == 1
+
+    def test_a_model_of_nan(self, finished, tmp_path):
+        _, flags, model, _ = finished
+        broken = keras.models.clone_model(model)
+        weights = model.get_weights()
+        broken.set_weights([np.full_like(w, np.nan) for w in weights])
+        broken.save(tmp_path / "nan.keras")
+        status, _, errors = run_here(
+            *flags,
+            f"--run_dir={tmp_path / 'run'}",
+            f"--model={tmp_path / 'nan.keras'}",
+            program=PROGRAM,
+        )
+        assert (status, errors.count("\n")) == (2, 1)
+        assert "finite scores of the given network" in errors
 
 
 class TestPictures:

@@ -9,10 +9,9 @@ from absl.testing import flagsaver
 import tables
 from common.rundir import RunDirectory, write_json
 from keras_passport.attacks import AttackResult
-from test_case import REPOSITORY
-from test_examples import SMALL, run, succeed
+from program_case import EXAMPLES, SMALL, run, run_here, succeed
 
-PROGRAM = REPOSITORY / "examples" / "tables.py"
+PROGRAM = EXAMPLES / "tables.py"
 GPU = ("--mixed_precision=bfloat16", "--steps_per_execution=4")
 
 
@@ -24,7 +23,7 @@ def test_tables_on_jax(tmp_path):
         "--kinds=random_pattern",
         "--reva_epochs=1",
     )
-    options = {"program": PROGRAM, "backend": "jax"}
+    options = {"program": PROGRAM, "backend": "jax", "runs": run}
     output, _ = succeed(*flags, "--", *SMALL, *GPU, **options)
     assert "RevA (Table 4)" in output
     for name in ("fakes.png", "reva.png"):
@@ -79,7 +78,7 @@ def test_mistakes_are_named_in_one_line(tmp_path):
         (("--kinds=T1",), "--kinds of random_pattern"),
         (("--", "--dataset=mnist"), "ended with status"),
     ):
-        status, output, errors = run(
+        status, output, errors = run_here(
             f"--dir={tmp_path}", *flags, program=PROGRAM
         )
         assert status != 0

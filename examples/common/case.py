@@ -13,7 +13,7 @@ import keras_passport as kp
 from common import data
 from common.errors import UserError
 from common.rundir import RunDirectory, load_model, read_json
-from common.training import predict_labels
+from common.training import count_right
 from keras_passport.attacks import training
 
 # Part of the test set that an attacker may have: the judge uses the rest.
@@ -156,8 +156,7 @@ class Owner:
             ("original", self.case.reference),
         ):
             if model is not None:
-                right = predict_labels(model, x) == y
-                numbers[name] = int(np.sum(right))
+                numbers[name] = count_right(model, x, y, name)
         return numbers
 
 

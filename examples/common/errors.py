@@ -1,11 +1,19 @@
 """What the user can put right, told in one line."""
 
 import contextlib
+import errno
 import pathlib
 import sys
+import traceback
 from collections.abc import Iterator
 
 from absl import flags, logging
+
+from keras_passport.texts import shown
+
+# The exit status of what the user can put right, as `keras-passport` has it.
+MISTAKE = 2
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 class UserError(Exception):
@@ -14,7 +22,10 @@ class UserError(Exception):
 
 @contextlib.contextmanager
 def in_one_line() -> Iterator[None]:
-    """Ends the program with one line where the user can put it right."""
+    """Ends the program with one line where the user can put it right.
+
+    With `--verbosity=1` the traceback comes before it.
+    """
     from keras_passport.errors import PassportError
 
     if not flags.FLAGS["verbosity"].present:
@@ -22,7 +33,26 @@ def in_one_line() -> Iterator[None]:
         logging.set_verbosity(logging.WARNING)
     try:
         yield
-    except (UserError, PassportError) as error:
-        sys.exit(f"{pathlib.Path(sys.argv[0]).name}: {error}")
+    except (UserError, PassportError, OSError) as error:
+        if logging.get_verbosity() >= logging.DEBUG:
+            traceback.print_exc()
+        name = pathlib.Path(sys.argv[0]).name
+        print(f"{name}: {_told(error)}", file=sys.stderr)
+        sys.exit(MISTAKE)
     except KeyboardInterrupt:
         sys.exit("\nInterrupted; the same command goes on from here.")
+
+
+def _told(error: Exception) -> str:
+    if not isinstance(error, OSError) or error.errno is None:
+        # What these messages quote is on one line already.
+        return str(error)
+    text = error.strerror or type(error).__name__
+    if error.filename is not None:
+        text = f"{shown(error.filename)}: {text}"
+    if error.errno in _FULL:
+        text += (
+            ". What was written before is as it was: make room, and the same "
+            "command goes on"
+        )
+    return f"{text}."

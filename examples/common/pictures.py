@@ -11,8 +11,8 @@ import numpy as np
 from common import data
 from common.errors import UserError
 from keras_passport import pictures as kp_pictures
+from keras_passport.pictures import SUFFIXES
 
-SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 _TEST_NAMES = ("test", "val", "validation")
 
 Arrays = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]

@@ -11,6 +11,9 @@ from common import training
 from common.data import Dataset
 from common.rundir import RunDirectory, load_model, read_json, write_json
 
+# What a message calls them.
+_NETWORKS = {"original": "original", "valid": "protected"}
+
 
 class LayerWatch:
     """Follows one passport layer through a training, for Figure 3.
@@ -104,8 +107,8 @@ def _accuracies(dataset, original, protected, fakes) -> dict[str, Any]:
     total = len(dataset.y_test)
     numbers = {}
     for name, model in (("original", original), ("valid", protected)):
-        correct = int(
-            np.sum(training.predict_labels(model, x_test) == dataset.y_test)
+        correct = training.count_right(
+            model, x_test, dataset.y_test, _NETWORKS[name]
         )
         numbers[f"{name}_accuracy"] = 100 * correct / total
         numbers[f"{name}_interval"] = kp.metrics.accuracy_interval(

@@ -1,6 +1,8 @@
 """The main job: original, passport, protected network, fakes, report."""
 
 import abc
+import contextlib
+import math
 import pathlib
 import sys
 from collections.abc import Callable, Iterator
@@ -12,13 +14,14 @@ from absl import flags
 
 import keras_passport as kp
 from common import data, distribution, report, training
-from common.errors import in_one_line
+from common.errors import UserError, in_one_line
 from common.identity import identity_images
 from common.rundir import (
     PRIVATE,
     RunDirectory,
     load_model,
     read_json,
+    replacing,
     save_model,
     write_json,
 )
@@ -29,6 +32,8 @@ _CHUNK = 50
 # hiding them may take, in points of accuracy.
 _STATISTICS = 2000
 _MOST_LOST = 2.0
+# Training pictures that a network is tried on before it is relied upon.
+_CHECKED = 100
 # Pictures, of the test set, that the attacker makes fakes of.
 _ATTACKER_IMAGES = 100
 
@@ -57,10 +62,12 @@ class Job(abc.ABC):
         from_logits: whether their outputs are logits, not probabilities.
     """
 
-    # Whether the protected network starts from the original's weights, and
-    # whether kernel layers without a normalisation are protected too.
+    # Whether the protected network starts from the original's weights,
+    # whether kernel layers without a normalisation are protected too, and
+    # which are, if not all.
     fine_tunes = False
     inserts = False
+    selects = None
 
     def __init__(
         self,
@@ -114,18 +121,38 @@ class Job(abc.ABC):
                 flags.FLAGS.num_images,
             )
         self.prepare()
-        if self.spread.is_chief:
-            self.directory.open(self.config)
-        self.spread.agree()
-        self.directory.check(self.config)
-        print(f"Results go to {self.directory.path}")
-        original = self._original()
-        protected = self._protected(original, images)
-        fakes = self._fakes(protected, original)
-        if self.spread.is_chief:
-            report.write(self.directory, self.config, self.dataset, fakes)
-        # Who goes first would seem lost to the others.
-        self.spread.agree()
+        with self._alone():
+            if self.spread.is_chief:
+                self.directory.open(self.config)
+            self.spread.agree()
+            self.directory.check(self.config)
+            print(f"Results go to {self.directory.path}")
+            original = self._original()
+            protected = self._protected(original, images)
+            fakes = self._fakes(protected, original)
+            if self.spread.is_chief:
+                report.write(self.directory, self.config, self.dataset, fakes)
+            # Who goes first would seem lost to the others.
+            self.spread.agree()
+
+    @contextlib.contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Keeps other programs from the directory; the chief does so for all.
+
+        The other workers hear of it if it can't: they would wait for it.
+        """
+        refused = None
+        with contextlib.ExitStack() as stack:
+            if self.spread.is_chief:
+                try:
+                    stack.enter_context(self.directory.locked())
+                except UserError as error:
+                    refused = error
+            if not self.spread.agree(refused is None):
+                raise refused or UserError(
+                    f"The chief can't write to --run_dir={self.directory.path}."
+                )
+            yield
 
     def _original(self) -> keras.Model:
         path = self.directory.original
@@ -145,7 +172,7 @@ class Job(abc.ABC):
                 return self.directory.load_protected()
         with self.spread.scope():
             model = kp.protect(
-                original, function=self.function, insert=self.inserts
+                original, self.function, self.selects, insert=self.inserts
             )
             if not self.fine_tunes:
                 # The paper finds that a protected network ends up better so
@@ -171,6 +198,7 @@ class Job(abc.ABC):
         if self.fine_tunes:
             # Few steps, and a model with a momentum that is made for many.
             self._estimate_statistics(model)
+            self.check_scores(model, "protected")
         if self.config["hide_statistics"]:
             model = self._without_statistics(model)
         self._finish(model, "protected", path)
@@ -198,13 +226,24 @@ class Job(abc.ABC):
 
     def _accuracy(self, model: keras.Model) -> float:
         """In per cent, on some training pictures as they are."""
+        x, y = self._some_pictures(_STATISTICS)
+        return 100 * float(np.mean(training.predict_labels(model, x) == y))
+
+    def check_scores(self, model: keras.Model, name: str) -> None:
+        """Raises a `UserError` unless a network's scores are finite.
+
+        Args:
+            model: the network.
+            name: of the network, for the message.
+        """
+        training.count_right(model, *self._some_pictures(_CHECKED), name)
+
+    def _some_pictures(self, count: int) -> tuple[np.ndarray, np.ndarray]:
+        """About so many training pictures, normalised, and their labels."""
         # Folders are read class by class: a part of all of them.
-        count = len(self.dataset.y_train)
-        part = slice(None, None, max(1, count // _STATISTICS))
-        labels = training.predict_labels(
-            model, self.dataset.normalize(self.dataset.x_train[part])
-        )
-        return 100 * float(np.mean(labels == self.dataset.y_train[part]))
+        part = slice(None, None, max(1, len(self.dataset.y_train) // count))
+        pictures = self.dataset.normalize(self.dataset.x_train[part])
+        return pictures, self.dataset.y_train[part]
 
     def _estimate_statistics(self, model: keras.Model) -> None:
         kp.estimate_statistics(model, self._some_batches())
@@ -232,7 +271,8 @@ class Job(abc.ABC):
                 reference=original,
                 **self.scaling,
             )
-        passport.save(self.directory.passport)
+        with replacing(self.directory.passport, PRIVATE) as temporary:
+            passport.save(temporary)
 
     def _fakes(
         self, protected: keras.Model, original: keras.Model
@@ -283,14 +323,48 @@ class Job(abc.ABC):
         watch: "report.LayerWatch | None" = None,
     ) -> None:
         """Trains a stage's model, or goes on; keeps its history."""
-        history = training.train(
-            model,
-            self.dataset,
-            self.recipe,
-            self.directory.checkpoint(stage),
-            watch=watch,
-            distribution=self.spread,
+        try:
+            history = training.train(
+                model,
+                self.dataset,
+                self.recipe,
+                self.directory.checkpoint(stage),
+                watch=watch,
+                distribution=self.spread,
+            )
+        except training.DivergedError as error:
+            self._keep(stage, _of_json(error.history), watch)
+            raise UserError(self._advice(stage, error)) from error
+        self._keep(stage, history, watch)
+
+    def _advice(self, stage: str, error: training.DivergedError) -> str:
+        """What happened, what is left of it, and what to change."""
+        rate = self.recipe.learning_rate
+        changes = [
+            f"a lower --learning_rate (now {rate:g})",
+            f"more --epochs, a tenth of which warm up (now "
+            f"{self.recipe.epochs})",
+            f"a larger --batch_size (now {self.recipe.batch_size})",
+        ]
+        if self.config.get("mixed_precision", "none") != "none":
+            changes.insert(1, "--mixed_precision=none")
+        if stage == "protected" and self.config["key_scaling"] == "paper":
+            changes.append("--key_scaling=unit or orthogonal")
+        return (
+            f"The training of the {stage} network diverged in epoch "
+            f"{error.epoch} of {self.recipe.epochs}: not finite any more are "
+            f"{', '.join(error.what)}. Nothing was published, no fakes were "
+            f"tried; its course until then is in {self.directory.history}. "
+            f"Try {', '.join(changes)}, with another --run_dir."
         )
+
+    def _keep(
+        self,
+        stage: str,
+        history: dict[str, list],
+        watch: "report.LayerWatch | None",
+    ) -> None:
+        """Writes the course of a stage's training."""
         if not self.spread.is_chief:
             return
         histories = read_json(self.directory.history) or {}
@@ -310,3 +384,11 @@ class Job(abc.ABC):
         if self.spread.is_chief:
             save_model(model, path, mode)
             self.directory.checkpoint(stage).unlink(missing_ok=True)
+
+
+def _of_json(history: dict[str, list[float]]) -> dict[str, list]:
+    """The history without what JSON has no numbers for."""
+    return {
+        name: [value if math.isfinite(value) else None for value in values]
+        for name, values in history.items()
+    }

@@ -1,17 +1,32 @@
 """A run's directory: what is public, what is its owner's alone."""
 
+import contextlib
+import errno
 import json
 import os
 import pathlib
+import socket
+from collections.abc import Iterator
 from typing import Any
 
 import keras
 
 import keras_passport as kp
 from common.errors import UserError
-from keras_passport.files import replacing
+from keras_passport import files, given
+from keras_passport.texts import shown
+
+try:
+    import fcntl
+except ImportError:  # Windows has none.
+    fcntl = None
 
 PRIVATE = 0o600
+# Where files lie until they are whole. The name is nobody else's, so what a
+# killed run left in there can be removed.
+UNFINISHED = ".keras_passport-unfinished"
+# What file systems answer that can't lock, some of those over a network.
+_CANT_LOCK = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL}
 
 
 class RunDirectory:
@@ -25,6 +40,7 @@ class RunDirectory:
     owner/checkpoints/         what an interrupted run goes on from
     config.json result.json    what was asked for, what came out
     fakes.png training.png
+    .lock                      held by the program that writes here
     ```
 
     Checkpoints are secrets as much as the passport is: an optimizer's
@@ -52,6 +68,7 @@ class RunDirectory:
         self.noise = self.owner / "noise.json"
         self.changes = self.owner / "changes.json"
         self.hits = self.owner / "hits.json"
+        self.lock = self.path / ".lock"
 
     def checkpoint(self, stage: str) -> pathlib.Path:
         """What an interrupted training of a stage goes on from."""
@@ -62,8 +79,62 @@ class RunDirectory:
         passport = kp.Passport.load(self.passport)
         return kp.bind(load_model(self.protected), passport)
 
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keeps other programs from writing here meanwhile.
+
+        Two trainers would each overwrite the other's passport and networks.
+        The lock is the operating system's: it ends with the process, however
+        that ends. Over NFS it holds between machines where the server and
+        both machines lock (NFS 4 does).
+
+        Raises:
+            UserError: If another program writes here, or if the directory
+                can't be written to.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            handle = os.open(self.lock, os.O_RDWR | os.O_CREAT, PRIVATE)
+        except OSError as error:
+            raise self._unwritable(error) from error
+        try:
+            self._lock(handle)
+            os.ftruncate(handle, 0)
+            os.write(handle, f"{os.getpid()} {socket.gethostname()}\n".encode())
+            yield
+        finally:
+            # The file stays: who waits to open it must lock the same one.
+            os.close(handle)
+
+    def _lock(self, handle: int) -> None:
+        if fcntl is None:
+            return
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            process, _, machine = (
+                os.pread(handle, 300, 0).decode(errors="replace").partition(" ")
+            )
+            by = f"process {process} on {machine}" if machine else "another"
+            raise UserError(
+                f"{self.path} is being written to by {shown(by.strip())}. "
+                "Wait for it, or give another directory."
+            ) from error
+        except OSError as error:
+            if error.errno not in _CANT_LOCK:
+                raise self._unwritable(error) from error
+            print(
+                f"{self.path} can't be locked here ({error.strerror}): see to "
+                "it that no other program writes there."
+            )
+
+    def _unwritable(self, error: OSError) -> UserError:
+        return UserError(f"{self.path} cannot be written to: {error.strerror}.")
+
     def open(self, config: dict[str, Any]) -> None:
         """Creates the directory, or checks that it holds this very run.
+
+        To be called while it is `locked`.
 
         Args:
             config: the settings, as JSON knows them.
@@ -74,17 +145,14 @@ class RunDirectory:
                 private.mkdir(mode=0o700, exist_ok=True)
                 private.chmod(0o700)
         except OSError as error:
-            raise UserError(
-                f"--run_dir={self.path} cannot be written to: {error.strerror}"
-            ) from error
+            raise self._unwritable(error) from error
         if not self.config.exists():
             write_json(self.config, config)
             return
         self.check(config)
         # What a killed run was about to write.
-        for folder in (self.public, self.owner, self.checkpoints):
-            for leftover in folder.glob(".*-????????.*"):
-                leftover.unlink()
+        for folder in (self.path, self.public, self.owner, self.checkpoints):
+            remove_unfinished(folder)
 
     def check(self, config: dict[str, Any]) -> None:
         """Checks that the directory holds this very run.
@@ -121,6 +189,44 @@ def read_json(path: pathlib.Path) -> Any:
         raise UserError(f"{path} is not a JSON file: {error}") from error
 
 
+@contextlib.contextmanager
+def replacing(
+    path: pathlib.Path, mode: int | None = None
+) -> Iterator[pathlib.Path]:
+    """Yields a path for what takes the place of `path` once it is whole.
+
+    It lies in a folder of its own beside it, `UNFINISHED`.
+
+    Args:
+        path: the file to write.
+        mode: its permission bits, from the first byte on.
+    """
+    folder = path.parent / UNFINISHED
+    folder.mkdir(mode=0o700, exist_ok=True)
+    try:
+        # Keras and matplotlib go by the suffix.
+        whole = folder / path.name
+        with files.replacing(whole, mode) as temporary:
+            yield temporary
+        os.replace(whole, path)
+    finally:
+        remove_unfinished(path.parent)
+
+
+def remove_unfinished(folder: pathlib.Path) -> None:
+    """Removes what `replacing` left in a folder, and nothing else.
+
+    Args:
+        folder: where nobody writes; it is `RunDirectory.locked`.
+    """
+    leftovers = folder / UNFINISHED
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+        for leftover in leftovers.iterdir():
+            leftover.unlink(missing_ok=True)
+    with contextlib.suppress(OSError):
+        leftovers.rmdir()
+
+
 def write_json(
     path: pathlib.Path, content: Any, mode: int | None = None
 ) -> None:
@@ -140,10 +246,6 @@ def save_model(
 def load_model(path: str | os.PathLike) -> keras.Model:
     """Reads a `.keras` file."""
     try:
-        return keras.models.load_model(path, compile=False)
-    # A file that is not what it should be fails in zipfile, h5py, json or
-    # Keras, each in its own way.
-    except Exception as error:
-        raise UserError(
-            f"{path} is not a model that Keras can load: {error}"
-        ) from error
+        return given.load_model(path)
+    except ValueError as error:
+        raise UserError(str(error)) from error

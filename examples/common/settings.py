@@ -1,5 +1,6 @@
 """The flags that all programs share, and their values."""
 
+import math
 import os
 import sys
 from collections.abc import Mapping
@@ -38,8 +39,8 @@ flags.DEFINE_bool(
 flags.DEFINE_list(
     "identity_images",
     None,
-    "Picture files that stand for the owner (logo.png,portrait.jpg). Without "
-    "them, pictures are drawn from the training set.",
+    "Picture files that stand for the owner (logo.png,portrait.jpg), or "
+    "folders of them. Without them, pictures are drawn from the training set.",
 )
 flags.DEFINE_integer(
     "num_images",
@@ -83,12 +84,20 @@ flags.DEFINE_string(
     "runs/<network>-<dataset>-<passport>-<function> if not given.",
 )
 
+for _name in ("learning_rate", "weight_decay"):
+    # Bounds let nan through, which is neither above nor below them.
+    flags.register_validator(
+        _name,
+        lambda value: value is None or math.isfinite(value),
+        "must be a finite number",
+    )
+
 
 def settings(module: str, defaults: Mapping[str, Any]) -> dict[str, Any]:
     """What a run's results depend on: these flags and a program's own.
 
-    Where things lie is left out (`--run_dir`, `--data_dir`), and of files
-    and folders that the user names only the names are kept.
+    Where things lie is left out (`--run_dir`, `--data_dir`, `--import`), and
+    of files and folders that the user names only the names are kept.
 
     Args:
         module: the name of the module that defines the program's flags.
@@ -98,7 +107,7 @@ def settings(module: str, defaults: Mapping[str, Any]) -> dict[str, Any]:
         flag.name: flag.value
         for name in (__name__, module)
         for flag in flags.FLAGS.get_flags_for_module(sys.modules[name])
-        if flag.name not in ("run_dir", "data_dir")
+        if flag.name not in _WHERE
     }
     for name, value in defaults.items():
         if values[name] is None:
@@ -111,4 +120,6 @@ def settings(module: str, defaults: Mapping[str, Any]) -> dict[str, Any]:
     return values
 
 
+# Flags that say where things lie.
+_WHERE = {"run_dir", "data_dir", "import"}
 _PATHS = {"identity_images", "images", "model", "reference"}

@@ -98,6 +98,7 @@ class Trainer(run.Job):
         # The network that the flags build, so its names, and the types that
         # it computes in, are the flags', too.
         model.set_weights(found.get_weights())
+        self.check_scores(model, "--reference")
         self._reference = model
 
     def make_original(self) -> keras.Model:

@@ -2,7 +2,9 @@
 
 import contextlib
 import dataclasses
+import io
 import json
+import math
 import pathlib
 import sys
 import time
@@ -16,8 +18,8 @@ import numpy as np
 from common.data import Dataset, TrainingBatches
 from common.distribution import Distribution
 from common.errors import UserError
-from common.rundir import PRIVATE
-from keras_passport.files import replacing
+from common.rundir import PRIVATE, replacing
+from keras_passport import scores
 
 MOMENTUM = 0.9
 EVALUATION_BATCH = 500
@@ -84,6 +86,27 @@ def _computes_in_float16(model: keras.Model) -> bool:
     )
 
 
+class DivergedError(UserError):
+    """A training came to numbers that are not finite.
+
+    Args:
+        epoch: in which, counted from 1.
+        what: names of what is not finite.
+        history: what was measured until then, this epoch included.
+    """
+
+    def __init__(
+        self, epoch: int, what: list[str], history: dict[str, list[float]]
+    ):
+        self.epoch = epoch
+        self.what = what
+        self.history = history
+        super().__init__(
+            f"The training diverged in epoch {epoch}: not finite any more are "
+            f"{', '.join(what)}."
+        )
+
+
 class Watch(Protocol):
     """Measures something of a network over each epoch of its training."""
 
@@ -114,6 +137,10 @@ def train(
     Returns:
         The history: one list per quantity, one number per epoch. Accuracies
         are fractions.
+
+    Raises:
+        DivergedError: If losses or weights are not finite any more. The
+            checkpoint is that of the epoch before.
     """
     batches = TrainingBatches(dataset, recipe.batch_size, recipe.seed)
     distribution = distribution or Distribution()
@@ -149,6 +176,7 @@ def train(
                     checkpoint if distribution.is_chief else None,
                     history,
                     watch,
+                    recipe.epochs,
                 ),
             ],
         )
@@ -156,9 +184,32 @@ def train(
 
 
 def predict_labels(model: keras.Model, x: np.ndarray) -> np.ndarray:
-    """Predicted classes, `(n,)`, of normalised pictures."""
-    logits = model.predict(x, batch_size=EVALUATION_BATCH, verbose=0)
-    return np.argmax(logits, axis=-1)
+    """Predicted classes, `(n,)`, of normalised pictures.
+
+    Where a network's scores are not finite that is `scores.NO_CLASS`, which
+    no label equals.
+    """
+    return scores.classes_of(scores.predict(model, x, EVALUATION_BATCH))
+
+
+def count_right(
+    model: keras.Model, x: np.ndarray, y: np.ndarray, name: str
+) -> int:
+    """How many pictures a network that must work classifies correctly.
+
+    Args:
+        model: classifies them.
+        x: normalised pictures.
+        y: their labels.
+        name: of the network, for the message.
+    """
+    labels = predict_labels(model, x)
+    if wrong := int(np.sum(labels == scores.NO_CLASS)):
+        raise UserError(
+            f"Expected finite scores of the {name} network. Received: NaN or "
+            f"infinite ones for {wrong:,} of {len(y):,} pictures."
+        )
+    return int(np.sum(labels == y))
 
 
 @contextlib.contextmanager
@@ -182,11 +233,13 @@ class _Checkpoint(keras.callbacks.Callback):
         path: pathlib.Path | None,
         history: dict[str, list[float]],
         watch: Watch | None,
+        epochs: int,
     ):
         super().__init__()
         self.path = path
         self.history = history
         self.watch = watch
+        self.epochs = epochs
 
     def on_epoch_begin(self, epoch, logs=None):
         if self.watch:
@@ -201,18 +254,44 @@ class _Checkpoint(keras.callbacks.Callback):
             numbers.update(self.watch.measure())
         for name, value in numbers.items():
             self.history.setdefault(name, []).append(float(value))
+        if what := _not_finite(model, numbers, epoch + 1 == self.epochs):
+            raise DivergedError(epoch + 1, what, self.history)
         if self.path is None:
             return
-        with (
-            replacing(self.path, mode=PRIVATE) as temporary,
-            h5py.File(temporary, "w") as file,
-        ):
+        content = io.BytesIO()
+        # Made in memory: on a disk that is full, the HDF5 library ends the
+        # process instead of raising an error.
+        with h5py.File(content, "w") as file:
             for name, variables in _state(model).items():
                 for index, variable in enumerate(variables):
                     file[f"{name}/{index}"] = keras.ops.convert_to_numpy(
                         variable
                     )
             file["history"] = json.dumps(self.history)
+        with replacing(self.path, PRIVATE) as temporary:
+            temporary.write_bytes(content.getbuffer())
+
+
+def _not_finite(
+    model: keras.Model, numbers: dict[str, float], is_last: bool
+) -> list[str]:
+    """What shows that a training has diverged.
+
+    With float16, single steps overflow: the optimizer leaves them out, and
+    the network is none the worse for it, but the epoch's loss is not finite.
+    There the weights count, and in the end the losses of the test set.
+    """
+    names = [
+        name for name, value in numbers.items() if not math.isfinite(value)
+    ]
+    if isinstance(model.optimizer, keras.optimizers.LossScaleOptimizer):
+        names = [name for name in names if is_last and name.startswith("val_")]
+    weights = [keras.ops.convert_to_numpy(v) for v in model.weights]
+    # NumPy knows no `isfinite` of bfloat16.
+    wrong = sum(not np.isfinite(w.astype("float32")).all() for w in weights)
+    if wrong:
+        names.append(f"{wrong} of {len(weights)} weights")
+    return names
 
 
 def _state(model: keras.Model) -> dict[str, list[keras.Variable]]:
