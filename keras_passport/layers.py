@@ -7,40 +7,17 @@ import numpy as np
 from keras import ops
 
 from keras_passport import (
+    access,
     functions,
     kernels,
     normalization,
     optimizer_state,
     scopes,
 )
-from keras_passport.errors import PassportError, PassportRequiredError
+from keras_passport.errors import PassportError
 
 # Two keys with a smaller angle (in radians) than about this count as one.
 _PARALLEL = 1e-3
-
-
-class _Secret:
-    """Holds keys where neither Keras nor TensorFlow looks for state.
-
-    Both follow a layer's attributes to find variables to save. An object of a
-    class that they don't know hides its variable from weights, state trees,
-    checkpoints and exports alike.
-    """
-
-    __slots__ = ("assumed", "bound", "duals", "keys", "presented")
-
-    def __init__(self):
-        self.bound = False
-        self.keys = None  # keras.Variable (1, passport_size) once bound
-        self.duals = None  # the same, of the keys' dual basis
-        self.presented = None  # tensor (1 or batch, passport_size) or None
-        self.assumed = None  # γ and β themselves, or None
-
-    def __reduce__(self):
-        return (_Secret, ())
-
-    def __repr__(self):
-        return "<secret>"
 
 
 @keras.saving.register_keras_serializable(package="keras_passport")
@@ -141,7 +118,7 @@ class PassportNormalization(keras.layers.Wrapper):
         self.gamma = None
         self.beta = None
         self.geometry = None
-        self._secret = _Secret()
+        self._secret = access.Secret(self)
 
     # Building -----------------------------------------------------------
 
@@ -192,7 +169,7 @@ class PassportNormalization(keras.layers.Wrapper):
     @property
     def is_bound(self) -> bool:
         """Whether a passport's keys are bound to this layer."""
-        return self._secret.bound
+        return self._secret.bound is not None
 
     def bind_keys(self, gamma=None, beta=None):
         """Binds the keys of a passport. See `kp.bind` for a whole model.
@@ -206,6 +183,10 @@ class PassportNormalization(keras.layers.Wrapper):
             PassportError: If a key is missing, superfluous, of the wrong
                 shape, or not finite.
         """
+        access.bind({self._secret: self.keys_of(gamma, beta)})
+
+    def keys_of(self, gamma=None, beta=None) -> access.Keys:
+        """Keys to bind: `bind_keys` without binding them."""
         given = {"gamma": gamma, "beta": beta}
         packed = []
         for role, key in given.items():
@@ -230,14 +211,11 @@ class PassportNormalization(keras.layers.Wrapper):
                 f"Expected finite keys for layer '{self.name}'. "
                 "Received: NaN or infinity"
             )
-        duals = self._dual(packed)
-        if self._secret.keys is None:
-            self._secret.keys = _unexportable_variable(packed)
-            self._secret.duals = _unexportable_variable(duals)
-        else:
-            self._secret.keys.assign(packed)
-            self._secret.duals.assign(duals)
-        self._secret.bound = True
+        return self.packed_keys(packed)
+
+    def packed_keys(self, array, tensor=None) -> access.Keys:
+        """Keys as they are packed; see `access.Keys`."""
+        return access.Keys(array, self._dual, tensor)
 
     def _dual(self, packed):
         """The basis κ̃ dual to the keys: κ̃_i · κ_j = 1 if i is j, else 0.
@@ -261,30 +239,7 @@ class PassportNormalization(keras.layers.Wrapper):
 
     def unbind_keys(self):
         """Takes the bound keys away; does nothing if there are none."""
-        if self._secret.bound:
-            # A function that somebody compiled around this layer still holds
-            # the variable: it goes on with γ = β = 0 until keys are bound.
-            self._secret.keys.assign(np.zeros(self._secret.keys.shape))
-            self._secret.duals.assign(np.zeros(self._secret.keys.shape))
-            self._secret.bound = False
-
-    def present_keys(self, passport):
-        """Sets keys for the calls that follow; `None` to end.
-
-        Args:
-            passport: Tensor of shape `(1 or batch, passport_size)`, symbolic
-                or not. See `kp.presented`.
-        """
-        self._secret.presented = passport
-
-    def assume_parameters(self, parameters):
-        """Sets γ and β themselves for the calls that follow; `None` to end.
-
-        Args:
-            parameters: Tuple `(gamma, beta)` of tensors of shape
-                `(channels,)`, float32. See `kp.assumed`.
-        """
-        self._secret.assumed = parameters
+        access.bind({self._secret: None})
 
     def hidden_parameters(self, passport=None):
         """γ and β of a passport. For its holder only: they are secrets.
@@ -336,24 +291,15 @@ class PassportNormalization(keras.layers.Wrapper):
         rows = ops.convert_to_tensor(
             np.stack([wanted[role] for role in given]), "float32"
         )
-        duals = ops.reshape(
-            self._secret.duals.value, (-1, *self.geometry.key_shape)
-        )
-        change = rows - self._respond(self._secret.keys.value)
+        keys, duals = self._secret.bound.eager(access.DUALS)
+        duals = ops.reshape(duals, (-1, *self.geometry.key_shape))
+        change = rows - self._respond(keys)
         kernel.assign_add(self.adapter.spread(self.layer, duals, change))
 
     def _hidden(self, passport):
         """γ and β, each (rows, channels), or None where not hidden."""
         if passport is None:
-            passport = self._secret.presented
-        if passport is None and self._secret.bound:
-            passport = self._secret.keys.value
-        if passport is None:
-            raise PassportRequiredError(
-                f"Layer '{self.name}' is protected and has no passport. Bind "
-                "one with keras_passport.bind(model, passport), or give its "
-                "keys with the call."
-            )
+            passport = access.read(self._secret)
         if len(passport.shape) != 2 or passport.shape[1] != self.passport_size:
             raise PassportError(
                 f"Expected the passport of layer '{self.name}' to have shape "
@@ -382,9 +328,8 @@ class PassportNormalization(keras.layers.Wrapper):
         return (
             self.decouple
             and bool(training)
-            and self._secret.bound
             and passport is None
-            and self._secret.presented is None
+            and access.is_settled(self._secret)
             and self.adapter.weight(self.layer) is not None
         )
 
@@ -399,10 +344,8 @@ class PassportNormalization(keras.layers.Wrapper):
         as the formula's own gradient.
         """
         kernel = self.adapter.weight(self.layer)
-        keys = self._secret.keys.value
-        duals = ops.reshape(
-            self._secret.duals.value, (-1, *self.geometry.key_shape)
-        )
+        keys, duals = access.read(self._secret, access.DUALS)
+        duals = ops.reshape(duals, (-1, *self.geometry.key_shape))
 
         def respond(value, keys):
             with scopes.Substitution([(kernel, value)]):
@@ -437,7 +380,7 @@ class PassportNormalization(keras.layers.Wrapper):
         scope.hand_on(self.layer)
         return outputs
 
-    def _folds(self, inputs, gamma, beta, training, mask) -> bool:
+    def _folds(self, inputs, gamma, beta, training, mask, assumed) -> bool:
         """Whether scaling the kernel costs less than scaling the outputs.
 
         One or the other is read and written once more; the factor of 2 was
@@ -448,7 +391,7 @@ class PassportNormalization(keras.layers.Wrapper):
             keras.backend.backend() != "tensorflow"
             or (training and self.normalization.trainable)
             # Who trains γ and β wants no gradient of a kernel.
-            or (training and self._secret.assumed is not None)
+            or (training and assumed)
             or mask is not None
             or not kernels.is_stock(self.layer)
             or not normalization.folds_into(self.layer, self.normalization)
@@ -491,11 +434,9 @@ class PassportNormalization(keras.layers.Wrapper):
         # Keras names the argument after the inputs once there are two of them.
         mask = inputs_mask if mask is None else mask
         outputs = None
-        if self._secret.assumed is not None:
-            gamma, beta = (
-                ops.expand_dims(ops.convert_to_tensor(value, "float32"), 0)
-                for value in self._secret.assumed
-            )
+        assumed = access.read(self._secret, access.PARAMETERS)
+        if assumed is not None:
+            gamma, beta = (ops.expand_dims(value, 0) for value in assumed)
         elif self._decouples(passport, training):
             outputs, gamma, beta = self._call_decoupled(inputs)
         else:
@@ -504,7 +445,9 @@ class PassportNormalization(keras.layers.Wrapper):
             gamma = ops.expand_dims(ops.convert_to_tensor(self.gamma), 0)
         if beta is None and self.beta is not None:
             beta = ops.expand_dims(ops.convert_to_tensor(self.beta), 0)
-        if outputs is None and self._folds(inputs, gamma, beta, training, mask):
+        if outputs is None and self._folds(
+            inputs, gamma, beta, training, mask, assumed is not None
+        ):
             return self.activation(self._call_folded(inputs, gamma, beta))
         if outputs is None:
             outputs = self.layer(inputs)
@@ -533,6 +476,13 @@ class PassportNormalization(keras.layers.Wrapper):
         return previous_mask if self.supports_masking else None
 
     def compute_output_spec(self, inputs, passport=None, **kwargs):
+        if passport is not None and not isinstance(passport, keras.KerasTensor):
+            raise PassportError(
+                f"Expected passport of layer '{self.name}' to be an input of "
+                "the functional model, such as keras.Input(...): its config "
+                "would hold the keys. "
+                f"Received: a {type(passport).__name__}"
+            )
         # Not by tracing `call`: a graph is built before there is a passport.
         outputs = inputs
         for part in (self.layer, *self.between, self.normalization):
@@ -574,26 +524,6 @@ class PassportNormalization(keras.layers.Wrapper):
             for part in config["between"]
         ]
         return cls(**config)
-
-
-def _unexportable_variable(value):
-    """A variable that no SavedModel is written with."""
-    variable = keras.Variable(
-        value, dtype="float32", trainable=False, name="passport"
-    )
-    if keras.backend.backend() == "tensorflow":
-        # `keras.export.ExportArchive` saves every variable that its functions
-        # use, tracked or not.
-        variable.value._export_to_saved_model_graph = _refuse_export
-    return variable
-
-
-def _refuse_export(*args, **kwargs):
-    raise PassportError(
-        "Expected an export without secrets. Received: a model with a bound "
-        "passport, whose keys would be written into the file. Save the model "
-        "with `model.save(...)` and keep the passport file apart"
-    )
 
 
 def _without_affine(layer):

@@ -11,6 +11,7 @@ from keras import ops
 from keras.src.utils import io_utils
 
 from keras_passport import (
+    access,
     files,
     graph,
     optimizer_state,
@@ -69,7 +70,11 @@ def bind(model: keras.Model, passport) -> keras.Model:
     """Binds a passport: the model then runs, trains and evaluates with it.
 
     The keys become part of no file, checkpoint or weight list: a model that
-    was saved, or cloned, must be bound again.
+    was saved, or cloned, must be bound again. Nor do compiled functions hold
+    them: whatever was traced with the model or with one around it goes on
+    with the passport that is bound now. Other threads see all layers bound to
+    it, or none: a call that has begun ends under the passport that it began
+    with.
 
     Args:
         model: Protected model.
@@ -93,9 +98,12 @@ def bind(model: keras.Model, passport) -> keras.Model:
     layers = _layers_or_error(model)
     check_passport(passport)
     keys = passport.keys(model)
-    for path, layer in layers.items():
-        layer.bind_keys(**keys[path])
-    forget_compiled(model)
+    access.bind(
+        {
+            layer._secret: layer.keys_of(**keys[path])
+            for path, layer in layers.items()
+        }
+    )
     return model
 
 
@@ -113,15 +121,18 @@ def check_passport(passport) -> None:
 def unbind(model: keras.Model) -> keras.Model:
     """Takes the bound passport away. Weights and statistics stay.
 
+    Whatever was compiled with the model, or with one around it, says from now
+    on that it has no passport.
+
     Args:
         model: Protected model, bound or not.
 
     Returns:
         The model itself.
     """
-    for layer in _layers_or_error(model).values():
-        layer.unbind_keys()
-    forget_compiled(model)
+    access.bind(
+        {layer._secret: None for layer in _layers_or_error(model).values()}
+    )
     return model
 
 
@@ -210,7 +221,7 @@ def _affine_of(path, layer, originals):
 
 
 def forget_compiled(model):
-    """Drops traced functions: they hold the keys that they were traced with."""
+    """Drops traced functions, for a model whose layers compute otherwise."""
     for layer in model._flatten_layers():
         if isinstance(layer, keras.Model):
             layer.train_function = None
@@ -222,13 +233,26 @@ def forget_compiled(model):
 def presented(model: keras.Model, passport):
     """Lets calls of the model inside the block see these keys.
 
-    For functions that take a passport as an argument: traced once, they serve
-    any number of passports.
+    They belong to the context that presents them, as a bound passport belongs
+    to everybody: to this thread or asyncio task and what it calls, not to
+    other threads, nor to threads that it starts (`contextvars.copy_context`
+    and `asyncio.to_thread` hand them on). Blocks nest; a block that ends
+    takes away what it presented and nothing else. A generator that yields
+    inside a block presents to whoever iterates it.
+
+    `predict`, `evaluate` and `fit` of the model, and of models around it,
+    answer under what is presented, also what TensorFlow traced before, under
+    another's passport. A function of your own that JAX compiles takes keys as
+    an argument: see `keyed_function`, which presents them inside; traced
+    once, it serves any number of passports.
 
     Args:
         model: Protected model, bound or not.
         passport: Tensor `(1 or batch, K)`, float32: the layers' keys in the
             graph's order, per layer γ's, then β's, each in C order.
+
+    Raises:
+        PassportError: If the passport has another shape.
 
     Example:
 
@@ -237,28 +261,35 @@ def presented(model: keras.Model, passport):
     """
     layers = list(_layers_or_error(model).values())
     sizes = [layer.passport_size for layer in layers]
-    passport = ops.cast(ops.convert_to_tensor(passport), "float32")
-    if len(passport.shape) != 2 or passport.shape[1] != sum(sizes):
+    shape = tuple(np.shape(passport) if _is_array(passport) else passport.shape)
+    if len(shape) != 2 or shape[1] != sum(sizes):
         raise PassportError(
             f"Expected a packed passport of shape (1 or batch, {sum(sizes)}). "
-            f"Received: shape={tuple(passport.shape)}"
+            f"Received: shape={shape}"
         )
-    start = 0
-    try:
-        for layer, size in zip(layers, sizes, strict=True):
-            layer.present_keys(passport[:, start : start + size])
-            start += size
+    array, tensor = access.apart(passport)
+    values, start = {}, 0
+    for layer, size in zip(layers, sizes, strict=True):
+        part = slice(start, start + size)
+        values[layer._secret] = layer.packed_keys(
+            None if array is None else array[:, part],
+            None if tensor is None else tensor[:, part],
+        )
+        start += size
+    with access.showing(values):
         yield
-    finally:
-        for layer in layers:
-            layer.present_keys(None)
+
+
+def _is_array(value) -> bool:
+    return isinstance(value, (np.ndarray, list, tuple))
 
 
 @contextlib.contextmanager
 def assumed(model, parameters: dict):
     """Lets calls of the model inside the block use γ and β as they are given.
 
-    It is how an attacker sees a protected model who makes them up.
+    It is how an attacker sees a protected model who makes them up. They
+    belong to the context that assumes them, as with `presented`.
 
     Args:
         model: Protected model, bound or not.
@@ -279,13 +310,11 @@ def assumed(model, parameters: dict):
             f"Expected parameters for the protected layers {list(layers)}. "
             f"Received: {list(parameters)}"
         )
-    try:
-        for path, layer in layers.items():
-            layer.assume_parameters(parameters[path])
+    values = {
+        layer._secret: tuple(parameters[path]) for path, layer in layers.items()
+    }
+    with access.showing(values, assumes=True):
         yield
-    finally:
-        for layer in layers.values():
-            layer.assume_parameters(None)
 
 
 def public(model: keras.Model) -> "ProtectedModel":
@@ -407,6 +436,9 @@ def _asks_first(name):
 
     def method(self, *args, **kwargs):
         self._require_bound()
+        if hasattr(self, "jax_state_sync"):
+            # A callback of `fit`: JAX's trainer has the weights.
+            self.jax_state_sync()
         return getattr(super(ProtectedModel, self), name)(*args, **kwargs)
 
     method.__name__ = name
@@ -481,7 +513,7 @@ class ProtectedModel(keras.Model):
 
     def _require_bound(self):
         for path, layer in protected_layers(self).items():
-            if not layer.is_bound:
+            if not access.is_available(layer._secret):
                 raise PassportRequiredError(
                     f"Model '{self.name}' is protected and layer '{path}' has "
                     "no passport. Bind one with "

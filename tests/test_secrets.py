@@ -243,7 +243,7 @@ def test_exports_are_refused(tmp_path):
         with pytest.raises(Exception):  # noqa: B017 - each has its own
             run()
     keys = [
-        np.asarray(layer._secret.keys.value).tobytes()
+        np.asarray(layer._secret.bound.array).tobytes()
         for layer in kp.protected_layers(model).values()
     ]
     for file in tmp_path.rglob("*"):
