@@ -233,9 +233,9 @@ def showing(values: dict, assumes: bool = False):
 def shown_to(secret, keys_only=False):
     """The innermost block of this context that shows this layer something."""
     for frame in reversed(_frames.get()):
-        if secret in frame.values and not frame.ended:
-            if not (keys_only and frame.assumes):
-                return frame
+        shows = secret in frame.values and not frame.ended
+        if shows and not (keys_only and frame.assumes):
+            return frame
     return None
 
 
@@ -471,9 +471,12 @@ class Reader:
             values = [self._value(secret) for secret in self._secrets]
             last, packed = self._last
         # Variables among γ and β may have changed.
-        if last is not None and self.kind != PARAMETERS:
-            if all(a is b for a, b in zip(last, values, strict=True)):
-                return packed
+        if (
+            last is not None
+            and self.kind != PARAMETERS
+            and all(a is b for a, b in zip(last, values, strict=True))
+        ):
+            return packed
         packed = self._pack(values)
         self._last = (values, packed)
         return packed
@@ -481,10 +484,7 @@ class Reader:
     def _value(self, secret):
         frame = self._frame or shown_to(secret)
         if frame is None:
-            if self.kind == PARAMETERS:
-                value = None
-            else:
-                value = secret.bound
+            value = None if self.kind == PARAMETERS else secret.bound
         elif frame.assumes != (self.kind == PARAMETERS):
             if secret in self._used:
                 raise self._mismatch(secret, frame)

@@ -37,7 +37,9 @@ def current():
 
 
 def _is_inside(graph) -> bool:
-    """Whether a graph, or one in it, is being traced."""
+    """Whether a function is being traced, or one in it."""
+    if graph is None:
+        return False
     inner = tf.compat.v1.get_default_graph()
     while inner is not None and inner is not graph:
         inner = getattr(inner, "outer_graph", None)
@@ -58,15 +60,17 @@ def read(secret, kind, frame):
         if kind == access.KEYS and not frame.values[secret].is_one:
             kind = access.ROWS
     graph = current()
-    for reader, tensor in graph.function_captures.by_ref_internal.items():
-        if isinstance(reader, access.Reader):
-            if reader.serves(secret, kind, fixed):
-                break
+    captures = graph.function_captures.by_ref_internal
+    for reader in captures:
+        if isinstance(reader, access.Reader) and reader.serves(
+            secret, kind, fixed
+        ):
+            break
     else:
         access.refuse_writers()
         reader = access.Reader(_together(secret, fixed), kind, fixed)
-        tensor = _capture(graph, reader)
-    part = reader.part(tensor, secret)
+        _capture(graph, reader)
+    part = reader.part(captures[reader], secret)
     if kind != access.PARAMETERS or not live:
         return part
     return tuple(
@@ -124,16 +128,15 @@ def _capture(graph, reader):
             return fetch()
         # Another function that is being traced calls this one.
         frame = reader.frame()
-        if frame is not None and frame.graph is not None:
-            if _is_inside(frame.graph):
-                return reader.symbolic()
+        if frame is not None and _is_inside(frame.graph):
+            return reader.symbolic()
         outer = current()
         if not outer.building_function:
             raise access.unexportable()
         with outer.as_default():
             return _add(outer, reader, spec, supply)
 
-    return _add(graph, reader, spec, supply)
+    _add(graph, reader, spec, supply)
 
 
 def _add(graph, reader, spec, supply):

@@ -87,9 +87,13 @@ def _read(secret, kind, frame):
         if context is not None:
             context.set_value("jit_readers", readers)
     trace = current()
-    for known, reader, tensor in readers:
-        if known == trace and reader.serves(secret, kind, None):
-            break
+    found = [
+        (reader, tensor)
+        for known, reader, tensor in readers
+        if known == trace and reader.serves(secret, kind, None)
+    ]
+    if found:
+        reader, tensor = found[0]
     else:
         reader, tensor = _fetch(context, secret, kind, frame)
         readers.append((trace, reader, tensor))
