@@ -562,11 +562,12 @@ def _row(value, size):
 
 # Writing ----------------------------------------------------------------------
 
-# Modules that trace a function in order to write it into a file.
+# Modules that trace or freeze a function in order to write it into a file.
 _WRITERS = (
     "keras.src.export.",
     "keras.src.backend.tensorflow.export",
     "keras.src.backend.jax.export",
+    "tensorflow.python.framework.convert_to_constants",
     "tensorflow.python.saved_model.save",
     "tensorflow.lite.",
     "tf2onnx.",
@@ -576,13 +577,17 @@ _WRITERS = (
 )
 
 
-def refuse_writers() -> None:
-    """Raises `PassportError` if somebody traces in order to write a file."""
+def refuse_writers(depth: int = sys.maxsize) -> None:
+    """Raises `PassportError` if a function is traced or frozen for a file.
+
+    Args:
+        depth: How many of the calls under way are looked at.
+    """
     frame = sys._getframe(1)
-    while frame is not None:
+    while frame is not None and depth > 0:
         if f"{frame.f_globals.get('__name__', '')}.".startswith(_WRITERS):
             raise unexportable()
-        frame = frame.f_back
+        frame, depth = frame.f_back, depth - 1
 
 
 def unexportable():

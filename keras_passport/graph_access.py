@@ -14,6 +14,10 @@ from keras_passport import access
 from keras_passport.errors import PassportError
 
 
+# How far away, in calls, is who asks what a function has captured.
+_DEPTH = 8
+
+
 def is_tracing() -> bool:
     if tf.executing_eagerly():
         return False
@@ -47,12 +51,13 @@ def _is_inside(graph) -> bool:
 
 
 def read(secret, kind, frame):
-    """See `access.read`; called while a function is being traced."""
+    """See `access.read`; called while a function is being traced.
+
+    Whether there is a passport is asked at each call, the first one included:
+    a trace that fails leaves Keras's functions unusable.
+    """
     fixed, live = None, ()
-    if frame is None:
-        if secret.bound is None and not is_replica():
-            raise access.required(secret)
-    else:
+    if frame is not None:
         if frame.graph is not None:
             fixed, live = frame, _live(frame.values[secret])
         if live and all(part is not None for part in live):
@@ -124,6 +129,7 @@ def _capture(graph, reader):
     def supply():
         if save_context.in_save_context():
             raise access.unexportable()
+        access.refuse_writers(depth=_DEPTH)
         if tf.executing_eagerly():
             return fetch()
         # Another function that is being traced calls this one.
