@@ -13,7 +13,6 @@ from tensorflow.python.saved_model import save_context
 from keras_passport import access
 from keras_passport.errors import PassportError
 
-
 # How far away, in calls, is who asks what a function has captured.
 _DEPTH = 8
 
