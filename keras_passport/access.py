@@ -23,6 +23,7 @@ import keras
 import numpy as np
 from keras.src.backend.common import global_state, symbolic_scope
 
+from keras_passport import secrecy
 from keras_passport.errors import PassportError, PassportRequiredError
 
 # What `read` may be asked for.
@@ -80,7 +81,7 @@ class Keys:
     __slots__ = ("_dual", "_duals", "_tensors", "array", "tensor")
 
     def __init__(self, array, dual, tensor=None):
-        self.array = array
+        self.array = secrecy.hidden(array)
         self.tensor = tensor
         self._dual = dual
         self._duals = None
@@ -95,7 +96,7 @@ class Keys:
     def duals(self):
         """Their dual basis, packed likewise."""
         if self._duals is None:
-            self._duals = self._dual(self.array)
+            self._duals = secrecy.hidden(self._dual(np.asarray(self.array)))
         return self._duals
 
     def eager(self, kind):
@@ -135,6 +136,7 @@ class _Frame:
 
 def tensor_of(array):
     """A float32 array as a tensor outside of any traced function."""
+    array = np.asarray(array)
     if keras.backend.backend() == "tensorflow":
         import tensorflow as tf
 
@@ -296,6 +298,23 @@ def read(secret, kind: str = KEYS):
             f"Received: a call of layer '{name_of(secret)}'"
         )
     return keys.eager(kind)
+
+
+def refuse_constants(passport, name: str) -> None:
+    """Raises `PassportError` if a compiled function would hold these keys.
+
+    Args:
+        passport: Keys that are given with a call.
+        name: Of the layer that is called.
+    """
+    compiler = _compiler()
+    if compiler is not None and not symbolic_scope.in_symbolic_scope():
+        if compiler.is_constant(passport):
+            raise PassportError(
+                "Expected the keys that are given with a call to be an "
+                "argument of the function that is compiled, or bound. "
+                f"Received: a constant, for layer '{name}'"
+            )
 
 
 def _is_replica() -> bool:
@@ -516,10 +535,11 @@ class Reader:
                 found = [value.array]
             parts += found
             rows = max([rows, *map(len, found)])
-        return np.concatenate(
+        packed = np.concatenate(
             [np.broadcast_to(part, (rows, part.shape[1])) for part in parts],
             axis=1,
         )
+        return secrecy.hidden(packed)
 
     def _mismatch(self, secret, frame):
         wants = {

@@ -28,6 +28,13 @@ def is_tracing() -> bool:
     )
 
 
+def is_constant(tensor) -> bool:
+    """Whether the function being traced would hold a tensor's values."""
+    if tf.is_symbolic_tensor(tensor):
+        return tensor.op.type == "Const"
+    return not isinstance(tensor, tf.Variable)
+
+
 def current():
     """The function that is being traced, not a branch or a loop of it.
 

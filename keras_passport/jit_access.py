@@ -46,6 +46,11 @@ def is_tracing() -> bool:
     return isinstance(jax.numpy.zeros(()), jax.core.Tracer)
 
 
+def is_constant(tensor) -> bool:
+    """Whether the function being traced would hold a tensor's values."""
+    return not isinstance(tensor, jax.core.Tracer)
+
+
 def current():
     return core.get_opaque_trace_state("keras_passport")
 
@@ -164,7 +169,7 @@ class _Reader(access.Reader):
 
     def host(self) -> np.ndarray:
         if self.guarded:
-            return self._pinned
+            return np.asarray(self._pinned)
         # A thread of JAX's own can't know whose call this is.
         thread = threading.current_thread()
         if isinstance(thread, threading._DummyThread) and self.is_shown():
@@ -173,7 +178,7 @@ class _Reader(access.Reader):
                 "while passports are presented to its model. "
                 "Received: a call that fetches the bound ones"
             )
-        return self.collect()
+        return np.asarray(self.collect())
 
 
 class _Trainer:

@@ -13,6 +13,7 @@ from keras_passport import (
     normalization,
     optimizer_state,
     scopes,
+    secrecy,
 )
 from keras_passport.errors import PassportError
 
@@ -187,6 +188,7 @@ class PassportNormalization(keras.layers.Wrapper):
 
     def keys_of(self, gamma=None, beta=None) -> access.Keys:
         """Keys to bind: `bind_keys` without binding them."""
+        gamma, beta = secrecy.hidden(gamma), secrecy.hidden(beta)
         given = {"gamma": gamma, "beta": beta}
         packed = []
         for role, key in given.items():
@@ -433,6 +435,8 @@ class PassportNormalization(keras.layers.Wrapper):
     ):
         # Keras names the argument after the inputs once there are two of them.
         mask = inputs_mask if mask is None else mask
+        if passport is not None:
+            access.refuse_constants(passport, self.name)
         outputs = None
         assumed = access.read(self._secret, access.PARAMETERS)
         if assumed is not None:

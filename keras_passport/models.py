@@ -16,6 +16,7 @@ from keras_passport import (
     graph,
     optimizer_state,
     registration,
+    secrecy,
     subclasses,
 )
 from keras_passport.errors import PassportError, PassportRequiredError
@@ -259,6 +260,8 @@ def presented(model: keras.Model, passport):
     >>> with presented(model, keys):
     ...     outputs = model(images, training=False)
     """
+    if _is_array(passport):
+        passport = secrecy.hidden(passport)
     layers = list(_layers_or_error(model).values())
     sizes = [layer.passport_size for layer in layers]
     shape = tuple(np.shape(passport) if _is_array(passport) else passport.shape)
