@@ -449,34 +449,29 @@ class Reader:
         """Whether any context presents something to these layers."""
         return any(secret.shown for secret in self._used)
 
-    def symbolic(self):
-        """What a block of the function being traced shows: a tensor of it."""
+    def symbolic(self, read):
+        """What a block of the function being traced shows: a tensor of it.
+
+        Args:
+            read: The `read` of the module that traces.
+        """
         parts = []
         for secret in self._secrets:
             frame = self._frame or shown_to(secret)
-            value = None if frame is None else frame.values.get(secret)
             if secret not in self._used:
-                parts += [
-                    keras.ops.zeros((1, size))
-                    for size in self._places[secret][1]
-                ]
-            elif value is None:
-                raise self._mismatch(secret, frame)
-            elif frame.assumes and self.kind == PARAMETERS:
-                parts += [
-                    keras.ops.expand_dims(
-                        keras.ops.convert_to_tensor(part, "float32"), 0
-                    )
-                    for part in value
-                ]
-            elif (
-                frame.assumes
-                or value.tensor is None
-                or self.kind not in (KEYS, ROWS)
+                sizes = self._places[secret][1]
+                parts += [keras.ops.zeros((1, size)) for size in sizes]
+                continue
+            if frame is not None and (
+                frame.assumes != (self.kind == PARAMETERS)
+                or (self.kind == DUALS and not frame.values[secret].is_one)
             ):
                 raise self._mismatch(secret, frame)
-            else:
-                parts.append(value.tensor)
+            found = read(secret, self.kind, frame)
+            found = found if isinstance(found, tuple) else (found,)
+            parts += [
+                keras.ops.reshape(part, (-1, part.shape[-1])) for part in found
+            ]
         return keras.ops.concatenate(parts, axis=1)
 
     def collect(self) -> np.ndarray:

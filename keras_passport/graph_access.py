@@ -141,7 +141,7 @@ def _capture(graph, reader):
         # Another function that is being traced calls this one.
         frame = reader.frame()
         if frame is not None and _is_inside(frame.graph):
-            return reader.symbolic()
+            return reader.symbolic(read)
         outer = current()
         if not outer.building_function:
             raise access.unexportable()
