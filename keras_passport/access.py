@@ -308,13 +308,16 @@ def refuse_constants(passport, name: str) -> None:
         name: Of the layer that is called.
     """
     compiler = _compiler()
-    if compiler is not None and not symbolic_scope.in_symbolic_scope():
-        if compiler.is_constant(passport):
-            raise PassportError(
-                "Expected the keys that are given with a call to be an "
-                "argument of the function that is compiled, or bound. "
-                f"Received: a constant, for layer '{name}'"
-            )
+    if (
+        compiler is not None
+        and not symbolic_scope.in_symbolic_scope()
+        and compiler.is_constant(passport)
+    ):
+        raise PassportError(
+            "Expected the keys that are given with a call to be an argument "
+            "of the function that is compiled. "
+            f"Received: a constant, for layer '{name}'"
+        )
 
 
 def _is_replica() -> bool:
