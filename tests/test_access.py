@@ -23,9 +23,9 @@ def small():
     x = keras.layers.Flatten()(inputs)
     for i in range(2):
         # A passport that is drawn from a seed depends on the layers' names.
-        x = keras.layers.Dense(6, name=f"dense_{i}")(x)
-        x = keras.layers.BatchNormalization()(x)
-    return keras.Model(inputs, keras.layers.Dense(4)(x))
+        x = keras.layers.Dense(6, name=f"hidden_{i}")(x)
+        x = keras.layers.BatchNormalization(name=f"norm_{i}")(x)
+    return keras.Model(inputs, keras.layers.Dense(4, name="scores")(x))
 
 
 def protected(bound=True):
