@@ -232,6 +232,20 @@ def showing(values: dict, assumes: bool = False):
                 secret.shown -= 1
 
 
+def hold() -> None:
+    """Lets this context see on what it sees now, also when blocks end.
+
+    For a copy of a context in which a call is to be repeated.
+    """
+    _frames.set(
+        tuple(
+            _Frame(frame.values, frame.assumes, frame.graph)
+            for frame in _frames.get()
+            if not frame.ended
+        )
+    )
+
+
 def shown_to(secret, keys_only=False):
     """The innermost block of this context that shows this layer something."""
     for frame in reversed(_frames.get()):

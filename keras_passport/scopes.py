@@ -8,6 +8,8 @@ import keras
 from keras import ops
 from keras.src.backend.common import global_state
 
+from keras_passport import access
+
 # Where Keras notes `training` for the layers that a layer calls.
 _CALLS = "current_call_ctx"
 
@@ -87,6 +89,7 @@ def rematerialized(layer, call, args, kwargs):
         The call's outputs.
     """
     context = contextvars.copy_context()
+    context.run(access.hold)
     calls = copy.copy(global_state.get_global_attribute(_CALLS))
     structure = (args, kwargs)
     flat = keras.tree.flatten(structure)
