@@ -176,6 +176,10 @@ class Functional(keras.Model):
     def input_spec(self):
         return None
 
+    @input_spec.setter
+    def input_spec(self, value):
+        pass
+
 
 def require_passport(model: keras.Model) -> PassportInputModel:
     """A copy of a protected model with one more input, `passport`.
