@@ -124,13 +124,15 @@ def _capture(graph, reader):
     """An input of the graph that the reader fills at each call."""
     rows = None if reader.kind == access.ROWS else 1
     spec = tf.TensorSpec((rows, reader.size), "float32")
-    last = [None, None]
+    last = [(None, None)]
 
     def fetch():
-        packed = reader.collect()
-        if last[0] is not packed:
-            last[:] = packed, access.tensor_of(packed)
-        return last[1]
+        # One reference, since other threads exchange it meanwhile.
+        packed, (known, tensor) = reader.collect(), last[0]
+        if packed is not known:
+            tensor = access.tensor_of(packed)
+            last[0] = packed, tensor
+        return tensor
 
     def supply():
         if save_context.in_save_context():
