@@ -31,7 +31,7 @@ _WHERE = {
     "ProtectedModel": "models",
     "assumed": "models",
     "bind": "models",
-    "calibrate": "models",
+    "calibrate": "calibration",
     "presented": "models",
     "protected_layers": "models",
     "public": "models",

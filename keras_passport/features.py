@@ -41,7 +41,7 @@ def input_shapes(model, spatial_size=None) -> dict[str, tuple[int, ...]]:
 
     with (
         _any_sizes(model),
-        _watching(layers, "compute_output_spec", note),
+        watching(layers, "compute_output_spec", note),
     ):
         model.compute_output_spec(
             keras.tree.map_structure(
@@ -186,7 +186,7 @@ def layer_inputs(
                 _check_seen(path, shapes[path], value)
                 taken[path][index] = take(path, value[0])
 
-        with _watching(watched, "call", note):
+        with watching(watched, "call", note):
             _run(reference, [array[index : index + 1] for array in flat])
     return taken
 
@@ -332,7 +332,7 @@ def check_images(model, images):
 
 
 @contextlib.contextmanager
-def _watching(layers, method, note):
+def watching(layers, method, note):
     """Calls `note(path, first argument)` at each call of a layers' method."""
 
     def watch(path, original):

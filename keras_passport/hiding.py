@@ -51,8 +51,8 @@ def hide_statistics(model: keras.Model, batches) -> keras.Model:
     Raises:
         PassportRequiredError: If no passport is bound.
         PassportError: If a layer's function is V1, or a layer with statistics
-            has no kernel that can be changed (separable, frozen). The model
-            is then left as it was.
+            has no kernel that can be changed (frozen, or with LoRA). The
+            model is then left as it was.
         ValueError: If there are no batches.
 
     Example:
@@ -73,7 +73,7 @@ def hide_statistics(model: keras.Model, batches) -> keras.Model:
                 f"go there. Received: layer '{path}' with function "
                 f"{layer.function.name}"
             )
-        if layer.adapter.weight(layer.layer) is None:
+        if layer.adapter.solvable(layer.layer) is None:
             raise PassportError(
                 "Expected layers with one trainable kernel. Received: layer "
                 f"'{path}', {type(layer.layer).__name__}, "
@@ -85,6 +85,8 @@ def hide_statistics(model: keras.Model, batches) -> keras.Model:
         for path, layer in models.protected_layers(model).items()
     }
     batches = list(batches)
+    for layer in layers.values():
+        layer.fold_bias()
     steps = {path: _Step(layer) for path, layer in layers.items()}
     for _ in range(_ROUNDS):
         with models.assumed(model, before):

@@ -14,6 +14,9 @@ from keras import ops
 
 from keras_passport.geometry import Geometry
 
+# Two keys with a smaller angle (in radians) than about this count as one.
+_PARALLEL = 1e-3
+
 
 class KernelAdapter:
     """How one type of linear layer meets a passport.
@@ -73,6 +76,34 @@ class KernelAdapter:
     def blocks(self, layer) -> int:
         """Into how many groups of input channels a kernel's filters fall."""
         return 1
+
+    def solvable(self, layer):
+        """The trainable variable that can be solved for responses, if any.
+
+        That is `weight` where there is one; for separable layers, whose
+        response is linear in each of two kernels, the pointwise one.
+        """
+        return self.weight(layer)
+
+    def smallest_change(self, layer, keys, change):
+        """The smallest change of a kernel that changes responses as wanted.
+
+        Args:
+            layer: The built kernel layer.
+            keys: Float array of shape `(rows, *key_shape)`.
+            change: Float array of shape `(rows, output channels)`: what the
+                keys' responses are to gain.
+
+        Returns:
+            float32 tensor in the shape of `solvable(layer)`, linear in
+            `change`.
+        """
+        duals = dual_basis(ops.convert_to_numpy(keys), self.blocks(layer))
+        return self.spread(
+            layer,
+            ops.convert_to_tensor(duals),
+            ops.convert_to_tensor(change, "float32"),
+        )
 
     def folded(self, layer, scale, read=ops.convert_to_numpy) -> dict:
         """The layer's kernels with its output channels scaled.
@@ -225,6 +256,22 @@ class _Separable(_Depthwise):
     def weight(self, layer):
         return None  # The response is a product of two variables.
 
+    def solvable(self, layer):
+        kernel = layer.pointwise_kernel
+        return kernel if kernel.trainable else None
+
+    def smallest_change(self, layer, keys, change):
+        # The pointwise kernel meets the keys as the depthwise one mixes them.
+        mixed = _depthwise_response(layer.depthwise_kernel, keys)
+        duals = dual_basis(ops.convert_to_numpy(mixed), 1)
+        return ops.reshape(
+            ops.matmul(
+                ops.transpose(ops.convert_to_tensor(duals)),
+                ops.convert_to_tensor(change, "float32"),
+            ),
+            layer.pointwise_kernel.shape,
+        )
+
     def folded(self, layer, scale, read=ops.convert_to_numpy):
         return {
             "depthwise_kernel": read(layer.depthwise_kernel),
@@ -243,6 +290,32 @@ class _Separable(_Depthwise):
         return ops.matmul(
             mixed, ops.reshape(pointwise, (-1, pointwise.shape[-1]))
         )
+
+
+def dual_basis(keys, blocks: int = 1) -> np.ndarray:
+    """The basis κ̃ dual to keys: κ̃_i · κ_j = 1 if i is j, else 0.
+
+    Args:
+        keys: Float array of shape `(rows, ..., channels)`.
+        blocks: Groups of channels that have filters of their own, and so a
+            basis each.
+
+    Returns:
+        float32 array in the shape of `keys`.
+    """
+    shape = keys.shape
+    rows = shape[0]
+    grouped = keys.reshape(rows, -1, blocks, shape[-1] // blocks)
+    grouped = grouped.transpose(2, 0, 1, 3)
+    flat = grouped.reshape(blocks, rows, -1).astype("float64")
+    # Of keys of equal size, so that only their angle says whether they are
+    # parallel: duals of such keys would be all rounding error.
+    norms = np.linalg.norm(flat, axis=-1, keepdims=True)
+    norms[norms == 0.0] = 1.0
+    duals = np.linalg.pinv(flat / norms, rcond=_PARALLEL)
+    duals = duals.transpose(0, 2, 1) / norms
+    duals = duals.reshape(grouped.shape).transpose(1, 2, 0, 3)
+    return duals.reshape(shape).astype("float32")
 
 
 def _depthwise_response(kernel, keys):

@@ -12,13 +12,14 @@ from keras_passport import (
     kernels,
     normalization,
     optimizer_state,
+    quantization,
     scopes,
     secrecy,
 )
 from keras_passport.errors import PassportError
 
-# Two keys with a smaller angle (in radians) than about this count as one.
-_PARALLEL = 1e-3
+# What a layer is made of; its adapter, geometry and keys belong to these.
+_PARTS = ("layer", "normalization", "between", "function")
 
 
 @keras.saving.register_keras_serializable(package="keras_passport")
@@ -116,10 +117,23 @@ class PassportNormalization(keras.layers.Wrapper):
         )
         for part in (layer, *self.between, self.normalization):
             _without_remat(part)
+        quantization.refuse(layer)
         self.gamma = None
         self.beta = None
         self.geometry = None
         self._secret = access.Secret(self)
+
+    def __setattr__(self, name, value):
+        if name in _PARTS and getattr(self, "_secret", None) is not None:
+            raise PassportError(
+                f"Expected layer '{self.name}' to keep its parts: its keys and "
+                "hidden parameters belong to them. Make a new "
+                f"PassportNormalization instead. Received: {name}={value!r}"
+            )
+        super().__setattr__(name, value)
+
+    def quantize(self, mode=None, type_check=True, config=None):
+        raise quantization.refused(self.layer)
 
     # Building -----------------------------------------------------------
 
@@ -220,24 +234,10 @@ class PassportNormalization(keras.layers.Wrapper):
         return access.Keys(array, self._dual, tensor)
 
     def _dual(self, packed):
-        """The basis κ̃ dual to the keys: κ̃_i · κ_j = 1 if i is j, else 0.
-
-        Per block of input channels, as each block has filters of its own.
-        """
-        size, channels = self.geometry.key_size, self.geometry.channels
-        blocks = self.adapter.blocks(self.layer)
-        rows = len(self.function.roles)
-        keys = packed.reshape(rows, size // channels, blocks, -1)
-        keys = keys.transpose(2, 0, 1, 3)
-        flat = keys.reshape(blocks, rows, -1).astype("float64")
-        # Of keys of equal size, so that only their angle says whether they
-        # are parallel: duals of such keys would be all rounding error.
-        norms = np.linalg.norm(flat, axis=-1, keepdims=True)
-        norms[norms == 0.0] = 1.0
-        duals = np.linalg.pinv(flat / norms, rcond=_PARALLEL)
-        duals = duals.transpose(0, 2, 1) / norms
-        duals = duals.reshape(keys.shape)
-        return duals.transpose(1, 2, 0, 3).reshape(1, -1).astype("float32")
+        """The keys' dual basis, packed as they are."""
+        rows = packed.reshape(-1, *self.geometry.key_shape)
+        duals = kernels.dual_basis(rows, self.adapter.blocks(self.layer))
+        return duals.reshape(1, -1)
 
     def unbind_keys(self):
         """Takes the bound keys away; does nothing if there are none."""
@@ -266,7 +266,7 @@ class PassportNormalization(keras.layers.Wrapper):
         """Gives the bound passport other γ and β by changing the kernel.
 
         The change is the smallest there is, Σ κ̃ (wanted - κ · W): it stays in
-        the span of the keys.
+        the span of the keys. A separable layer's pointwise kernel changes.
 
         Args:
             gamma: Wanted γ, float array of shape `(channels,)`; `None` where
@@ -275,12 +275,29 @@ class PassportNormalization(keras.layers.Wrapper):
 
         Raises:
             PassportError: If no passport is bound, what is given is not what
-                the function hides, or the layer's response is not linear in
-                one kernel (separable layers).
+                the function hides, or the kernel is frozen.
+        """
+        kernel, change = self.change_of_kernel(gamma=gamma, beta=beta)
+        kernel.assign_add(change)
+
+    def change_of_kernel(self, gamma=None, beta=None, size=1.0):
+        """The smallest change that gives the bound passport other γ and β.
+
+        Args:
+            gamma: As for `set_hidden_parameters`.
+            beta: Likewise.
+            size: A factor that the kernel is to be multiplied by before.
+
+        Returns:
+            Tuple of the variable to change and the change, a float32 tensor
+            of its shape.
+
+        Raises:
+            PassportError: As `set_hidden_parameters` raises it.
         """
         wanted = {"gamma": gamma, "beta": beta}
         given = tuple(r for r, value in wanted.items() if value is not None)
-        kernel = self.adapter.weight(self.layer)
+        kernel = self.adapter.solvable(self.layer)
         if given != self.function.roles or not self.is_bound or kernel is None:
             raise PassportError(
                 f"Expected a bound layer with one trainable kernel and "
@@ -290,13 +307,40 @@ class PassportNormalization(keras.layers.Wrapper):
                 ". With keras_passport.protect(model, select=...) a layer is "
                 "left out"
             )
-        rows = ops.convert_to_tensor(
-            np.stack([wanted[role] for role in given]), "float32"
+        rows = np.stack([np.asarray(wanted[role]) for role in given])
+        keys = self._secret.bound.eager(access.KEYS)
+        found = ops.convert_to_numpy(self._respond(keys))
+        change = self.adapter.smallest_change(
+            self.layer,
+            ops.reshape(keys, (-1, *self.geometry.key_shape)),
+            rows - size * found,
         )
-        keys, duals = self._secret.bound.eager(access.DUALS)
-        duals = ops.reshape(duals, (-1, *self.geometry.key_shape))
-        change = rows - self._respond(keys)
-        kernel.assign_add(self.adapter.spread(self.layer, duals, change))
+        return kernel, change
+
+    def fold_bias(self):
+        """Moves a bias that the normalisation cancels into its mean.
+
+        Outputs stay the same. Where batch statistics normalise, such a bias
+        has no effect, but a trained one tells what the layer that reads these
+        outputs sees: it must not be published.
+        """
+        if self._cancels_bias():
+            bias, mean = self.layer.bias, self.normalization.moving_mean
+            mean.assign(ops.convert_to_numpy(mean) - ops.convert_to_numpy(bias))
+            bias.assign(np.zeros(bias.shape))
+
+    def _cancels_bias(self) -> bool:
+        """Whether a bias only shifts what the statistics subtract again."""
+        bias = getattr(self.layer, "bias", None)
+        return (
+            bias is not None
+            and isinstance(self.normalization, keras.layers.BatchNormalization)
+            and kernels.is_stock(self.layer)
+            and self.layer.activation is keras.activations.linear
+            and self.layer.activity_regularizer is None
+            and tuple(bias.shape) == tuple(self.normalization.moving_mean.shape)
+            and all(isinstance(part, _KEEPS_SHIFTS) for part in self.between)
+        )
 
     def _hidden(self, passport):
         """γ and β, each (rows, channels), or None where not hidden."""
@@ -372,11 +416,25 @@ class PassportNormalization(keras.layers.Wrapper):
         # The gradient of what else a response may depend on is its own.
         response = respond(ops.stop_gradient(kernel.value), keys)
         features, response = decoupled(kernel.value, response, keys, duals)
-        outputs = self._run_layer(inputs, [(kernel, features)])
+        values = [(kernel, features), *self._still_bias(True)]
+        outputs = self._run_layer(inputs, values)
         return outputs, *self._by_role(response, 1)
+
+    def _still_bias(self, training) -> list:
+        """A bias that is cancelled, so that it does not train either.
+
+        Its gradient is nothing but rounding errors where statistics are the
+        batch's; where they are frozen, it is what β's would be.
+        """
+        if not training or not self._cancels_bias():
+            return []
+        bias = self.layer.bias
+        return [(bias, ops.stop_gradient(bias.value) + 0.0 * bias.value)]
 
     def _run_layer(self, inputs, values):
         """The kernel layer's outputs with other values of some variables."""
+        if not values:
+            return self.layer(inputs)
         with scopes.Substitution(values) as scope:
             outputs = self.layer(inputs)
         scope.hand_on(self.layer)
@@ -405,13 +463,15 @@ class PassportNormalization(keras.layers.Wrapper):
         kernel = sum(math.prod(w.shape) for w in self.layer.weights)
         return kernel <= 2 * math.prod(size or 1 for size in outputs)
 
-    def _call_folded(self, inputs, gamma, beta):
+    def _call_folded(self, inputs, gamma, beta, training):
         """Inference with scale and shift in the kernel and its bias."""
         scale, shift = normalization.affine(self.normalization, gamma, beta)
         scale, shift = scale[0], shift[0]
         values = self.adapter.folded(self.layer, scale, ops.convert_to_tensor)
         bias = getattr(self.layer, "bias", None)
         if bias is not None:
+            for _, still in self._still_bias(training):
+                bias = still
             values["bias"] = ops.convert_to_tensor(bias) * scale + shift
         mapping = [
             (variable, values[variable.name])
@@ -438,6 +498,8 @@ class PassportNormalization(keras.layers.Wrapper):
         if passport is not None:
             access.refuse_constants(passport, self.name)
         outputs = None
+        if getattr(self.layer, "quantization_mode", None) is not None:
+            raise quantization.refused(self.layer)
         assumed = access.read(self._secret, access.PARAMETERS)
         if assumed is not None:
             gamma, beta = (ops.expand_dims(value, 0) for value in assumed)
@@ -452,9 +514,12 @@ class PassportNormalization(keras.layers.Wrapper):
         if outputs is None and self._folds(
             inputs, gamma, beta, training, mask, assumed is not None
         ):
-            return self.activation(self._call_folded(inputs, gamma, beta))
+            return self.activation(
+                self._call_folded(inputs, gamma, beta, training)
+            )
         if outputs is None:
-            outputs = self.layer(inputs)
+            values = [] if assumed is not None else self._still_bias(training)
+            outputs = self._run_layer(inputs, values)
         mask = _mask_after(self.layer, outputs, mask)
         for part in self.between:
             outputs = part(outputs)
@@ -567,6 +632,14 @@ def _unshared(config):
     if isinstance(config, (list, tuple)):
         return [_unshared(value) for value in config]
     return config
+
+
+# Layers that add to their outputs what is added to all their inputs.
+_KEEPS_SHIFTS = tuple(
+    getattr(keras.layers, name + rank)
+    for name in ("AveragePooling", "MaxPooling", "Cropping")
+    for rank in ("1D", "2D", "3D")
+)
 
 
 def _without_remat(layer):

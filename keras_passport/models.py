@@ -1,13 +1,12 @@
 """Models that hold passport layers: binding a passport, and asking for one."""
 
 import contextlib
+import importlib
 import os
 import pathlib
 import stat
 
 import keras
-import numpy as np
-from keras import ops
 from keras.src.utils import io_utils
 
 from keras_passport import (
@@ -15,6 +14,7 @@ from keras_passport import (
     files,
     graph,
     optimizer_state,
+    quantization,
     registration,
     secrecy,
     subclasses,
@@ -135,90 +135,6 @@ def unbind(model: keras.Model) -> keras.Model:
         {layer._secret: None for layer in _layers_or_error(model).values()}
     )
     return model
-
-
-def calibrate(
-    model: keras.Model, like: keras.Model | None = None
-) -> keras.Model:
-    """Starts a bound model's hidden parameters where training starts well.
-
-    An untrained kernel makes hidden parameters of any size, and a trained one
-    knows nothing of the passport. This changes kernels as little as possible
-    so that every hidden γ is 1 or -1, with the sign that it has, and every
-    hidden β is 0: as a batch normalisation starts, but for signs. They follow
-    from kernels and passport together; half of them, without any pattern, are
-    negative. With `like`, hidden parameters become those of a trained
-    original, for fine-tuning. Layers without one trainable kernel
-    (separable, frozen) stay as they are.
-
-    Args:
-        model: Bound protected model, about to be trained.
-        like: The original that it was made of, to start fine-tuning from its
-            γ and β; 1 and 0 where it had none. The statistics are those from
-            before the change, so train before you evaluate.
-
-    Returns:
-        The model itself.
-
-    Raises:
-        PassportRequiredError: If no passport is bound.
-        PassportError: If `like` is another network than the model's original.
-
-    Example:
-
-    >>> model = calibrate(bind(reinitialize(protect(base)), passport))
-    >>> tuned = calibrate(bind(protect(base), passport), like=base)
-
-    Reference:
-
-    - Fan, Ng, Chan: Digital Passport, Section 2.3, Figure 3.
-    """
-    layers = _layers_or_error(model)
-    originals = None
-    if like is not None:
-        originals = dict(graph.walk(like, stop=(PassportNormalization,)))
-    wanted = []
-    for path, layer in layers.items():
-        if layer.adapter.weight(layer.layer) is None:
-            continue
-        gamma, beta = layer.hidden_parameters()
-        if originals is None:
-            gamma = None if gamma is None else np.where(gamma < 0, -1.0, 1.0)
-            beta = None if beta is None else np.zeros_like(beta)
-        else:
-            affine = _affine_of(path, layer, originals)
-            gamma, beta = (
-                None if hidden is None else value
-                for hidden, value in zip((gamma, beta), affine, strict=True)
-            )
-        wanted.append((layer, gamma, beta))
-    for layer, gamma, beta in wanted:
-        layer.set_hidden_parameters(gamma=gamma, beta=beta)
-    return model
-
-
-def _affine_of(path, layer, originals):
-    """γ and β of the normalisation whose place a passport layer took."""
-    parent = path.rpartition("/")[0]
-    name = layer.replaced["config"]["name"]
-    normalization = originals.get(f"{parent}/{name}" if parent else name)
-    kernel = originals.get(path)
-    units = layer.adapter.units(layer.layer)
-    values = []
-    for role, neutral in (("gamma", np.ones), ("beta", np.zeros)):
-        variable = getattr(normalization, role, None)
-        if variable is None:
-            values.append(neutral(units))
-        else:
-            values.append(ops.convert_to_numpy(variable).astype("float64"))
-    if kernel is None or any(value.shape != (units,) for value in values):
-        raise PassportError(
-            "Expected like to be the network that the model was made of, with "
-            f"a layer '{path}' of {units} channels. Received: "
-            f"{type(kernel).__name__ if kernel is not None else 'none'} and "
-            f"scales of shape {values[0].shape}"
-        )
-    return values
 
 
 def forget_compiled(model):
@@ -586,6 +502,13 @@ class ProtectedModel(keras.Model):
 
     save_weights.__doc__ = keras.Model.save_weights.__doc__
 
+    def quantize(self, mode=None, config=None, filters=None, **kwargs):
+        layers = list(protected_layers(self).values())
+        quantization.check_mode(mode, layers)
+        super().quantize(mode, config=config, filters=filters, **kwargs)
+
+    quantize.__doc__ = keras.Model.quantize.__doc__
+
     def export(self, *args, **kwargs):
         raise PassportError(
             "Expected an export without secrets: `export` on a protected "
@@ -593,3 +516,10 @@ class ProtectedModel(keras.Model):
             "keras_passport.export_saved_model, whose SavedModel takes the "
             "passport as an input, or `model.save(...)`."
         )
+
+
+def __getattr__(name):
+    # It had been here before it got a module, which stands on this one.
+    if name == "calibrate":
+        return importlib.import_module("keras_passport.calibration").calibrate
+    raise AttributeError(f"module '{__name__}' has no attribute '{name}'")

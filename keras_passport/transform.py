@@ -267,6 +267,7 @@ def _copy_state(model, protected, plan, made):
         _copy_trainable(site, target)
         if site.normalization is not None:
             _copy_normalization(site.normalization, target)
+        target.fold_bias()
         return True
 
     graph.copy_states(model, protected, made, special)

@@ -17,7 +17,18 @@ from test_case import (
 )
 from test_statistics_matching import pictures, trained
 
-BASES = (plain_cnn, sequential_cnn, small_resnet, nested_model)
+
+def separable_cnn():
+    inputs = keras.Input((8, 8, 3))
+    x = keras.layers.SeparableConv2D(6, 3, name="one", use_bias=False)(inputs)
+    x = keras.layers.ReLU()(keras.layers.BatchNormalization()(x))
+    x = keras.layers.SeparableConv2D(8, 3, name="two")(x)
+    x = keras.layers.ReLU()(keras.layers.BatchNormalization()(x))
+    x = keras.layers.GlobalAveragePooling2D()(x)
+    return keras.Model(inputs, keras.layers.Dense(4)(x))
+
+
+BASES = (plain_cnn, sequential_cnn, small_resnet, nested_model, separable_cnn)
 
 
 def hide(base, function="V3"):
@@ -155,5 +166,6 @@ def test_refusals():
     model = kp.protect(
         keras.Model(inputs, keras.layers.BatchNormalization()(x))
     )
+    model.get_layer("odd").layer.trainable = False
     kp.bind(model, kp.Passport.random_pattern(model, seed=0))
     refused(model, kp.PassportError, "'odd', SeparableConv2D")
