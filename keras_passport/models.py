@@ -7,6 +7,7 @@ import pathlib
 import stat
 
 import keras
+import numpy as np
 from keras.src.utils import io_utils
 
 from keras_passport import (
