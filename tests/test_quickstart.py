@@ -1,0 +1,66 @@
+"""README's quickstart, its script and its notebook run as they stand."""
+
+import json
+import re
+
+import keras
+import pytest
+
+from test_case import REPOSITORY, run_in_fresh_process
+
+pytestmark = pytest.mark.skipif(
+    keras.backend.backend() != "tensorflow",
+    reason="nothing in them depends on the backend; once is enough",
+)
+
+
+def readme():
+    text = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+    [block] = re.findall(
+        r"<!-- quickstart -->\n```python\n(.*?)```", text, re.S
+    )
+    return block
+
+
+def script():
+    path = REPOSITORY / "examples" / "quickstart.py"
+    return path.read_text(encoding="utf-8")
+
+
+def notebook():
+    path = REPOSITORY / "examples" / "quickstart.ipynb"
+    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    codes = ["".join(c["source"]) for c in cells if c["cell_type"] == "code"]
+    # A notebook shows the last line's value. Installing is not tried here.
+    shown = [
+        re.sub(r"^(accuracy\(.*)$", r"print(\1)", code, flags=re.M)
+        for code in codes
+        if not code.startswith("%")
+    ]
+    assert len(shown) == len(codes) - 1
+    return "\n".join(shown)
+
+
+def accuracies(printed):
+    return [float(n) for n in re.findall(r"(\d+\.\d) %", printed)]
+
+
+@pytest.mark.parametrize("program", [script, notebook])
+def test_right_and_wrong_passports(program, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    printed = run_in_fresh_process(program())
+    original, valid, fake, served = accuracies(printed)
+    # Ten classes. Every run draws a passport of its own: 360 pictures, and
+    # several standard deviations of room.
+    assert min(original, valid) > 75
+    assert fake < 45
+    assert served == valid
+    assert "has no passport" in printed
+
+
+def test_readme(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    printed = run_in_fresh_process(readme())
+    assert "has no passport" in printed
+    assert float(printed.split()[-1]) > 0.6
+    assert (tmp_path / "owner.h5").stat().st_mode & 0o777 == 0o600
