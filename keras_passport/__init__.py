@@ -12,7 +12,7 @@ import importlib
 
 from keras_passport import registration
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _WHERE = {
     "attacks": None,
