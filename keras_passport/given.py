@@ -16,6 +16,7 @@ import textwrap
 import zipfile
 from collections.abc import Sequence
 
+from keras_passport import files
 from keras_passport.pictures import ANOTHER
 from keras_passport.quiet import quiet
 from keras_passport.texts import shown
@@ -127,6 +128,15 @@ def load_model(path: str | os.PathLike):
             f"Expected a model file at '{name}'. Received: no such file"
         )
     suffix = pathlib.Path(path).suffix
+    if not os.path.isdir(path):
+        try:
+            # A FIFO would keep whoever opens it waiting.
+            files.open_regular(path).close()
+        except OSError as error:
+            raise ValueError(
+                f"Expected '{name}' to be a model that Keras saved. "
+                f"Received: {shown(error.strerror or error)}"
+            ) from error
     if suffix == ".keras" and not zipfile.is_zipfile(path):
         # Keras would say that it is not there.
         raise ValueError(

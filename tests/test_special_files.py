@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import keras_passport as kp
-from keras_passport import files
+from keras_passport import files, given
 from keras_passport.geometry import Geometry
 from keras_passport.texts import shown
 
@@ -260,6 +260,16 @@ def test_no_reader_waits_for_it(kind, reader, passport, tmp_path):
     assert grown < 200_000  # kB
 
 
+@pytest.mark.parametrize("suffix", (".keras", ".h5"))
+@pytest.mark.parametrize("kind", SPECIAL)
+def test_no_model_is_waited_for(kind, suffix, tmp_path):
+    path = tmp_path / f"model{suffix}"
+    SPECIAL[kind](path)
+    with pytest.raises(ValueError, match="that Keras saved|model") as raised:
+        given.load_model(path)
+    assert str(path) in str(raised.value)
+
+
 def test_a_damaged_file_at_any_place(passport, tmp_path):
     path = tmp_path / "owner.h5"
     passport.save(path)
@@ -310,9 +320,9 @@ def test_specs_that_are_none(change, passport, tmp_path):
     change(spec)
     path = tmp_path / "spec.json"
     path.write_text(json.dumps(spec))
-    for given in (spec, path):
+    for one in (spec, path):
         with pytest.raises(kp.PassportError) as raised:
-            passport.pack(given)
+            passport.pack(one)
         for line in str(raised.value).split("\n"):
             assert line.isprintable()
 
