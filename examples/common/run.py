@@ -184,7 +184,9 @@ class Job(abc.ABC):
         with self.spread.scope():
             kp.bind(model, kp.Passport.load(self.directory.passport))
         if self.fine_tunes:
-            kp.calibrate(model, like=original)
+            # What is inserted starts from the statistics that it meets.
+            batches = self._some_batches() if self.inserts else None
+            kp.calibrate(model, like=original, batches=batches)
             self._estimate_statistics(model)
         else:
             kp.calibrate(model)
