@@ -108,5 +108,6 @@ def test_what_cannot_be_set():
     with pytest.raises(kp.PassportError, match="bound: False"):
         layer.set_hidden_parameters(gamma=good)
     separable, _ = build("separable")
+    separable.layer.trainable = False
     with pytest.raises(kp.PassportError, match="SeparableConv2D"):
         separable.set_hidden_parameters(good, good)
