@@ -13,6 +13,8 @@ import numpy as np
 
 # Shorter stretches can hold no run of 16 bytes.
 _LEAST = 16
+# No 100 bytes are written in hexadecimal or Base64 without a single letter.
+_NUMBER = 200
 # Data is looked through in windows, which overlap by as much as this.
 _WINDOW, _OVERLAP = 2**24, 2**20
 
@@ -73,8 +75,9 @@ def decoded(data: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
 
 
 def _wide(piece):
-    zero = piece == 0
-    if np.count_nonzero(~zero[:-1] & zero[1:]) < _LEAST:
+    # 16 characters of either fill some 16 bytes, of which 8 or 12 are zero.
+    zeros = (piece[: piece.size // 16 * 16] == 0).reshape(-1, 16).sum(1)
+    if not np.any(zeros >= 7):
         return
     piece = piece.tobytes()
     for name, (pattern, width) in _WIDE.items():
@@ -92,7 +95,8 @@ def _base64(piece):
     values[behind[letters]] = _BETWEEN
     # Nobody says where Base64 begins if letters are before it, or which of
     # its lines is the first: each of four places is tried.
-    first, digits, lengths = _stretches(values, 4 * _LEAST // 3)
+    decimal = (values >= 52) & (values < 62)
+    first, digits, lengths = _stretches(values, 4 * _LEAST // 3, decimal)
     for before in range(4 if lengths.size else 0):
         a, b, c, d = _aligned(digits, lengths, before, 4).astype("uint32")
         whole = (a << 18) | (b << 12) | (c << 6) | d
@@ -107,7 +111,7 @@ def _hexadecimal(piece):
     # Of "0x" the 0 is no digit.
     marks = np.flatnonzero((piece[1:] | 32) == ord("x"))
     values[marks[piece[marks] == ord("0")]] = _BETWEEN
-    first, digits, lengths = _stretches(values, 2 * _LEAST)
+    first, digits, lengths = _stretches(values, 2 * _LEAST, values < 10)
     # A letter before it may be a digit, too.
     for before in range(2 if lengths.size else 0):
         high, low = _aligned(digits, lengths, before, 2)
@@ -121,8 +125,14 @@ def _hexadecimal(piece):
         yield "hexadecimal dump", 0, (high << 4) | low
 
 
-def _stretches(values, least):
+def _stretches(values, least, decimal):
     """Digits in a row, without what is between them.
+
+    Args:
+        values: Of the characters, in an encoding.
+        least: How many digits a stretch must have.
+        decimal: Which of them are 0 to 9: so many of these alone are a
+            number, since bytes have letters, too.
 
     Returns:
         Where the first stretch begins, all digits of all stretches, and how
@@ -133,7 +143,9 @@ def _stretches(values, least):
     starts, ends = edges[::2], edges[1::2]
     sums = np.concatenate([[0], np.cumsum(values < _BETWEEN)])
     lengths = sums[ends] - sums[starts]
-    long = lengths >= least
+    sums = np.concatenate([[0], np.cumsum(decimal)])
+    only_decimal = sums[ends] - sums[starts] == lengths
+    long = (lengths >= least) & ~(only_decimal & (lengths > _NUMBER))
     starts, ends, lengths = starts[long], ends[long], lengths[long]
     if starts.size == 0:
         return 0, values[:0], lengths
