@@ -6,6 +6,7 @@ import shutil
 import textwrap
 
 from keras_passport.passports import ROLES
+from keras_passport.texts import shown
 
 _ADVICE = {
     "optimizer": (
@@ -144,8 +145,8 @@ class LeakReport:
     def to_dict(self) -> dict:
         """Plain lists, strings and numbers, for JSON."""
         about = {"clean": self.clean, **dataclasses.asdict(self)}
-        for shown, leak in zip(about["leaks"], self.leaks, strict=True):
-            shown["advice"] = leak.advice
+        for row, leak in zip(about["leaks"], self.leaks, strict=True):
+            row["advice"] = leak.advice
         return about
 
     def __str__(self):
@@ -191,16 +192,8 @@ class LeakReport:
         return "\n\n".join(blocks)
 
 
-def _shown(text):
-    """A text without what a terminal would obey, or take for a line's end."""
-    return "".join(
-        c if c.isprintable() else c.encode("unicode_escape").decode()
-        for c in text
-    )
-
-
 def _lines(texts, width):
-    return "\n".join(textwrap.fill(_shown(text), width) for text in texts)
+    return "\n".join(textwrap.fill(shown(text, None), width) for text in texts)
 
 
 def _cut(text, width):
@@ -213,7 +206,7 @@ def _cosine(trace):
 
 def _table(head, rows, width):
     """Lines of cells; the widest columns give way to fit the width."""
-    rows = [tuple(map(_shown, row)) for row in rows]
+    rows = [tuple(shown(cell, None) for cell in row) for row in rows]
     widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
     while sum(widths) + 2 * len(widths) - 2 > width:
         widths[widths.index(max(widths))] -= 1
