@@ -29,8 +29,9 @@ from common.distribution import Distribution
 from common.errors import UserError
 from common.rundir import load_model
 from common.settings import settings
-from keras_passport import given, scores
-from keras_passport.pictures import PREPROCESSING
+from keras_passport import scores
+from keras_passport.cli import given
+from keras_passport.cli.pictures import PREPROCESSING
 
 if TYPE_CHECKING:  # Without TensorFlow's greeting, `common` imports it.
     import keras

@@ -30,7 +30,7 @@ from common import data
 from common.errors import UserError, in_one_line
 from common.rundir import RunDirectory, load_model, read_json
 from keras_passport.files import SAVED_MODEL
-from keras_passport.specs import SPEC_FILE
+from keras_passport.passports.specs import SPEC_FILE
 from keras_passport.texts import shown
 
 _RUN_DIR = flags.DEFINE_string(

@@ -8,9 +8,8 @@ Names are imported when they are first used: a client that loads a passport
 and digests it needs NumPy, not Keras.
 """
 
-import importlib
-
-from keras_passport import registration
+from keras_passport import moved, registration
+from keras_passport.lazy import exported
 
 __version__ = "0.2.0"
 
@@ -21,56 +20,43 @@ _WHERE = {
     "plots": None,
     "PassportError": "errors",
     "PassportRequiredError": "errors",
-    "PassportFunction": "functions",
-    "KernelAdapter": "kernels",
-    "register_kernel_layer": "kernels",
-    "PassportNormalization": "layers",
-    "hide_statistics": "hiding",
-    "LeakReport": "leaks",
-    "find_leaks": "leaks",
-    "ProtectedModel": "models",
-    "assumed": "models",
-    "bind": "models",
-    "calibrate": "calibration",
-    "presented": "models",
-    "protected_layers": "models",
-    "public": "models",
-    "secret_checkpoint": "models",
-    "unbind": "models",
-    "estimate_statistics": "normalization",
-    "Passport": "passports",
-    "PassportEntry": "passports",
-    "PassportReport": "report",
-    "PassportInputModel": "serving",
-    "export_litert": "exports",
-    "export_onnx": "exports",
-    "export_saved_model": "exports",
-    "passport_spec": "serving",
-    "require_passport": "serving",
-    "with_passport": "serving",
-    "inspect": "transform",
-    "protect": "transform",
-    "reinitialize": "transform",
-    "unlock": "unlocking",
+    "KernelAdapter": "layers.kernels",
+    "PassportNormalization": "layers.passport_normalization",
+    "estimate_statistics": "layers.normalization",
+    "protected_layers": "layers.protected",
+    "register_kernel_layer": "layers.kernels",
+    "LeakReport": "leaks.report",
+    "find_leaks": "leaks.search",
+    "PassportReport": "models.report",
+    "ProtectedModel": "models.protected_model",
+    "assumed": "models.binding",
+    "bind": "models.binding",
+    "calibrate": "models.calibration",
+    "hide_statistics": "models.hiding",
+    "inspect": "models.protecting",
+    "presented": "models.binding",
+    "protect": "models.protecting",
+    "public": "models.protected_model",
+    "reinitialize": "models.protecting",
+    "secret_checkpoint": "models.binding",
+    "unbind": "models.binding",
+    "unlock": "models.unlocking",
+    "Passport": "passports.passport",
+    "PassportEntry": "passports.entries",
+    "PassportFunction": "passports.functions",
+    "PassportInputModel": "serving.passport_input",
+    "export_litert": "serving.exports",
+    "export_onnx": "serving.exports",
+    "export_saved_model": "serving.exports",
+    "passport_spec": "serving.passport_input",
+    "require_passport": "serving.passport_input",
+    "with_passport": "serving.passport_input",
 }
 
-__all__ = sorted(_WHERE)
+# What is asked for may be the first to import Keras.
+__getattr__, __dir__, __all__ = exported(
+    __name__, _WHERE, then=registration.register
+)
 
-
-def __getattr__(name):
-    if name not in _WHERE:
-        raise AttributeError(
-            f"module '{__name__}' has no attribute '{name}'. "
-            f"It offers {', '.join(__all__)}"
-        )
-    module = importlib.import_module(f"{__name__}.{_WHERE[name] or name}")
-    # What was asked for may have been the first to import Keras.
-    registration.register()
-    return getattr(module, name) if _WHERE[name] else module
-
-
-def __dir__():
-    return sorted([*globals(), *__all__])
-
-
+moved.register()
 registration.register()

@@ -1,5 +1,5 @@
 """`python -m keras_passport` is the command `keras-passport`."""
 
-from keras_passport.cli import run
+from keras_passport.cli.parser import run
 
 run()

@@ -8,7 +8,7 @@ import numpy as np
 
 from keras_passport.attacks.fake import Judge, fake_passports
 from keras_passport.errors import PassportError
-from keras_passport.passports import Passport
+from keras_passport.passports.passport import Passport
 
 
 def right_guesses(passport: Passport, history: Sequence[dict]) -> np.ndarray:

@@ -9,7 +9,7 @@ import importlib.abc
 import importlib.util
 import sys
 
-_MODULE = "keras_passport.serving"
+_MODULE = "keras_passport.serving.passport_input"
 
 
 class _AfterKeras(importlib.abc.MetaPathFinder):

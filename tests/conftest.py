@@ -16,8 +16,8 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 import keras  # noqa: E402
 import pytest  # noqa: E402
 
-from keras_passport import derivation  # noqa: E402
 from keras_passport.attacks import fake  # noqa: E402
+from keras_passport.passports import derivation  # noqa: E402
 
 NUM_DEVICES = 2
 

@@ -25,8 +25,8 @@ import h5py
 import numpy as np
 
 import keras_passport as kp
-from keras_passport.derivation import array_hash
-from keras_passport.geometry import Geometry
+from keras_passport.passports.derivation import array_hash
+from keras_passport.passports.geometry import Geometry
 
 BLOCK = 512  # bytes before the HDF5 file proper, with the checksum
 NUMBERS = (0, 1, 96, 512, 2**15, 2**24, 2**31, 2**32 - 1, 2**63, 2**64 - 1)

@@ -5,7 +5,7 @@ import numpy as np
 from keras import ops
 
 import keras_passport as kp
-from keras_passport.geometry import digest
+from keras_passport.passports.geometry import digest
 from test_case import plain_response
 
 FUNCTIONS = ("V1", "V2", "V3")

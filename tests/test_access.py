@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 import keras_passport as kp
-from keras_passport import access
-from keras_passport.models import keyed_function
+from keras_passport.layers import access
+from keras_passport.models.binding import keyed_function
 from model_case import compiled, images, labels, outer_model, predict
 from model_case import protected as protected_model
 

@@ -19,7 +19,7 @@ from absl.testing import flagsaver
 from PIL import Image
 
 import keras_passport as kp
-from keras_passport import cli
+from keras_passport.cli import parser
 from test_case import (
     REPOSITORY,
     plain_cnn,
@@ -40,7 +40,7 @@ def clean_flags():
 def command(*words):
     """Exit status of a command line, run in this process."""
     try:
-        return cli.main(cli.parse(["keras-passport", *map(str, words)]))
+        return parser.main(parser.parse(["keras-passport", *map(str, words)]))
     except SystemExit as end:
         return end.code
 
@@ -740,7 +740,7 @@ def test_new_of_pictures_for_other_inputs(tmp_path):
         names, pixels = picture_files(
             tmp_path, 2, "RGB" if first else "L", (6, 7)
         )
-        from keras_passport import pictures
+        from keras_passport.cli import pictures
 
         received = pictures.read_images(names.split(","), made_.input_shape)
         expected = np.moveaxis(pixels, -1, 1) if first else pixels

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import keras_passport as kp
-from keras_passport import palettes
+from keras_passport.passports import palettes
 from test_case import randomize
 from test_passport_file import header, seal
 
@@ -129,7 +129,7 @@ def test_the_fingerprint_covers_keys(passports, tmp_path):
 
     def hashed(key, file):
         def change(about):
-            from keras_passport.derivation import array_hash
+            from keras_passport.passports.derivation import array_hash
 
             role = about["layers"][0]["roles"]["gamma"]
             role["key"] = array_hash(key)

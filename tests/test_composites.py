@@ -6,7 +6,7 @@ import pytest
 from keras import layers, ops
 
 import keras_passport as kp
-from keras_passport import unlocking
+from keras_passport.models import unlocking
 from test_copies import largest_difference, ones
 from transform_case import random_inputs
 

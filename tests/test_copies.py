@@ -10,7 +10,7 @@ from absl import logging
 from keras import layers, ops
 
 import keras_passport as kp
-from keras_passport import unlocking
+from keras_passport.models import unlocking
 
 
 def trunk(images):

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 import keras_passport as kp
-from keras_passport import normalization as normalization_module
+from keras_passport.layers import normalization as normalization_module
 from layer_case import FUNCTIONS, IMAGE, build, keys_of, random
 
 tf = pytest.importorskip("tensorflow")

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import keras_passport as kp
-from keras_passport import inputs as inputs_module
+from keras_passport.models import inputs as inputs_module
 from test_case import randomize
 
 RNG = np.random.default_rng(0)

@@ -10,7 +10,7 @@ import pytest
 from keras import layers, ops
 
 import keras_passport as kp
-from keras_passport.kernels import adapter_for, register_kernel_layer
+from keras_passport.layers.kernels import adapter_for, register_kernel_layer
 from test_case import relative_difference
 
 EAGERLY = pytest.mark.skipif(

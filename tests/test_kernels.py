@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 from keras import ops
 
-from keras_passport import geometry, kernels
 from keras_passport.errors import PassportError
+from keras_passport.layers import kernels
+from keras_passport.passports import geometry
 from test_case import plain_response, relative_difference, run_in_fresh_process
 
 CHANNELS = 4

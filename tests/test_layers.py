@@ -6,8 +6,8 @@ import pytest
 from keras import ops
 
 import keras_passport as kp
-from keras_passport import kernels
-from keras_passport import normalization as normalization_module
+from keras_passport.layers import kernels
+from keras_passport.layers import normalization as normalization_module
 from layer_case import (
     FUNCTIONS,
     IMAGE,

@@ -13,7 +13,7 @@ import pytest
 from scipy import stats
 
 import keras_passport as kp
-from keras_passport import correlations, searches
+from keras_passport.leaks import correlations, searches
 from model_case import compiled, images, labels
 from test_secrets import needs_tensorflow, wide_cnn
 

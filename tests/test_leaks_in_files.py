@@ -20,7 +20,12 @@ import numpy as np
 import pytest
 
 import keras_passport as kp
-from keras_passport import encodings, hdf5_reader, printed_numbers, unpacking
+from keras_passport.leaks import (
+    encodings,
+    hdf5_reader,
+    printed_numbers,
+    unpacking,
+)
 from test_leaks import found, zipped
 from test_secrets import wide_cnn
 

@@ -9,8 +9,8 @@ import pytest
 from keras import layers
 
 import keras_passport as kp
-from keras_passport.geometry import Geometry
-from keras_passport.matching import match
+from keras_passport.passports.geometry import Geometry
+from keras_passport.passports.matching import match
 from test_case import randomize, relative_difference, run_in_fresh_process
 from test_unlocking import inputs_of, outputs_of
 

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 import keras_passport as kp
-from keras_passport import derivation
-from keras_passport.geometry import Geometry, digest
+from keras_passport.passports import derivation
+from keras_passport.passports.geometry import Geometry, digest
 from keras_passport.secrecy import hidden
 from test_case import plain_cnn, randomize
 from test_passport_file import header, seal

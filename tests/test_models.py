@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 
 import keras_passport as kp
-from keras_passport.models import function_of, keyed_function
+from keras_passport.layers.protected import function_of
+from keras_passport.models.binding import keyed_function
 from model_case import (
     CALLS,
     compiled,

@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 
 import keras_passport as kp
-from keras_passport import files, passport_file
-from keras_passport.geometry import Geometry
+from keras_passport import files
+from keras_passport.passports import passport_file
+from keras_passport.passports.geometry import Geometry
 from test_case import plain_cnn, run_in_fresh_process
 
 BLOCK = 512  # bytes before the HDF5 file proper, with the checksum

@@ -11,9 +11,9 @@ import pytest
 from scipy import stats
 
 import keras_passport as kp
-from keras_passport import features
-from keras_passport.derivation import FAKE, scale_keys
-from keras_passport.geometry import Geometry
+from keras_passport.models import features
+from keras_passport.passports.derivation import FAKE, scale_keys
+from keras_passport.passports.geometry import Geometry
 from test_case import (
     multi_input_model,
     nested_model,

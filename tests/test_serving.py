@@ -8,7 +8,7 @@ import pytest
 from keras import layers
 
 import keras_passport as kp
-from keras_passport.passports import SPEC_VERSION
+from keras_passport.passports.specs import SPEC_VERSION
 from model_case import Block
 from test_case import (
     multi_input_model,

@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 
 import keras_passport as kp
-from keras_passport import files, given
-from keras_passport.geometry import Geometry
+from keras_passport import files
+from keras_passport.cli import given
+from keras_passport.passports.geometry import Geometry
 from keras_passport.texts import shown
 
 

@@ -14,7 +14,7 @@ import numpy as np
 import keras_passport as kp
 from common.case import Case
 from keras_passport.attacks import AttackResult, Recipe
-from keras_passport.normalization import tells_channels_apart
+from keras_passport.layers.normalization import tells_channels_apart
 
 # Fakes that are tried between two writings of what they reached: on so many
 # pictures together, some minutes' work, and of a long series a twentieth, since

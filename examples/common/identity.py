@@ -8,7 +8,7 @@ import numpy as np
 from common.data import Dataset
 from common.errors import UserError
 from common.pictures import read_picture
-from keras_passport import pictures as kp_pictures
+from keras_passport.cli import pictures as kp_pictures
 
 NUM_IMAGES = 20
 

@@ -10,8 +10,8 @@ import numpy as np
 
 from common import data
 from common.errors import UserError
-from keras_passport import pictures as kp_pictures
-from keras_passport.pictures import SUFFIXES
+from keras_passport.cli import pictures as kp_pictures
+from keras_passport.cli.pictures import SUFFIXES
 
 _TEST_NAMES = ("test", "val", "validation")
 

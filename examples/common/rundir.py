@@ -13,7 +13,8 @@ import keras
 
 import keras_passport as kp
 from common.errors import UserError
-from keras_passport import files, given
+from keras_passport import files
+from keras_passport.cli import given
 from keras_passport.texts import shown
 
 try:

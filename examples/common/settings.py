@@ -8,7 +8,10 @@ from typing import Any
 
 from absl import flags
 
-from keras_passport.derivation import DEFAULT_KEY_SCALING, KEY_SCALINGS
+from keras_passport.passports.derivation import (
+    DEFAULT_KEY_SCALING,
+    KEY_SCALINGS,
+)
 
 flags.DEFINE_enum(
     "passport",

@@ -7,18 +7,20 @@ import time
 import keras
 import numpy as np
 
-from keras_passport import features, metrics, models, replicas, scores
+from keras_passport import metrics, replicas, scores
 from keras_passport.attacks.result import AttackResult
-from keras_passport.derivation import (
+from keras_passport.errors import PassportError
+from keras_passport.layers.protected import function_of, protected_layers
+from keras_passport.models import binding, features
+from keras_passport.passports.derivation import (
     DEFAULT_KEY_SCALING,
     FAKE,
     check_key_scaling,
     derive,
     scale_keys,
 )
-from keras_passport.errors import PassportError
-from keras_passport.geometry import digest
-from keras_passport.passports import Passport
+from keras_passport.passports.geometry import digest
+from keras_passport.passports.passport import Passport
 
 ATTACK_KINDS = (
     "random_pattern",
@@ -158,7 +160,7 @@ class Judge:
     """
 
     def __init__(self, model, x, y, batch_size: int = 500):
-        self._function = models.keyed_function(model)
+        self._function = binding.keyed_function(model)
         self._strategy = replicas.current_strategy()
         self._classes = model.outputs[0].shape[-1]
         # A column of labels would be compared with every prediction.
@@ -232,7 +234,7 @@ def _maker(
 
     pool = _image_keys(model, images, reference)
     guess = _guesser(model, kind, images, seed)
-    roles = models.function_of(model).roles
+    roles = function_of(model).roles
 
     def of_images(number):
         rows = []
@@ -250,8 +252,8 @@ def _guesser(
     """A function from a fake's number to its images, `(layers, roles)`."""
     if kind == "random_pattern":
         return None
-    layers = len(models.protected_layers(model))
-    roles = len(models.function_of(model).roles)
+    layers = len(protected_layers(model))
+    roles = len(function_of(model).roles)
     count = len(_first(images))
 
     def guess(number):
@@ -279,7 +281,7 @@ def _image_keys(model, images, reference) -> dict:
             f" reference={reference}"
         )
     images = features.check_images(model, images)
-    layers = models.protected_layers(model)
+    layers = protected_layers(model)
     count = len(_first(images))
     if count < 2:
         raise PassportError(f"Expected at least 2 images. Received: {count}")

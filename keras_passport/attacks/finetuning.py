@@ -3,10 +3,12 @@
 import keras
 import numpy as np
 
-from keras_passport import graph, models, normalization, transform, unlocking
+from keras_passport import graph
 from keras_passport.attacks import opened, reverse, training
 from keras_passport.attacks.result import AttackResult
-from keras_passport.layers import PassportNormalization
+from keras_passport.layers import normalization
+from keras_passport.layers.passport_normalization import PassportNormalization
+from keras_passport.models import protected_model, protecting, unlocking
 
 METHODS = ("FTLL", "FTAL", "RTLL", "RTAL")
 
@@ -69,7 +71,7 @@ def fine_tuning(
             f"Expected method to be one of {METHODS}. "
             f"Received: method={method!r}"
         )
-    public = models.public(model)
+    public = protected_model.public(model)
     path = _last(public)
     if method.startswith("RT"):
         fresh = _untrained(model, seed)
@@ -149,7 +151,7 @@ def fresh_normalization(
 
     >>> control = fresh_normalization(model, data, test, fraction=0.1)
     """
-    public = models.public(model)
+    public = protected_model.public(model)
     return _stock(
         "fresh normalization",
         "published kernels",
@@ -216,7 +218,7 @@ def _stock(
 def _untrained(model, *seed):
     """The public model with weights that nobody else's seed gives."""
     own = int(np.random.default_rng([*seed, 0xF4E5]).integers(2**31))
-    return transform.reinitialize(models.public(model), own)
+    return protecting.reinitialize(protected_model.public(model), own)
 
 
 def _layers(model):

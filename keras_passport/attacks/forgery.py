@@ -7,11 +7,13 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_passport import models, unlocking
 from keras_passport.attacks import training
 from keras_passport.attacks.result import AttackResult
 from keras_passport.errors import PassportError
-from keras_passport.passports import ROLES, Passport, PassportEntry
+from keras_passport.layers.protected import function_of, protected_layers
+from keras_passport.models import binding, protected_model, unlocking
+from keras_passport.passports.entries import ROLES, PassportEntry
+from keras_passport.passports.passport import Passport
 
 # Singular values of a kernel below this part of its first are taken for zero:
 # γ and β come in float32, and what is divided by less is rounding error.
@@ -54,9 +56,9 @@ def key_forgery(
     >>> key_forgery(bound, (x, y), parameters=disclosed).accuracy
     """
     began = time.monotonic()
-    public = models.public(model)
+    public = protected_model.public(model)
     passport, systems = forge_passport(public, parameters)
-    models.bind(public, passport)
+    binding.bind(public, passport)
     accuracy, entropy = training.judge(public, test)
     return AttackResult(
         name="key forgery",
@@ -106,8 +108,8 @@ def forge_passport(
     - Fan, Ng, Chan: Digital Passport, Table 1: Avg(W * p) is linear in p, and
       so Wᵀ κ(p), κ being the mean patch that the kernel meets.
     """
-    function = models.function_of(model)
-    layers = models.protected_layers(model)
+    function = function_of(model)
+    layers = protected_layers(model)
     if parameters.keys() != layers.keys():
         raise PassportError(
             f"Expected parameters for the protected layers {list(layers)}. "

@@ -6,8 +6,10 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_passport import graph, models, normalization
+from keras_passport import graph
 from keras_passport.errors import PassportError
+from keras_passport.layers import normalization
+from keras_passport.layers.protected import protected_layers
 
 # Most numbers in one array.
 CHUNK = 2**24
@@ -30,7 +32,7 @@ class Flow:
             )
         self._functional = graph.functional_of(model)
         self.graph = graph.Graph(model)
-        self.layers = models.protected_layers(model)
+        self.layers = protected_layers(model)
         self.nodes = {
             path: self.graph.calls[id(layer)][0]
             for path, layer in self.layers.items()

@@ -6,8 +6,10 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_passport import graph, models, unlocking
-from keras_passport.layers import PassportNormalization
+from keras_passport import graph
+from keras_passport.layers.passport_normalization import PassportNormalization
+from keras_passport.layers.protected import protected_layers
+from keras_passport.models import binding, protected_model, unlocking
 
 
 class Opened(keras.Model):
@@ -43,10 +45,10 @@ class Opened(keras.Model):
         affine: bool = True,
     ):
         super().__init__(name="opened")
-        self.public = models.public(model)
+        self.public = protected_model.public(model)
         if parameters is None:
             parameters = neutral(self.public)
-        self._paths = list(models.protected_layers(self.public))
+        self._paths = list(protected_layers(self.public))
         self._parameters = [
             self.add_weight(
                 shape=np.shape(value),
@@ -110,7 +112,7 @@ class Opened(keras.Model):
         return dict(zip(self._paths, pairs, strict=True))
 
     def call(self, inputs, training=None):
-        with models.assumed(self.public, self._pairs()):
+        with binding.assumed(self.public, self._pairs()):
             return self.public(inputs, training=training)
 
     def plain(self) -> keras.Model:
@@ -119,19 +121,19 @@ class Opened(keras.Model):
             self.public, self.parameters, fold=False
         )
 
-    def protected(self) -> models.ProtectedModel:
+    def protected(self) -> protected_model.ProtectedModel:
         """The protected model as it is now: its owner can bind a passport.
 
         Kernels, statistics, V1's β and V2's γ are the attacker's.
         """
         parameters = self.parameters
-        for path, layer in models.protected_layers(self.public).items():
+        for path, layer in protected_layers(self.public).items():
             for own, value in zip(
                 (layer.gamma, layer.beta), parameters[path], strict=True
             ):
                 if own is not None:
                     own.assign(value)
-        return models.public(self.public)
+        return protected_model.public(self.public)
 
 
 def neutral(model: keras.Model) -> dict:
@@ -144,7 +146,7 @@ def neutral(model: keras.Model) -> dict:
         Dict from path to γ and β, float32 arrays `(channels,)`.
     """
     parameters = {}
-    for path, layer in models.protected_layers(model).items():
+    for path, layer in protected_layers(model).items():
         units = layer.adapter.units(layer.layer)
         parameters[path] = tuple(
             np.full(units, value, "float32")

@@ -5,12 +5,14 @@ from collections.abc import Callable, Sequence
 import keras
 import numpy as np
 
-from keras_passport import models
+from keras_passport.models import protected_model
 
 FRACTIONS = tuple(round(0.1 * tenths, 1) for tenths in range(10))
 
 
-def prune(model: keras.Model, fraction: float) -> models.ProtectedModel:
+def prune(
+    model: keras.Model, fraction: float
+) -> protected_model.ProtectedModel:
     """A copy of a protected model with each kernel's smallest weights at 0.
 
     Args:
@@ -33,7 +35,7 @@ def prune(model: keras.Model, fraction: float) -> models.ProtectedModel:
         raise ValueError(
             f"Expected a fraction in [0, 1]. Received: fraction={fraction}"
         )
-    pruned = models.public(model)
+    pruned = protected_model.public(model)
     for variable in pruned.weights:
         if len(variable.shape) < 2:
             continue
@@ -46,7 +48,7 @@ def prune(model: keras.Model, fraction: float) -> models.ProtectedModel:
 
 def pruning(
     model: keras.Model,
-    judge: Callable[[models.ProtectedModel], dict[str, float]],
+    judge: Callable[[protected_model.ProtectedModel], dict[str, float]],
     fractions: Sequence[float] = FRACTIONS,
 ) -> list[dict[str, float]]:
     """What pruning does to a protected model, in its owner's eyes.

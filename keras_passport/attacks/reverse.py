@@ -5,12 +5,13 @@ import functools
 import keras
 import numpy as np
 
-from keras_passport import features, models
 from keras_passport.attacks import training
 from keras_passport.attacks.opened import Opened, neutral
 from keras_passport.attacks.result import AttackResult
-from keras_passport.derivation import FAKE, derive
-from keras_passport.passports import Passport
+from keras_passport.layers.protected import protected_layers
+from keras_passport.models import features, protected_model
+from keras_passport.passports.derivation import FAKE, derive
+from keras_passport.passports.passport import Passport
 
 STARTS = ("neutral", "fake", "random")
 # γ and β alone take larger steps than kernels do.
@@ -100,7 +101,7 @@ class Opener:
     """
 
     def __init__(self, model: keras.Model, make=Opened, inputs=None, **options):
-        self.public = models.public(model)
+        self.public = protected_model.public(model)
         self._size = None
         if inputs is not None:
             self._size = features.open_sizes(self.public, inputs)
@@ -215,7 +216,7 @@ def starting_parameters(
     parameters = neutral(model)
     if start == "neutral":
         return parameters
-    layers = models.protected_layers(model)
+    layers = protected_layers(model)
     if start == "fake":
         root = derive(str(seed).encode().rjust(16, b"0"), FAKE, "start")
         rows = Passport.random_pattern(

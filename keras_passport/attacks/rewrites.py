@@ -12,8 +12,11 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_passport import graph, kernels, models
-from keras_passport.layers import PassportNormalization
+from keras_passport import graph
+from keras_passport.layers import kernels
+from keras_passport.layers.passport_normalization import PassportNormalization
+from keras_passport.layers.protected import protected_layers
+from keras_passport.models import protected_model
 
 # Layers that treat every channel alike, whatever its number.
 CHANNELWISE = (
@@ -162,13 +165,13 @@ def permute_channels(model: keras.Model, *, seed: int = 0) -> Rewrite:
     >>> rewrite = permute_channels(model)
     >>> rewrite.orders, rewrite.skipped
     """
-    public = models.public(model)
+    public = protected_model.public(model)
     # Who rewrites a network is not held by what its owner froze.
     public.trainable = True
     rng = np.random.default_rng(seed)
     orders, skipped = {}, {}
     flow = _graphs(public)
-    for path, layer in models.protected_layers(public).items():
+    for path, layer in protected_layers(public).items():
         readers = _readers(layer, flow)
         if isinstance(readers, str):
             skipped[path] = readers
@@ -187,10 +190,10 @@ def permute_channels(model: keras.Model, *, seed: int = 0) -> Rewrite:
 
 
 def _scaled(model, draw, seed):
-    public = models.public(model)
+    public = protected_model.public(model)
     rng = np.random.default_rng(seed)
     factors, skipped = {}, {}
-    for path, layer in models.protected_layers(public).items():
+    for path, layer in protected_layers(public).items():
         refusal = _scale_refusal(layer)
         if refusal:
             skipped[path] = refusal

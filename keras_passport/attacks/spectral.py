@@ -6,11 +6,12 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_passport import models
 from keras_passport.attacks import training
 from keras_passport.attacks.forgery import response_matrix
 from keras_passport.attacks.opened import Opened
 from keras_passport.attacks.result import AttackResult
+from keras_passport.layers.protected import protected_layers
+from keras_passport.models import protected_model
 
 RANK = 2
 # Labelled pictures that signs are chosen by, at most.
@@ -72,7 +73,7 @@ def spectral(
     >>> start = found.history[found.chosen]["parameters"]
     >>> reverse_engineering(model, (x[:50], y[:50]), test, start=start)
     """
-    public = models.public(model)
+    public = protected_model.public(model)
     _check(rank, restarts)
     directions = spectral_directions(public, rank)
     if data is None:
@@ -169,7 +170,7 @@ def spectral_directions(model: keras.Model, rank: int = RANK) -> dict:
     """
     _check(rank)
     found = {}
-    for path, layer in models.protected_layers(model).items():
+    for path, layer in protected_layers(model).items():
         matrix = response_matrix(layer)
         if len(matrix) > 1:
             units = matrix.shape[0] * matrix.shape[2]
@@ -210,7 +211,7 @@ class _Spanned(Opened):
         for variable in self._parameters:
             variable.trainable = False
         self._coordinates = {}
-        for path, layer in models.protected_layers(self.public).items():
+        for path, layer in protected_layers(self.public).items():
             if isinstance(layer.normalization, keras.layers.BatchNormalization):
                 # Few labels make few steps: averages must keep up.
                 layer.normalization.momentum = 0.9

@@ -7,12 +7,12 @@ import time
 import keras
 import numpy as np
 
-from keras_passport import models
 from keras_passport.attacks import training
 from keras_passport.attacks.kept import Kept, fingerprint
 from keras_passport.attacks.moments import Block, Flow
 from keras_passport.attacks.opened import Opened, neutral
 from keras_passport.attacks.result import AttackResult
+from keras_passport.models import protected_model
 
 # What an attacker expects: errors of a mean (in standard deviations) and of a
 # variance's logarithm by a single picture, as on CIFAR-10 with the true γ and
@@ -87,7 +87,7 @@ def statistics_matching(
     >>> found = statistics_matching(model, x, test).history[0]["parameters"]
     >>> reverse_engineering(model, (x[:20], y[:20]), test, start=found)
     """
-    public = models.public(model)
+    public = protected_model.public(model)
     parameters, blocks = match_statistics(
         public,
         images,
@@ -184,7 +184,7 @@ def match_statistics(
 
     >>> parameters, blocks = match_statistics(model, x[:500])
     """
-    public = models.public(model)
+    public = protected_model.public(model)
     flow = Flow(public)
     parameters = neutral(public) if start is None else dict(start)
     known = flow.inputs(images)

@@ -7,10 +7,12 @@ import tempfile
 import keras
 import numpy as np
 
-from keras_passport import models, normalization
 from keras_passport.attacks import reverse, training
 from keras_passport.attacks.kept import Kept, fingerprint
 from keras_passport.attacks.result import AttackResult
+from keras_passport.layers import normalization
+from keras_passport.layers.protected import protected_layers
+from keras_passport.models import protected_model
 
 SEARCHES = ("random", "hyperband")
 _PROJECT = "reverse_engineering"
@@ -112,7 +114,7 @@ def _search(
             "search": search,
             "recipe": recipe.to_dict(),
             "seed": seed,
-            "model": fingerprint(models.public(model).get_weights()),
+            "model": fingerprint(protected_model.public(model).get_weights()),
             "data": fingerprint(keras.tree.flatten([data, test])),
         },
     )
@@ -256,7 +258,7 @@ def _statistics(model) -> list[bool]:
     """Whether to re-estimate statistics: what there is to choose from."""
     found = [
         layer.normalization
-        for layer in models.protected_layers(model).values()
+        for layer in protected_layers(model).values()
         if isinstance(layer.normalization, keras.layers.BatchNormalization)
     ]
     # Hidden ones belong to γ and β that are hidden too: of no use to others.

@@ -19,7 +19,7 @@ from absl import app, flags
 
 import keras_passport as kp
 from keras_passport.attacks import fake
-from keras_passport.derivation import DEFAULT_KEY_SCALING
+from keras_passport.passports.derivation import DEFAULT_KEY_SCALING
 
 _PICTURES = flags.DEFINE_integer("pictures", 1000, "Pictures a passport.")
 

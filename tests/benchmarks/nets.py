@@ -11,7 +11,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).parents[2] / "examples"))
 
 import keras_passport as kp  # noqa: E402
 from common import networks  # noqa: E402
-from keras_passport import normalization  # noqa: E402
+from keras_passport.layers import normalization  # noqa: E402
 
 _NET = flags.DEFINE_string(
     "net",

@@ -1,0 +1,434 @@
+"""What each sub-command of `keras-passport` does.
+
+A function per sub-command takes the parsed flags and returns an exit status,
+or None for `DONE`; its docstring is what `--help` shows. A user's mistake is a
+`ValueError`, or an `OSError`. Keras is imported by those that need a model.
+"""
+
+import base64
+import contextlib
+import json
+import os
+import pathlib
+import sys
+
+import numpy as np
+
+import keras_passport as kp
+from keras_passport import files, scores
+from keras_passport.cli import given, pictures
+from keras_passport.cli.quiet import quiet
+from keras_passport.passports import passport_file
+from keras_passport.texts import shown
+
+PROGRAM = "keras-passport"
+DONE, NO = 0, 1
+_PRIVATE = 0o600
+# What the image kinds need, and for what.
+_NEEDED = {
+    "images": "your pictures, or folders of them, with commas between them",
+    "reference": "a trained model of the same architecture, such as the "
+    "original, that turns them into feature maps",
+}
+
+
+def inspect(args) -> int:
+    """Says what a passport protects of a model, or would, and why.
+
+    MODEL is a file that Keras saved; nothing is written. The status is 1 if
+    no layer of it can be protected.
+    """
+    model = given.load_model(args.model)
+    report = kp.inspect(
+        model, args.function, _selected(args, model), insert=args.insert
+    )
+    print(json.dumps(report.to_dict(), indent=2) if args.json else report)
+    return DONE if report.protected else NO
+
+
+def protect(args) -> None:
+    """Writes a copy of a model that has passport layers.
+
+    The copy, not compiled, has the original's weights. It MUST BE TRAINED,
+    bound to a passport, before it is of any use: bind, calibrate(like=
+    original), compile and fit, as in the README.
+    """
+    out = _new_file(args.out, args.overwrite, ".keras", args.model)
+    model = given.load_model(args.model)
+    select = _selected(args, model)
+    report = kp.inspect(model, args.function, select, insert=args.insert)
+    print(report)
+    if not report.protected:
+        raise ValueError(
+            "Expected a model with a layer to protect; the table says why it "
+            f"has none{'' if args.insert else ' (--insert may help)'}. "
+            f"Received: '{shown(args.model)}'"
+        )
+    with quiet():
+        protected = kp.protect(model, args.function, select, insert=args.insert)
+    _save(protected, out)
+    print(
+        f"Wrote {shown(out)}. Next: make a passport ({PROGRAM} new), and "
+        "train it."
+    )
+
+
+def new(args) -> None:
+    """Makes a passport for a protected model: a secret, mode 0600.
+
+    random_pattern is made of random numbers. fixed_image (one picture; two
+    for V3) and random_image (two or more) are made of your pictures, which a
+    trained --reference, such as the original, turns into feature maps.
+    Randomness comes from the operating system: a seed is a secret, and no
+    flag takes one.
+    """
+    out = _new_file(
+        args.out,
+        args.overwrite,
+        None,
+        args.model,
+        args.reference,
+        makes_passport=True,
+    )
+    of_images = args.kind != "random_pattern"
+    for name in ("images", "reference", "preprocessing"):
+        value = getattr(args, name)
+        if value and not of_images:
+            raise ValueError(
+                f"Expected no --{name} for --kind={args.kind}, which is made "
+                "of random numbers (--kind=fixed_image or random_image takes "
+                f"it). Received: --{name}={shown(value)}"
+            )
+        if of_images and not value and name != "preprocessing":
+            raise ValueError(
+                f"Expected --{name} for --kind={args.kind}: {_NEEDED[name]}. "
+                "Received: none"
+            )
+    model = given.load_model(args.model)
+    if of_images:
+        images = pictures.read_images(
+            args.images.split(","),
+            scores.only_shape(model.input_shape),
+            args.preprocessing,
+            args.image_size,
+        )
+        passport = getattr(kp.Passport, args.kind)(
+            model,
+            images,
+            reference=given.load_model(args.reference),
+            key_scaling=args.key_scaling,
+        )
+    else:
+        takes = scores.only_shape(model.input_shape)
+        if args.image_size is None and None in tuple(takes)[1:]:
+            raise ValueError(
+                "Expected --image_size, since the model leaves its input size "
+                f"open. Received: {takes}"
+            )
+        passport = kp.Passport.random_pattern(
+            model, key_scaling=args.key_scaling, spatial_size=args.image_size
+        )
+    passport.save(out)
+    print(f"Wrote {shown(out)}, a secret. Fingerprint: {passport.fingerprint}")
+
+
+def show(args) -> None:
+    """Says what a passport is for; shows no value of it.
+
+    Its fingerprint can be published: it tells nothing of the passport, and
+    proves later that you had it.
+    """
+    passport = kp.Passport.load(args.passport)
+    rows = [("layer", "hides", "key")]
+    size = 0
+    for path, entry in passport.layers.items():
+        roles = passport.function.roles
+        shape = entry.geometry.key_shape
+        size += len(roles) * entry.geometry.key_size
+        name = shown(path, limit=None)
+        rows.append((name, " ".join(roles), "x".join(map(str, shape))))
+    width, middle = (max(len(row[i]) for row in rows) for i in range(2))
+    print(f"kind         {passport.kind}")
+    print(f"function     {passport.function.name}")
+    print(f"key_scaling  {passport.key_scaling}")
+    print(f"size         {size:,} numbers in {len(passport.layers)} layers")
+    print(f"fingerprint  {passport.fingerprint}\n")
+    for row in rows:
+        print(f"{row[0]:{width}}  {row[1]:{middle}}  {row[2]}")
+
+
+def pack(args) -> None:
+    """Writes a passport as the numbers that an exported model takes.
+
+    --format=npy is a float32 array (1, K); json the same as nested lists, for
+    TensorFlow Serving's REST requests; base64 the K numbers as little-endian
+    float32. All are secrets, so the file has mode 0600. --out=- writes to
+    standard output.
+    """
+    if args.out != "-":
+        _new_file(args.out, args.overwrite, None, args.passport, args.spec)
+    packed = kp.Passport.load(args.passport).pack(args.spec)
+    if args.format == "npy":
+        _write(args.out, lambda file: np.save(file, packed), _PRIVATE)
+        return
+    if args.format == "json":
+        text = json.dumps(packed.tolist())
+    else:
+        text = base64.b64encode(packed.astype("<f4").tobytes()).decode()
+    _write(args.out, lambda file: file.write(f"{text}\n".encode()), _PRIVATE)
+
+
+def spec(args) -> None:
+    """Says how a passport is packed for a protected model, as JSON.
+
+    It holds no secret; exported models have it with them.
+    """
+    if args.out != "-":
+        _new_file(args.out, args.overwrite, None, args.model)
+    model = given.load_model(args.model)
+    text = json.dumps(kp.passport_spec(model), indent=2)
+    _write(args.out, lambda file: file.write(f"{text}\n".encode()))
+
+
+def export(args) -> None:
+    """Exports a protected model with the passport as an input.
+
+    No secret is in what is written. A SavedModel's signature takes the
+    model's inputs, as --input_dtype if given, and `passport`.
+    """
+    saved_model = args.format == "saved_model"
+    for name in ("input_dtype", "class_names"):
+        if getattr(args, name) and not saved_model:
+            raise ValueError(
+                f"Expected --{name} for --format=saved_model alone. "
+                f"Received: --format={args.format}"
+            )
+    if saved_model:
+        out = _new_folder(args.out, args.overwrite)
+    else:
+        out = _new_file(args.out, args.overwrite, None, args.model)
+    model = given.load_model(args.model)
+    options = {"overwrite": args.overwrite}
+    if saved_model:
+        options["input_dtype"] = args.input_dtype
+        options["class_names"] = _class_names(args.class_names, model)
+    getattr(kp, f"export_{args.format}")(model, out, **options)
+    print(
+        f"Wrote {shown(out)}. Its input `passport` is what `{PROGRAM} pack` "
+        "writes."
+    )
+
+
+def unlock(args) -> None:
+    """Writes an ordinary Keras model that needs no passport.
+
+    What the passport hides is folded into its kernels, or with --nofold kept
+    in normalisation layers, as in the original. It is a secret,
+    for machines that you trust, and has mode 0600.
+    """
+    out = _new_file(args.out, args.overwrite, ".keras", args.model)
+    passport = kp.Passport.load(args.passport)
+    model = given.load_model(args.model)
+    _save(kp.unlock(model, passport, fold=args.fold), out, _PRIVATE)
+    print(f"Wrote {shown(out)}, a secret: it runs without a passport.")
+
+
+def evaluate(args) -> None:
+    """Says how many of a file's examples a model classifies correctly.
+
+    --data is a file of numpy.savez: `x`, as the model takes it, and `y`, the
+    classes' numbers (or one-hot rows). A protected model needs --passport, an
+    original or unlocked one has none. Scores that are not finite, or labels
+    that no class has, are an error.
+    """
+    passport = kp.Passport.load(args.passport) if args.passport else None
+    x, y = _examples(args.data)
+    model = given.load_model(args.model)
+    if passport is not None:
+        kp.bind(model, passport)
+    elif kp.protected_layers(model):
+        raise ValueError(
+            f"Expected --passport, since '{shown(args.model)}' is protected. "
+            "Received: none"
+        )
+    takes = scores.only_shape(model.input_shape)
+    gives = scores.only_shape(model.output_shape)
+    if not isinstance(gives, tuple) or len(gives) != 2 or gives[-1] == 1:
+        raise ValueError(
+            "Expected a classifier with one output per class. Received: "
+            f"outputs {gives}"
+        )
+    if not isinstance(takes, tuple) or not _fits(takes[1:], x.shape[1:]):
+        raise ValueError(
+            f"Expected x of the model's input shape, {takes}. "
+            f"Received: x of shape {x.shape}"
+        )
+    if y.shape == (len(x), gives[-1]):
+        y = scores.from_one_hot(y)
+    y = scores.labels_of(y, len(x), gives[-1])
+    found = scores.finite_classes_of(
+        scores.predict(model, x, args.batch_size), _whose(x, args)
+    )
+    right = int(np.sum(found == y))
+    print(f"accuracy {right / len(x):.4f} ({right:,} of {len(x):,})")
+
+
+def leaks(args) -> int:
+    """Searches files for a passport's secrets before you publish them.
+
+    FILES are files or folders of any kind. The status is 1 if something of
+    the passport is found in them, or if something was not examined.
+    """
+    passport = kp.Passport.load(args.passport)
+    # What is found goes to the output, how far it is to the terminal.
+    verbose = int(sys.stderr.isatty())
+    with quiet():
+        import keras  # noqa: F401  # Its greeting is all that is dropped.
+    with contextlib.redirect_stdout(sys.stderr):
+        report = kp.find_leaks(passport, args.files, verbose=verbose)
+    print(json.dumps(report.to_dict(), indent=2) if args.json else report)
+    return DONE if report.clean else NO
+
+
+def _whose(x, args) -> str:
+    """Whose scores they are, for the message, and what may be the cause."""
+    name = f"'{shown(args.model)}'"
+    if x.dtype.kind in "fc" and not np.isfinite(x).all():
+        return f"{name} (x in --data is not finite itself)"
+    return name
+
+
+def _selected(args, model):
+    """What `select=` is given for the flag --select."""
+    if args.select is None:
+        return None
+    report = kp.inspect(model, args.function, insert=True)
+    kernels = [row.path for row in report.rows if row.role == "kernel"]
+    return given.selection(args.select, kernels)
+
+
+# Files ----------------------------------------------------------------------
+
+
+def _save(model, path, mode=None):
+    with files.replacing(path, mode) as temporary:
+        model.save(temporary, include_optimizer=False)
+
+
+def _write(path, write, mode=None):
+    """Calls `write` with standard output for "-", or a file to be."""
+    if path == "-":
+        write(sys.stdout.buffer)
+        return
+    with files.replacing(path, mode) as temporary, open(temporary, "wb") as f:
+        write(f)
+    print(f"Wrote {shown(path)}{', a secret' if mode else ''}.")
+
+
+def _new_file(
+    path, overwrite, suffix, *sources, makes_passport=False
+) -> pathlib.Path:
+    """The path, if a file may be written there; said before long work."""
+    path = _new_path(path, overwrite)
+    if suffix and path.suffix != suffix:
+        raise ValueError(
+            f"Expected a name that ends in {suffix} to write to. "
+            f"Received: '{shown(path)}'"
+        )
+    if path.is_dir() or any(
+        path.exists() and os.path.exists(source) and path.samefile(source)
+        for source in sources
+        if source
+    ):
+        raise ValueError(
+            "Expected to write to a file of its own. Received: "
+            f"'{shown(path)}', a "
+            f"{'folder' if path.is_dir() else 'file to read from'}"
+        )
+    if not makes_passport and passport_file.is_passport(path):
+        # It can't be made again.
+        raise ValueError(
+            "Expected --overwrite of anything but a passport. Received: "
+            f"'{shown(path)}', which is one: move it, or remove it yourself"
+        )
+    return path
+
+
+def _new_folder(path, overwrite) -> pathlib.Path:
+    """The path, if a SavedModel may be written there, or replaced."""
+    path = _new_path(path, overwrite)
+    if path.exists() and not (path / "saved_model.pb").exists():
+        raise ValueError(
+            "Expected a SavedModel to overwrite. "
+            f"Received: '{shown(path)}', which is something else"
+        )
+    if path.exists():
+        others = sorted(set(os.listdir(path)) - files.SAVED_MODEL)
+        if others:
+            raise ValueError(
+                "Expected a SavedModel to overwrite. Received: "
+                f"'{shown(path)}', which holds '{shown(others[0])}' too"
+            )
+    return path
+
+
+def _new_path(path, overwrite) -> pathlib.Path:
+    path = pathlib.Path(path)
+    if not path.parent.is_dir():
+        raise ValueError(
+            f"Expected an existing folder to write '{shown(path.name)}' to. "
+            f"Received: '{shown(path.parent)}'"
+        )
+    if path.exists() and not overwrite:
+        raise ValueError(
+            "Expected a new name to write to, or --overwrite. "
+            f"Received: '{shown(path)}', which exists"
+        )
+    return path
+
+
+def _class_names(given, model) -> list[str] | None:
+    if given is None:
+        return None
+    if given.startswith("@"):
+        names = pathlib.Path(given[1:]).read_text().splitlines()
+    else:
+        names = given.split(",")
+    outputs = scores.only_shape(model.output_shape)
+    if isinstance(outputs, tuple) and len(names) != outputs[-1]:
+        raise ValueError(
+            f"Expected {outputs[-1]} --class_names, one per output. "
+            f"Received: {len(names)}"
+        )
+    return names
+
+
+def _examples(path) -> tuple[np.ndarray, np.ndarray]:
+    try:
+        with (
+            files.open_regular(path) as file,
+            np.load(file, allow_pickle=False) as arrays,
+        ):
+            x, y = arrays["x"], arrays["y"]
+    except FileNotFoundError:
+        raise
+    # NumPy's own errors, and those of zipfile; or a lone array's.
+    except Exception as error:
+        missing = isinstance(error, KeyError)
+        raise ValueError(
+            f"Expected arrays x and y in '{shown(path)}', saved by "
+            "numpy.savez. Received: a file "
+            f"{'without one of them' if missing else pictures.ANOTHER}"
+        ) from error
+    if x.ndim == 0 or len(x) == 0:
+        raise ValueError(
+            f"Expected examples in '{shown(path)}'. "
+            f"Received: x of shape {x.shape}"
+        )
+    return x, y
+
+
+def _fits(expected, shape) -> bool:
+    return len(expected) == len(shape) and all(
+        n in (None, m) for n, m in zip(expected, shape, strict=True)
+    )

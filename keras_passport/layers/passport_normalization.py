@@ -1,0 +1,659 @@
+"""`PassportNormalization`: a kernel layer with γ and β from a passport."""
+
+import math
+
+import keras
+import numpy as np
+from keras import ops
+
+from keras_passport import secrecy
+from keras_passport.errors import PassportError
+from keras_passport.layers import (
+    access,
+    kernels,
+    normalization,
+    optimizer_state,
+    quantization,
+    scopes,
+)
+from keras_passport.passports import functions
+
+# What a layer is made of; its adapter, geometry and keys belong to these.
+_PARTS = ("layer", "normalization", "between", "function")
+
+
+@keras.saving.register_keras_serializable(package="keras_passport")
+class PassportNormalization(keras.layers.Wrapper):
+    """Kernel layer and normalisation with a scale and shift from a passport.
+
+    Computes y = γ · normalise(layer(x)) + β (eq. 3) where, as the passport
+    function says, γ = F(W, p_γ) and β = F(W, p_β) (eqs. 4 and 5, Table 1) are
+    computed from the layer's kernel W and a secret passport. They are never
+    stored. The passport is either *bound* to the layer (`kp.bind`) or given
+    with the call; without one, a call raises `PassportRequiredError`.
+
+    Hidden parameters are computed in float32 whatever the dtype policy of the
+    wrapped layers, so this layer's own policy is always float32; it hands
+    inputs and outputs through in the wrapped layers' dtypes.
+
+    Args:
+        layer: The kernel layer: any type registered in `kernels`.
+        normalization: A `BatchNormalization`, `LayerNormalization` or
+            `GroupNormalization` over the channel axis, whose place this layer
+            takes. Its own scale and shift are not used: what the passport
+            function leaves trainable has its initializer, regularizer and
+            constraint. Defaults to a batch normalisation.
+        function: `"V1"` (γ hidden, β trainable), `"V2"` (β hidden, γ
+            trainable) or `"V3"` (both hidden).
+        between: Layers that stand between kernel layer and normalisation
+            (padding, pooling), in order.
+        activation: Activation after scale and shift, or `None`.
+        decouple: Whether a bound passport's hidden parameters train as if
+            they were variables of their own: their gradient then reaches the
+            kernel along the dual keys, and the features' gradient not along
+            the keys. Values are the same either way. With `False`, gradients
+            are those of the formula alone, as in the paper's own training.
+            Separable layers, whose response is no linear function of one
+            kernel, and passports given with the call always do that.
+        name: Defaults to the kernel layer's name.
+
+    Call arguments:
+        inputs: Tensor, the kernel layer's input.
+        passport: Keys of shape `(1 or batch, passport_size)`, float32: γ's
+            key, then β's, each in C order. Defaults to the bound ones.
+        training: Whether to normalise with the batch's own statistics.
+        mask: Mask over the inputs, used as the normalisation uses it.
+
+    Example:
+
+    >>> layer = PassportNormalization(keras.layers.Dense(4), function="V3")
+    >>> x = np.ones((2, 3), "float32")
+    >>> layer(x, passport=np.ones((1, 6), "float32")).shape
+    TensorShape([2, 4])
+
+    Reference:
+
+    - Fan, Ng, Chan: Digital Passport, Section 2.3, Figure 2.
+    """
+
+    def __init__(
+        self,
+        layer: keras.layers.Layer,
+        normalization: keras.layers.Layer | None = None,
+        function: str | functions.PassportFunction = "V3",
+        between: tuple | list = (),
+        activation=None,
+        decouple: bool = True,
+        **kwargs,
+    ):
+        kwargs.setdefault("name", getattr(layer, "name", None))
+        kwargs.pop("dtype", None)
+        super().__init__(layer, dtype="float32", autocast=False, **kwargs)
+        self.adapter = kernels.adapter_for(layer)
+        refusal = (
+            "it is not a registered kernel layer"
+            if self.adapter is None
+            else self.adapter.refusal(layer)
+        )
+        if refusal:
+            raise ValueError(
+                "Expected layer to be a kernel layer that can be protected "
+                f"(see kernels.register_kernel_layer), but {refusal}. "
+                f"Received: layer={layer}"
+            )
+        if normalization is None:
+            normalization = keras.layers.BatchNormalization(
+                axis=self.adapter.channel_axis(layer),
+                dtype=layer.dtype_policy,
+                name=f"{layer.name}_normalization",
+            )
+        self.function = functions.get(function)
+        self.between = list(between)
+        self.activation = keras.activations.get(activation)
+        self.decouple = decouple
+        self.replaced, self.normalization = _without_affine(normalization)
+        self.supports_masking = all(
+            part.supports_masking for part in (layer, *self.between)
+        )
+        for part in (layer, *self.between, self.normalization):
+            _without_remat(part)
+        quantization.refuse(layer)
+        self.gamma = None
+        self.beta = None
+        self.geometry = None
+        self._secret = access.Secret(self)
+
+    def __setattr__(self, name, value):
+        if name in _PARTS and getattr(self, "_secret", None) is not None:
+            raise PassportError(
+                f"Expected layer '{self.name}' to keep its parts: its keys and "
+                "hidden parameters belong to them. Make a new "
+                f"PassportNormalization instead. Received: {name}={value!r}"
+            )
+        super().__setattr__(name, value)
+
+    def quantize(self, mode=None, type_check=True, config=None):
+        raise quantization.refused(self.layer)
+
+    # Building -----------------------------------------------------------
+
+    def build(self, inputs_shape, passport_shape=None):
+        shape = inputs_shape
+        for part in (self.layer, *self.between, self.normalization):
+            if not part.built:
+                part.build(shape)
+            shape = part.compute_output_shape(shape)
+        self.geometry = self.adapter.geometry(self.layer)
+        self.inputs_shape = tuple(inputs_shape)
+        options = self.replaced["config"]
+        if not self.function.hides_gamma and options["scale"]:
+            self.gamma = self._add_affine("gamma")
+        if not self.function.hides_beta and options["center"]:
+            self.beta = self._add_affine("beta")
+        self._check_axis(len(shape))
+        optimizer_state.withhold(self)
+
+    def _add_affine(self, name):
+        options = self.replaced["config"]
+        return self.add_weight(
+            name=name,
+            shape=(self.adapter.units(self.layer),),
+            initializer=keras.initializers.get(options[f"{name}_initializer"]),
+            regularizer=keras.regularizers.get(options[f"{name}_regularizer"]),
+            constraint=keras.constraints.get(options[f"{name}_constraint"]),
+            trainable=self.normalization.trainable,
+        )
+
+    def _check_axis(self, rank):
+        channels = self.adapter.channel_axis(self.layer)
+        axis = normalization.channel_axis(self.normalization, rank)
+        if axis != channels % rank:
+            raise ValueError(
+                "Expected a normalisation along the channel axis "
+                f"({channels}) of layer '{self.layer.name}'. "
+                f"Received: axis={self.normalization.axis}"
+            )
+
+    @property
+    def passport_size(self) -> int:
+        """Number of key elements, γ's and β's together."""
+        return len(self.function.roles) * self.geometry.key_size
+
+    # Keys ---------------------------------------------------------------
+
+    @property
+    def is_bound(self) -> bool:
+        """Whether a passport's keys are bound to this layer."""
+        return self._secret.bound is not None
+
+    def bind_keys(self, gamma=None, beta=None):
+        """Binds the keys of a passport. See `kp.bind` for a whole model.
+
+        Args:
+            gamma: Key for γ, float array of shape `geometry.key_shape`;
+                `None` where the function does not hide γ.
+            beta: Key for β, likewise.
+
+        Raises:
+            PassportError: If a key is missing, superfluous, of the wrong
+                shape, or not finite.
+        """
+        access.bind({self._secret: self.keys_of(gamma, beta)})
+
+    def keys_of(self, gamma=None, beta=None) -> access.Keys:
+        """Keys to bind: `bind_keys` without binding them."""
+        gamma, beta = secrecy.hidden(gamma), secrecy.hidden(beta)
+        given = {"gamma": gamma, "beta": beta}
+        packed = []
+        for role, key in given.items():
+            if role not in self.function.roles:
+                if key is not None:
+                    raise PassportError(
+                        f"Layer '{self.name}' has function "
+                        f"{self.function.name}, which hides no {role}. "
+                        f"Received: a key for {role}"
+                    )
+                continue
+            shape = None if key is None else np.shape(key)
+            if shape != self.geometry.key_shape:
+                raise PassportError(
+                    f"Expected a key for {role} of layer '{self.name}' of "
+                    f"shape {self.geometry.key_shape}. Received: shape={shape}"
+                )
+            packed.append(np.asarray(key, "float32").reshape(1, -1))
+        packed = np.concatenate(packed, axis=1)
+        if not np.all(np.isfinite(packed)):
+            raise PassportError(
+                f"Expected finite keys for layer '{self.name}'. "
+                "Received: NaN or infinity"
+            )
+        return self.packed_keys(packed)
+
+    def packed_keys(self, array, tensor=None) -> access.Keys:
+        """Keys as they are packed; see `access.Keys`."""
+        return access.Keys(array, self._dual, tensor)
+
+    def _dual(self, packed):
+        """The keys' dual basis, packed as they are."""
+        rows = packed.reshape(-1, *self.geometry.key_shape)
+        duals = kernels.dual_basis(rows, self.adapter.blocks(self.layer))
+        return duals.reshape(1, -1)
+
+    def unbind_keys(self):
+        """Takes the bound keys away; does nothing if there are none."""
+        access.bind({self._secret: None})
+
+    def hidden_parameters(self, passport=None):
+        """γ and β of a passport. For its holder only: they are secrets.
+
+        Args:
+            passport: Packed keys `(1, passport_size)`. Defaults to the bound
+                ones.
+
+        Returns:
+            Tuple `(gamma, beta)` of float32 arrays of shape `(channels,)`;
+            `None` for a parameter that the function does not hide.
+        """
+        if passport is not None:
+            passport = ops.convert_to_tensor(passport, "float32")
+        gamma, beta = self._hidden(passport)
+        return tuple(
+            None if value is None else ops.convert_to_numpy(value)[0]
+            for value in (gamma, beta)
+        )
+
+    def set_hidden_parameters(self, gamma=None, beta=None):
+        """Gives the bound passport other γ and β by changing the kernel.
+
+        The change is the smallest there is, Σ κ̃ (wanted - κ · W): it stays in
+        the span of the keys. A separable layer's pointwise kernel changes.
+
+        Args:
+            gamma: Wanted γ, float array of shape `(channels,)`; `None` where
+                the function does not hide it.
+            beta: Wanted β, likewise.
+
+        Raises:
+            PassportError: If no passport is bound, what is given is not what
+                the function hides, or the kernel is frozen.
+        """
+        kernel, change = self.change_of_kernel(gamma=gamma, beta=beta)
+        kernel.assign_add(change)
+
+    def change_of_kernel(self, gamma=None, beta=None, size=1.0):
+        """The smallest change that gives the bound passport other γ and β.
+
+        Args:
+            gamma: As for `set_hidden_parameters`.
+            beta: Likewise.
+            size: A factor that the kernel is to be multiplied by before.
+
+        Returns:
+            Tuple of the variable to change and the change, a float32 tensor
+            of its shape.
+
+        Raises:
+            PassportError: As `set_hidden_parameters` raises it.
+        """
+        wanted = {"gamma": gamma, "beta": beta}
+        given = tuple(r for r, value in wanted.items() if value is not None)
+        kernel = self.adapter.solvable(self.layer)
+        if given != self.function.roles or not self.is_bound or kernel is None:
+            raise PassportError(
+                f"Expected a bound layer with one trainable kernel and "
+                f"{' and '.join(self.function.roles)}. Received: layer "
+                f"'{self.name}', bound: {self.is_bound}, "
+                f"{type(self.layer).__name__}, {' and '.join(given) or 'none'}"
+                ". With keras_passport.protect(model, select=...) a layer is "
+                "left out"
+            )
+        rows = np.stack([np.asarray(wanted[role]) for role in given])
+        keys = self._secret.bound.eager(access.KEYS)
+        found = ops.convert_to_numpy(self._respond(keys))
+        change = self.adapter.smallest_change(
+            self.layer,
+            ops.reshape(keys, (-1, *self.geometry.key_shape)),
+            rows - size * found,
+        )
+        return kernel, change
+
+    def fold_bias(self):
+        """Moves a bias that the normalisation cancels into its mean.
+
+        Outputs stay the same. Where batch statistics normalise, such a bias
+        has no effect, but a trained one tells what the layer that reads these
+        outputs sees: it must not be published.
+        """
+        if self._cancels_bias():
+            bias, mean = self.layer.bias, self.normalization.moving_mean
+            mean.assign(ops.convert_to_numpy(mean) - ops.convert_to_numpy(bias))
+            bias.assign(np.zeros(bias.shape))
+
+    def _cancels_bias(self) -> bool:
+        """Whether a bias only shifts what the statistics subtract again."""
+        bias = getattr(self.layer, "bias", None)
+        return (
+            bias is not None
+            and isinstance(self.normalization, keras.layers.BatchNormalization)
+            and kernels.is_stock(self.layer)
+            and self.layer.activation is keras.activations.linear
+            and self.layer.activity_regularizer is None
+            and tuple(bias.shape) == tuple(self.normalization.moving_mean.shape)
+            and all(isinstance(part, _KEEPS_SHIFTS) for part in self.between)
+        )
+
+    def _hidden(self, passport):
+        """γ and β, each (rows, channels), or None where not hidden."""
+        if passport is None:
+            passport = access.read(self._secret)
+        if len(passport.shape) != 2 or passport.shape[1] != self.passport_size:
+            raise PassportError(
+                f"Expected the passport of layer '{self.name}' to have shape "
+                f"(1 or batch, {self.passport_size}). "
+                f"Received: shape={tuple(passport.shape)}"
+            )
+        return self._by_role(self._respond(passport), passport.shape[0])
+
+    def _respond(self, packed):
+        """The kernel's response to packed keys: (rows · roles, channels).
+
+        γ's and β's keys meet the kernel in one product: it is read once.
+        """
+        keys = ops.reshape(packed, (-1, *self.geometry.key_shape))
+        return self.adapter.response(self.layer, keys)
+
+    def _by_role(self, response, rows):
+        roles = self.function.roles
+        response = ops.reshape(
+            response, (rows or -1, len(roles), response.shape[-1])
+        )
+        values = {role: response[:, i] for i, role in enumerate(roles)}
+        return values.get("gamma"), values.get("beta")
+
+    def _decouples(self, passport, training) -> bool:
+        return (
+            self.decouple
+            and bool(training)
+            and passport is None
+            and access.is_settled(self._secret)
+            and self.adapter.weight(self.layer) is not None
+        )
+
+    def _call_decoupled(self, inputs):
+        """Kernel layer's outputs, γ and β, with decoupled gradients.
+
+        All values are the plain ones. Hidden parameters send their gradient g
+        along the dual keys κ̃, so that a step changes γ and β as one on
+        variables would, whatever the keys' size and angle. The features'
+        gradient G is projected off the keys, so that it leaves γ and β alone.
+        Together: G + Σ κ̃ (g - κ · G), which passes over the kernel as seldom
+        as the formula's own gradient.
+        """
+        kernel = self.adapter.weight(self.layer)
+        keys, duals = access.read(self._secret, access.DUALS)
+        duals = ops.reshape(duals, (-1, *self.geometry.key_shape))
+
+        def respond(value, keys):
+            with scopes.Substitution([(kernel, value)]):
+                return self._respond(keys)
+
+        # Keys are arguments: JAX lets no gradient close over traced values.
+        @ops.custom_gradient
+        def decoupled(value, response, keys, duals):
+            def gradient(*upstream):
+                # TensorFlow hands over two arguments, JAX a pair.
+                of_features, of_hidden = keras.tree.flatten(upstream)
+                # TensorFlow forgets the shape where inputs have open sizes.
+                of_features = ops.reshape(of_features, kernel.shape)
+                change = of_hidden - respond(of_features, keys)
+                change = self.adapter.spread(self.layer, duals, change)
+                change = of_features + ops.cast(change, of_features.dtype)
+                none = ops.zeros_like(keys), ops.zeros_like(duals)
+                return change, of_hidden, *none
+
+            return (value, response), gradient
+
+        # The gradient of what else a response may depend on is its own.
+        response = respond(ops.stop_gradient(kernel.value), keys)
+        features, response = decoupled(kernel.value, response, keys, duals)
+        values = [(kernel, features), *self._still_bias(True)]
+        outputs = self._run_layer(inputs, values)
+        return outputs, *self._by_role(response, 1)
+
+    def _still_bias(self, training) -> list:
+        """A bias that is cancelled, so that it does not train either.
+
+        Its gradient is nothing but rounding errors where statistics are the
+        batch's; where they are frozen, it is what β's would be.
+        """
+        if not training or not self._cancels_bias():
+            return []
+        bias = self.layer.bias
+        return [(bias, ops.stop_gradient(bias.value) + 0.0 * bias.value)]
+
+    def _run_layer(self, inputs, values):
+        """The kernel layer's outputs with other values of some variables."""
+        if not values:
+            return self.layer(inputs)
+        with scopes.Substitution(values) as scope:
+            outputs = self.layer(inputs)
+        scope.hand_on(self.layer)
+        return outputs
+
+    def _folds(self, inputs, gamma, beta, training, mask, assumed) -> bool:
+        """Whether scaling the kernel costs less than scaling the outputs.
+
+        One or the other is read and written once more; the factor of 2 was
+        measured with ResNet-50 (BUILD_NOTES.md). XLA, of JAX, fuses the latter
+        with what comes before and after.
+        """
+        if (
+            keras.backend.backend() != "tensorflow"
+            or (training and self.normalization.trainable)
+            # Who trains γ and β wants no gradient of a kernel.
+            or (training and assumed)
+            or mask is not None
+            or not kernels.is_stock(self.layer)
+            or not normalization.folds_into(self.layer, self.normalization)
+            or self.between
+            or any(p is not None and p.shape[0] != 1 for p in (gamma, beta))
+        ):
+            return False
+        outputs = self.layer.compute_output_shape(tuple(inputs.shape))
+        kernel = sum(math.prod(w.shape) for w in self.layer.weights)
+        return kernel <= 2 * math.prod(size or 1 for size in outputs)
+
+    def _call_folded(self, inputs, gamma, beta, training):
+        """Inference with scale and shift in the kernel and its bias."""
+        scale, shift = normalization.affine(self.normalization, gamma, beta)
+        scale, shift = scale[0], shift[0]
+        values = self.adapter.folded(self.layer, scale, ops.convert_to_tensor)
+        bias = getattr(self.layer, "bias", None)
+        if bias is not None:
+            for _, still in self._still_bias(training):
+                bias = still
+            values["bias"] = ops.convert_to_tensor(bias) * scale + shift
+        mapping = [
+            (variable, values[variable.name])
+            for variable in self.layer.variables
+            if variable.name in values
+        ]
+        outputs = self._run_layer(inputs, mapping)
+        if bias is not None:
+            return outputs
+        return normalization.shifted(self.normalization, outputs, shift)
+
+    # Calling ------------------------------------------------------------
+
+    def call(
+        self,
+        inputs,
+        passport=None,
+        training=None,
+        mask=None,
+        inputs_mask=None,
+    ):
+        # Keras names the argument after the inputs once there are two of them.
+        mask = inputs_mask if mask is None else mask
+        if passport is not None:
+            access.refuse_constants(passport, self.name)
+        outputs = None
+        if getattr(self.layer, "quantization_mode", None) is not None:
+            raise quantization.refused(self.layer)
+        assumed = access.read(self._secret, access.PARAMETERS)
+        if assumed is not None:
+            gamma, beta = (ops.expand_dims(value, 0) for value in assumed)
+        elif self._decouples(passport, training):
+            outputs, gamma, beta = self._call_decoupled(inputs)
+        else:
+            gamma, beta = self._hidden(passport)
+        if gamma is None and self.gamma is not None:
+            gamma = ops.expand_dims(ops.convert_to_tensor(self.gamma), 0)
+        if beta is None and self.beta is not None:
+            beta = ops.expand_dims(ops.convert_to_tensor(self.beta), 0)
+        if outputs is None and self._folds(
+            inputs, gamma, beta, training, mask, assumed is not None
+        ):
+            return self.activation(
+                self._call_folded(inputs, gamma, beta, training)
+            )
+        if outputs is None:
+            values = [] if assumed is not None else self._still_bias(training)
+            outputs = self._run_layer(inputs, values)
+        mask = _mask_after(self.layer, outputs, mask)
+        for part in self.between:
+            outputs = part(outputs)
+            mask = _mask_after(part, outputs, mask)
+        outputs = normalization.normalize(
+            self.normalization, outputs, gamma, beta, training, mask
+        )
+        return self.activation(outputs)
+
+    def rematerialized_call(self, layer_call, *args, **kwargs):
+        # Under a `keras.RematScope`: whether Keras would, is Keras's to say.
+        chosen = super().rematerialized_call(layer_call, *args, **kwargs)
+        mode = self._remat_mode
+        if chosen is layer_call or mode is None or mode.mode == "activations":
+            return chosen
+
+        def rematerialized(*args, **kwargs):
+            return scopes.rematerialized(self, layer_call, args, kwargs)
+
+        return rematerialized
+
+    def compute_mask(self, inputs, previous_mask):
+        return previous_mask if self.supports_masking else None
+
+    def compute_output_spec(self, inputs, passport=None, **kwargs):
+        if passport is not None and not isinstance(passport, keras.KerasTensor):
+            raise PassportError(
+                f"Expected passport of layer '{self.name}' to be an input of "
+                "the functional model, such as keras.Input(...): its config "
+                "would hold the keys. "
+                f"Received: a {type(passport).__name__}"
+            )
+        # Not by tracing `call`: a graph is built before there is a passport.
+        outputs = inputs
+        for part in (self.layer, *self.between, self.normalization):
+            outputs = part.compute_output_spec(outputs)
+        return outputs
+
+    def compute_output_shape(self, inputs_shape, passport_shape=None):
+        shape = inputs_shape
+        for part in (self.layer, *self.between, self.normalization):
+            shape = part.compute_output_shape(shape)
+        return shape
+
+    # Serialisation ------------------------------------------------------
+
+    def get_config(self):
+        return {
+            **super().get_config(),
+            "normalization": self.replaced,
+            "function": self.function.name,
+            "between": [
+                keras.saving.serialize_keras_object(part)
+                for part in self.between
+            ],
+            "activation": keras.activations.serialize(self.activation),
+            "decouple": self.decouple,
+        }
+
+    @classmethod
+    def from_config(cls, config, custom_objects=None):
+        config = dict(config)
+        for name in ("layer", "normalization"):
+            config[name] = keras.saving.deserialize_keras_object(
+                config[name], custom_objects=custom_objects
+            )
+        config["between"] = [
+            keras.saving.deserialize_keras_object(
+                part, custom_objects=custom_objects
+            )
+            for part in config["between"]
+        ]
+        return cls(**config)
+
+
+def _without_affine(layer):
+    """The normalisation's config, and a new one of it without affine part."""
+    if type(layer) not in normalization.SUPPORTED:
+        raise ValueError(
+            "Expected normalization to be a BatchNormalization, "
+            "LayerNormalization or GroupNormalization layer. "
+            f"Received: normalization={layer}"
+        )
+    refusal = normalization.refusal(layer)
+    if refusal:
+        raise ValueError(
+            "Expected a normalisation that a passport can scale and shift, "
+            f"but {refusal}. Received: normalization={layer}"
+        )
+    replaced = _unshared(keras.saving.serialize_keras_object(layer))
+    # Deserialising must not build it: its weights would be made for nothing.
+    replaced.pop("build_config", None)
+    config = {**layer.get_config(), "center": False, "scale": False}
+    return replaced, type(layer).from_config(config)
+
+
+def _unshared(config):
+    """A copy of a config that says nothing of which objects are shared.
+
+    While a model is loaded, Keras notes the ids of all that is serialised. The
+    layer serialised here is gone soon after, and the next one may have its id:
+    its config would be taken for the same layer's.
+    """
+    if isinstance(config, dict):
+        return {
+            key: _unshared(value)
+            for key, value in config.items()
+            if key != "shared_object_id"
+        }
+    if isinstance(config, (list, tuple)):
+        return [_unshared(value) for value in config]
+    return config
+
+
+# Layers that add to their outputs what is added to all their inputs.
+_KEEPS_SHIFTS = tuple(
+    getattr(keras.layers, name + rank)
+    for name in ("AveragePooling", "MaxPooling", "Cropping")
+    for rank in ("1D", "2D", "3D")
+)
+
+
+def _without_remat(layer):
+    """Leaves it to the wrapper to compute a layer's values again.
+
+    The layer's own second run would read its kernel where the first one saw
+    other tensors in its place, and lose their gradient.
+    """
+    for part in layer._flatten_layers():
+        part._remat_mode = None
+
+
+def _mask_after(part, outputs, mask):
+    """The mask that Keras would hand on from this layer's output."""
+    if mask is None or not part.supports_masking:
+        return None
+    return part.compute_mask(outputs, mask)

@@ -1,0 +1,47 @@
+"""The passport layers of a model, and the function that they share."""
+
+from keras_passport import graph
+from keras_passport.errors import PassportError
+from keras_passport.layers.passport_normalization import PassportNormalization
+
+
+def protected_layers(model) -> dict[str, PassportNormalization]:
+    """The passport layers of a model by path, in the graph's order.
+
+    Args:
+        model: Any Keras model.
+
+    Returns:
+        Dict from path (names of nested models and the layer joined by "/") to
+        layer.
+    """
+    return {
+        path: layer
+        for path, layer in graph.walk(model, stop=(PassportNormalization,))
+        if isinstance(layer, PassportNormalization)
+    }
+
+
+def _layers_or_error(model) -> dict[str, PassportNormalization]:
+    layers = protected_layers(model)
+    if not layers:
+        raise PassportError(
+            "Expected a protected model (see keras_passport.protect). "
+            f"Received: model '{model.name}' without any passport layer"
+        )
+    return layers
+
+
+def function_of(model):
+    """The passport function of a protected model.
+
+    Raises:
+        PassportError: If the model is not protected, or its layers differ.
+    """
+    found = {layer.function for layer in _layers_or_error(model).values()}
+    if len(found) != 1:
+        raise PassportError(
+            "Expected one passport function in all protected layers. "
+            f"Received: {sorted(f.name for f in found)}"
+        )
+    return found.pop()

@@ -1,0 +1,55 @@
+"""Packages whose names are imported when they are first used.
+
+A client that loads a passport and packs it needs NumPy, not Keras: so neither
+this package nor a folder of it imports what nobody has asked for.
+"""
+
+import importlib
+import sys
+
+
+def exported(package: str, where: dict, then=lambda: None) -> tuple:
+    """What a package's `__init__` needs to offer names lazily.
+
+    Args:
+        package: Its `__name__`.
+        where: Dict from name to the module, inside of the package, that has
+            it, or `.folder.module` beside the package; `None` for a module of
+            that name.
+        then: Called after each import.
+
+    Returns:
+        Tuple of `__getattr__`, `__dir__` and `__all__` for the package.
+
+    Example:
+
+    >>> __getattr__, __dir__, __all__ = exported(__name__, {"bind": "binding"})
+    """
+    names = sorted(where)
+
+    def get(name):
+        if name not in where:
+            raise AttributeError(
+                f"module '{package}' has no attribute '{name}'. "
+                f"It offers {', '.join(names)}"
+            )
+        module = importlib.import_module(f".{where[name] or name}", package)
+        then()
+        return getattr(module, name) if where[name] else module
+
+    def directory():
+        return sorted([*vars(sys.modules[package]), *names])
+
+    return get, directory, names
+
+
+def above(module: str):
+    """A module of a floor above, looked up when it is called.
+
+    What a passport is needs NumPy alone, what it is made for needs Keras: its
+    methods that take a model reach up, and nothing is imported before they do.
+
+    Args:
+        module: Its name, inside of this package.
+    """
+    return importlib.import_module(f"{__package__}.{module}")

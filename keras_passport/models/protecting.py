@@ -1,0 +1,303 @@
+"""`protect`: an ordinary Keras model becomes one that needs a passport."""
+
+import random
+
+import keras
+
+from keras_passport import graph, subclasses
+from keras_passport.errors import PassportError
+from keras_passport.layers.passport_normalization import PassportNormalization
+from keras_passport.layers.protected import function_of, protected_layers
+from keras_passport.models import compiling, composites
+from keras_passport.models.protected_model import ProtectedModel
+from keras_passport.models.report import PassportReport
+from keras_passport.models.sites import Plan, Selection
+from keras_passport.passports import functions
+
+
+def protect(
+    model: keras.Model,
+    function: str | functions.PassportFunction = "V3",
+    select: Selection = None,
+    insert: bool = False,
+) -> ProtectedModel:
+    """Clones a model with passport layers in place of its normalisations.
+
+    Every batch, layer or group normalisation that directly follows a kernel
+    layer, and is the only one to read it, becomes one with that layer: a
+    `PassportNormalization` under the kernel layer's name. Weights, names,
+    dtype policies and `trainable` flags carry over; the source is unchanged.
+
+    Args:
+        model: Functional or built Sequential model, with nested ones or
+            without. Its weights are copied.
+        function: Passport function of all layers: `"V1"`, `"V2"` or `"V3"`
+            (Table 1). V1 and V2 are for comparison: what they publish, β and
+            statistics or γ, is enough for an attacker with few labels.
+        select: Which kernel layers to protect: a path or an iterable of
+            paths, a compiled regular expression that is searched for in the
+            path, or a function of `(path, layer)` that returns whether to.
+            Defaults to all.
+        insert: Whether to protect kernel layers without a normalisation too
+            (VGG, AlexNet), by inserting a batch normalisation before their
+            activation. It changes what the model computes, so it must be
+            trained. The last kernel layers, the classifier, are left alone
+            unless `select` names them.
+
+    Returns:
+        A `ProtectedModel`. Its `report` attribute, a `PassportReport`, says
+        what was done with each layer. If the source was compiled, it is
+        compiled in the same way, with a new optimizer and new metrics.
+
+    Raises:
+        ValueError: If the model has no graph, is not built, or nothing in it
+            can be protected, or `select` names a layer that can't be.
+
+    Example:
+
+    >>> base = keras.Sequential([
+    ...     keras.Input((8, 8, 3)),
+    ...     keras.layers.Conv2D(4, 3, name="conv"),
+    ...     keras.layers.BatchNormalization(),
+    ... ])
+    >>> protect(base).report.protected
+    ['conv']
+
+    Reference:
+
+    - Fan, Ng, Chan: Digital Passport, Sections 2.2 and 2.3.
+    """
+    function = functions.get(function)
+    _check_source(model)
+    if protected_layers(model) and function_of(model) != function:
+        raise PassportError(
+            "Expected the function of the layers that are protected already, "
+            f"{function_of(model).name}. Received: function={function.name}"
+        )
+    plan = Plan(model, function, select, insert)
+    if not plan.report.protected:
+        raise PassportError(
+            "Expected a model with a batch, layer or group normalisation "
+            "directly after a kernel layer (Dense, or a convolution of any "
+            f"kind). {_insertable(model, function, insert)}"
+            f"Received: model '{model.name}' with nothing to protect\n"
+            f"{plan.report}"
+        )
+    made = {}
+    protected = _protect(model, function, plan, made, ProtectedModel)
+    _copy_state(model, protected, plan, made)
+    protected.report = plan.report
+    compiling.compile_like(model, protected)
+    return protected
+
+
+def inspect(
+    model: keras.Model,
+    function: str | functions.PassportFunction = "V3",
+    select: Selection = None,
+    insert: bool = False,
+) -> PassportReport:
+    """What `protect` would do with a model, or did: nothing is cloned.
+
+    Args:
+        model: Functional or built Sequential model, protected or not.
+        function: As for `protect`; a protected model's own is reported.
+        select: As for `protect`.
+        insert: As for `protect`.
+
+    Returns:
+        A `PassportReport`. Of a protected model, without `select` and
+        `insert`, what is protected; with them, what a second `protect` would
+        make of it.
+
+    Raises:
+        ValueError: If the model has no graph or is not built.
+
+    Example:
+
+    >>> print(inspect(keras.applications.MobileNetV2(weights=None)))
+    """
+    _check_source(model)
+    if protected_layers(model):
+        function = function_of(model)
+        if select is None and not insert:
+            select = ()  # What is protected, not what else could be.
+    return Plan(model, functions.get(function), select, insert).report
+
+
+def reinitialize(model: keras.Model, seed: int | None = None) -> keras.Model:
+    """Gives a model the weights of an untrained one.
+
+    The paper finds that a protected network trains better from scratch than
+    from a trained network's kernels (Section 2.3, Figure 3).
+
+    Args:
+        model: Functional or Sequential model, protected or not.
+        seed: Seed of the initialisers that have none of their own.
+
+    Returns:
+        The model itself.
+    """
+    state = random.getstate()
+    try:
+        if seed is not None:
+            # Initialisers without a seed draw one from here.
+            random.seed(seed)
+        fresh = graph.copy(model)
+    finally:
+        if seed is not None:
+            random.setstate(state)
+    for old, new in zip(fresh.weights, model.weights, strict=True):
+        graph.copy_variable(old, new)
+    return model
+
+
+def _check_source(model):
+    if not isinstance(model, keras.Model):
+        if type(model).__module__.partition(".")[0] == "tf_keras":
+            raise ValueError(
+                "Expected a model of Keras 3. Received: a tf_keras (Keras 2) "
+                f"model, '{model.name}'. Save it with model.save('model.h5'), "
+                "load that with keras.saving.load_model('model.h5') and "
+                "protect what you get; where Keras 3 refuses a layer's "
+                "arguments, build the network with Keras 3 and hand the "
+                "weights over: new.set_weights(old.get_weights())"
+            )
+        raise ValueError(
+            f"Expected model to be a keras.Model. Received: model={model!r}"
+        )
+    if isinstance(model, keras.Sequential) and not model.built:
+        raise ValueError(
+            "Expected a built model. Received: Sequential model "
+            f"'{model.name}' without an input shape; call "
+            "model.build(input_shape) or add a keras.Input first"
+        )
+    if not graph.is_model(model):
+        raise ValueError(
+            "Expected a Functional or Sequential model. Received: subclassed "
+            f"model '{model.name}' ({type(model).__name__}), which has no "
+            "graph to rewrite. Where its `call` is made of Keras layers and "
+            "operations alone, `inputs = keras.Input(...)` and "
+            "`keras.Model(inputs, model.call(inputs))` make a functional "
+            "model of it. Else use the layer in its place: "
+            "keras_passport.PassportNormalization(keras.layers.Conv2D(...)) "
+            "instead of the convolution and its normalisation"
+        )
+    for part in (model, *(layer for _, layer in graph.walk(model))):
+        if graph.is_model(part):
+            subclasses.own_class(part)
+
+
+def _insertable(model, function, insert) -> str:
+    """A sentence on what `insert=True` would do for this model."""
+    if insert:
+        return ""
+    count = len(Plan(model, function, None, insert=True).report.protected)
+    if not count:
+        return ""
+    return (
+        f"With insert=True, batch normalisations would be inserted after "
+        f"{count} kernel layers. "
+    )
+
+
+def _protect(model, function, plan, made, model_class):
+    """Rebuilds one graph, and those nested in it, after the plan.
+
+    Notes in `made` which new layer came of which, by the old one's id.
+    """
+
+    def replace(operation):
+        if id(operation) in plan.merged:
+            return operation
+        if id(operation) not in made:
+            made[id(operation)] = make(operation)
+        return made[id(operation)]
+
+    def make(operation):
+        inside = plan.opened.get(id(operation), operation)
+        if graph.is_model(inside):
+            return _protect(inside, function, plan, made, None)
+        site = plan.sites.get(id(operation))
+        if site is None:
+            return graph.clone(operation)
+        kernel = graph.clone(site.kernel)
+        activation = None
+        if site.normalization is None:
+            # Scale and shift stand before the activation, as in Figure 2.
+            activation = getattr(kernel, "activation", None)
+            kernel.activation = keras.activations.linear
+        return PassportNormalization(
+            kernel,
+            normalization=site.normalization,
+            function=function,
+            between=[graph.clone(layer) for layer in site.between],
+            activation=activation,
+        )
+
+    def call(operation, new, args, kwargs):
+        if id(operation) in plan.merged:
+            return args[0]
+        if id(operation) in plan.opened:
+            given = composites.tensors(args, kwargs)
+            args = given if len(given) == 1 else [given]
+            kwargs = {k: v for k, v in kwargs.items() if k == "training"}
+        site = plan.sites.get(id(operation))
+        if site is not None:
+            kwargs = {**kwargs, **site.arguments}
+        return new(*args, **kwargs)
+
+    size = plan.sizes.get(id(model))
+    return graph.rebuild(model, replace, call, model_class, size=size)
+
+
+def _copy_state(model, protected, plan, made):
+    """Copies weights and `trainable` flags from layer to layer."""
+
+    def special(layer, target):
+        if id(layer) in plan.opened:
+            # All that it holds is held by the layers inside.
+            graph.copy_trainable(layer, target)
+            return True
+        site = plan.sites.get(id(layer))
+        if site is None:
+            return False
+        graph.copy_state(layer, target.layer)
+        _copy_trainable(site, target)
+        if site.normalization is not None:
+            _copy_normalization(site.normalization, target)
+        target.fold_bias()
+        return True
+
+    graph.copy_states(model, protected, made, special)
+
+
+def _copy_trainable(site, wrapper):
+    pairs = [(site.kernel, wrapper.layer)]
+    if site.normalization is not None:
+        pairs.append((site.normalization, wrapper.normalization))
+    trainable = any(source.trainable for source, _ in pairs)
+    if wrapper.trainable != trainable:
+        wrapper.trainable = trainable
+    for source, target in pairs:
+        graph.copy_trainable(source, target)
+    for role in ("gamma", "beta"):
+        variable = getattr(wrapper, role)
+        if variable is not None:
+            # An inserted normalisation's has nothing to copy from.
+            source = getattr(site.normalization, role, None)
+            variable.trainable = (
+                wrapper.normalization.trainable
+                if source is None
+                else source.trainable
+            )
+
+
+def _copy_normalization(source, wrapper):
+    """Statistics, and what the passport function leaves trainable."""
+    values = {variable.name: variable for variable in source.variables}
+    for variable in (
+        *wrapper.normalization.variables,
+        *(v for v in (wrapper.gamma, wrapper.beta) if v is not None),
+    ):
+        graph.copy_variable(values[variable.name], variable)

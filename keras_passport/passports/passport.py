@@ -1,0 +1,665 @@
+"""`Passport`: the secret that a protected model needs, and how it is made."""
+
+import copy
+import functools
+import hashlib
+import os
+from collections.abc import Mapping
+
+import numpy as np
+
+from keras_passport.errors import PassportError
+from keras_passport.lazy import above
+from keras_passport.passports import functions
+from keras_passport.passports.derivation import (
+    DEFAULT_KEY_SCALING,
+    PASSPORT,
+    check_key_scaling,
+    choices,
+    count_images,
+    derive,
+    images_hash,
+    scale_keys,
+    secret_seed,
+    uniform,
+)
+from keras_passport.passports.entries import ROLES, PassportEntry
+from keras_passport.passports.geometry import Geometry
+from keras_passport.passports.matching import check_paths, difference, match
+from keras_passport.passports.specs import (
+    check_function,
+    layers_of,
+    read_spec,
+)
+from keras_passport.secrecy import SecretDict, hidden, type_of
+from keras_passport.texts import shown
+
+KINDS = ("random_pattern", "fixed_image", "random_image", "feature_maps")
+
+
+class Passport:
+    """A passport: per protected layer, the feature maps for γ and/or β.
+
+    Make one with `random_pattern` (T1), `fixed_image` (T2), `random_image`
+    (T3) or `from_feature_maps`; keep it with `save` and `load`. It is a
+    secret: whoever holds it can run the model. `repr` shows no value of it.
+
+    Args:
+        kind: One of `KINDS`.
+        function: Passport function that it serves.
+        layers: Dict from path to `PassportEntry`, in the graph's order.
+        seed: Secret of 16 bytes or more.
+        key_scaling: `"paper"` takes keys as digested; `"unit"` scales each to
+            norm 1, `"fan_in"` to √(size / 2), with which He's initialisation
+            gives hidden parameters a standard deviation of 1; `"orthogonal"`
+            does so too, after taking off each key's mean and what β's has
+            in common with γ's.
+        images: Identity images of image kinds: a float32 array, or a dict of
+            them for several inputs.
+
+    Example:
+
+    >>> passport = Passport.random_pattern(model)
+    >>> passport.save("owner.h5")
+    >>> bind(model, Passport.load("owner.h5"))
+
+    Reference:
+
+    - Fan, Ng, Chan: Digital Passport, Section 2.4, Figure 4.
+    """
+
+    def __init__(
+        self,
+        kind: str,
+        function: str | functions.PassportFunction,
+        layers: Mapping[str, PassportEntry],
+        seed: bytes,
+        key_scaling: str = "paper",
+        images=None,
+    ):
+        seed, images = hidden(seed), hidden(images)
+        if kind not in KINDS:
+            raise PassportError(
+                f"Expected kind to be one of {KINDS}. "
+                f"Received: kind='{shown(kind)}'"
+            )
+        if not layers:
+            raise PassportError(
+                "Expected a passport for at least one layer. Received: none"
+            )
+        self.kind = kind
+        self.function = functions.get(function)
+        self.layers = dict(layers)
+        if not isinstance(seed, bytes):
+            seed = hidden(b"")  # no other seed is anybody's secret
+        self.seed = secret_seed(seed)
+        self.key_scaling = check_key_scaling(key_scaling)
+        self.images = images
+        # Whether it came from a file that covers no keys by hashes of theirs;
+        # its fingerprint, which may be published, stays as it was.
+        self.first_version = False
+        count = None if images is None else count_images(images)
+        for path, entry in self.layers.items():
+            for index in (entry.gamma_image, entry.beta_image):
+                if None not in (count, index) and index >= count:
+                    raise PassportError(
+                        f"Expected layer '{shown(path)}' to name one of "
+                        f"{count} identity images. Received: a larger index"
+                    )
+            given = tuple(role for role in ROLES if entry.has(role))
+            if given != self.function.roles:
+                raise PassportError(
+                    f"Expected layer '{shown(path)}' to have "
+                    f"{' and '.join(self.function.roles)}, as "
+                    f"{self.function.name} hides. Received: "
+                    f"{' and '.join(given) or 'neither'}"
+                )
+
+    # Making -------------------------------------------------------------
+
+    @classmethod
+    def random_pattern(
+        cls,
+        model,
+        *,
+        seed: bytes | int | None = None,
+        key_scaling: str = DEFAULT_KEY_SCALING,
+        spatial_size=None,
+        domain: str = PASSPORT,
+    ) -> "Passport":
+        """A T1 passport: independent uniform elements in [-1, 1] (Figure 4a).
+
+        Args:
+            model: Protected model; it knows layers, function and shapes.
+            seed: Secret from which all is drawn. Defaults to 128 bits from
+                `secrets`, which only the passport file keeps. An int can be
+                guessed by trying: for tests alone.
+            key_scaling: Size of the keys; see `Passport`.
+            spatial_size: Size of the model's inputs where it leaves it open.
+            domain: `FAKE` for an attacker's passports.
+
+        Returns:
+            A new `Passport`.
+
+        Raises:
+            PassportError: If the model is not protected, or leaves its
+                input size open and no `spatial_size` is given.
+
+        Example:
+
+        >>> passport = Passport.random_pattern(model)
+        """
+        protected = above("layers.protected")
+        features = above("models.features")
+        seed = hidden(seed)
+        seed = secret_seed(seed)
+        function = protected.function_of(model)
+        layers = protected.protected_layers(model)
+        shapes = features.input_shapes(model, spatial_size)
+        entries = {}
+        for path, layer in layers.items():
+            maps = {
+                role: uniform(derive(seed, domain, path, role), shapes[path])
+                for role in function.roles
+            }
+            entries[path] = PassportEntry(layer.geometry, **maps)
+        return cls("random_pattern", function, entries, seed, key_scaling)
+
+    @classmethod
+    def fixed_image(
+        cls,
+        model,
+        images,
+        *,
+        reference,
+        seed: bytes | int | None = None,
+        key_scaling: str = DEFAULT_KEY_SCALING,
+    ) -> "Passport":
+        """A T2 passport: one image's feature maps at every layer (Figure 4b).
+
+        Args:
+            model: Protected model.
+            images: Identity images in the model's own input domain, float
+                `(n, height, width, channels)`, or a dict for several inputs:
+                one image for V1 and V2, two for V3 (γ's, then β's), such as a
+                logo and a portrait.
+            reference: Trained network of the same architecture.
+            seed: Secret salt of the file's hash; see `random_pattern`.
+            key_scaling: Size of the keys; see `Passport`.
+
+        Returns:
+            A new `Passport`.
+
+        Raises:
+            PassportError: If there are too few or too many images, or they
+                or the reference don't fit the model.
+
+        Example:
+
+        >>> passport = Passport.fixed_image(model, images, reference=base)
+        """
+        seed, images, reference = map(hidden, (seed, images, reference))
+        protected = above("layers.protected")
+        features = above("models.features")
+        function = protected.function_of(model)
+        images = features.check_images(model, images)
+        count, needed = count_images(images), len(function.roles)
+        if count != needed:
+            raise PassportError(
+                f"Expected {needed} identity image{'s' * (needed > 1)} for a "
+                f"fixed_image passport with {function.name}, one each for "
+                f"{' and '.join(function.roles)}. Received: {count}"
+            )
+
+        def choose(path, roles):
+            return {role: roles.index(role) for role in roles}
+
+        return cls._of_images(
+            "fixed_image", model, images, reference, seed, key_scaling, choose
+        )
+
+    @classmethod
+    def random_image(
+        cls,
+        model,
+        images,
+        *,
+        reference,
+        seed: bytes | int | None = None,
+        key_scaling: str = DEFAULT_KEY_SCALING,
+        domain: str = PASSPORT,
+    ) -> "Passport":
+        """A T3 passport: per layer, one of N images' feature maps (Figure 4c).
+
+        Which images a layer takes, one for γ and another for β, follows from
+        an HMAC of the seed over the images' hashes and the layer's path, so
+        that whoever is shown the seed can derive it again. That alone does
+        not say that it was not searched for: the maker picks the seed, and
+        among 20,000 seeds finds one for any choice that he wants at any two
+        layers. What says it is a commitment from before the training: a
+        `fingerprint` that was published when there were no kernels yet to
+        which a choice could have been fitted.
+
+        Args:
+            model: Protected model.
+            images: N ≥ 2 identity images in the model's own input domain, as
+                for `fixed_image`.
+            reference: Trained network of the same architecture.
+            seed: Secret from which the choices follow; see `random_pattern`.
+            key_scaling: Size of the keys; see `Passport`.
+            domain: `FAKE` for an attacker's passports.
+
+        Returns:
+            A new `Passport`.
+
+        Raises:
+            PassportError: If there are fewer than two images, or they or the
+                reference don't fit the model.
+
+        Example:
+
+        >>> passport = Passport.random_image(model, images, reference=base)
+        """
+        seed, images, reference = map(hidden, (seed, images, reference))
+        features = above("models.features")
+        images = features.check_images(model, images)
+        count = count_images(images)
+        if count < 2:
+            raise PassportError(
+                "Expected at least 2 identity images for a random_image "
+                f"passport. Received: {count}"
+            )
+        seed = secret_seed(seed)
+        choose = functools.partial(
+            choices, seed, domain, images_hash(images), count
+        )
+        return cls._of_images(
+            "random_image", model, images, reference, seed, key_scaling, choose
+        )
+
+    @classmethod
+    def _of_images(
+        cls, kind, model, images, reference, seed, key_scaling, choose
+    ):
+        protected = above("layers.protected")
+        features = above("models.features")
+        function = protected.function_of(model)
+        chosen = {
+            path: choose(path, function.roles)
+            for path in protected.protected_layers(model)
+        }
+        maps = features.layer_inputs(
+            model,
+            reference,
+            images,
+            {path: set(some.values()) for path, some in chosen.items()},
+        )
+        entries = {}
+        for path, layer in protected.protected_layers(model).items():
+            roles = {}
+            for role, index in chosen[path].items():
+                roles[role] = maps[path][index]
+                roles[f"{role}_image"] = index
+            entries[path] = PassportEntry(layer.geometry, **roles)
+        return cls(
+            kind, function, entries, secret_seed(seed), key_scaling, images
+        )
+
+    @classmethod
+    def from_feature_maps(
+        cls,
+        model,
+        maps: Mapping[str, tuple],
+        *,
+        seed: bytes | int | None = None,
+        key_scaling: str = "paper",
+    ) -> "Passport":
+        """A passport of feature maps that you bring.
+
+        Args:
+            model: Protected model.
+            maps: Dict from path to `(gamma, beta)`, float arrays of the shape
+                of that layer's input without batch axis; `None` for what the
+                model's function does not hide.
+            seed: Secret salt of the file's hash; see `random_pattern`.
+            key_scaling: Size of the keys; see `Passport`.
+
+        Returns:
+            A new `Passport`.
+
+        Raises:
+            PassportError: If a layer's maps are missing, superfluous or of
+                the wrong shape.
+
+        Example:
+
+        >>> maps = {"conv": (np.ones((8, 8, 3)), np.ones((8, 8, 3)))}
+        >>> passport = Passport.from_feature_maps(model, maps)
+        """
+        seed, maps = hidden(seed), hidden(maps)
+        protected = above("layers.protected")
+        features = above("models.features")
+        function = protected.function_of(model)
+        layers = protected.protected_layers(model)
+        if not isinstance(maps, Mapping) or isinstance(maps, SecretDict):
+            raise PassportError(
+                "Expected a dict from path to (gamma, beta), for the model's "
+                f"{len(layers)} protected layers. "
+                f"Received: a {type_of(maps)}"
+                f"{' with other names' * isinstance(maps, dict)}"
+            )
+        check_paths(layers, maps)
+        shapes = features.map_shapes(model)
+        entries = {}
+        for path, layer in layers.items():
+            pair = maps[path]
+            if not isinstance(pair, (list, tuple)) or len(pair) != 2:
+                raise PassportError(
+                    f"Expected a tuple (gamma, beta) for layer "
+                    f"'{shown(path)}'. Received: a {type_of(pair)}"
+                )
+            gamma, beta = (
+                _feature_map(path, role, shapes[path][1:], value)
+                for role, value in zip(ROLES, pair, strict=True)
+            )
+            entries[path] = PassportEntry(layer.geometry, gamma, beta)
+        return cls(
+            "feature_maps", function, entries, secret_seed(seed), key_scaling
+        )
+
+    # Using --------------------------------------------------------------
+
+    def keys(self, model=None) -> dict[str, dict[str, np.ndarray]]:
+        """Digests the passport into keys κ(p).
+
+        Args:
+            model: Protected model to check the passport against; `None`
+                digests without a check, and without Keras.
+
+        Returns:
+            Dict from path, the model's if there is one, to dict from
+            `"gamma"` and/or `"beta"` to key, float32, of shape (kernel
+            size..., channels).
+
+        Raises:
+            PassportError: If the passport was made for another architecture
+                or passport function.
+        """
+        if model is not None:
+            return self.fitted(model).keys()
+        return {
+            path: scale_keys(
+                {role: entry.key(role) for role in self.function.roles},
+                self.key_scaling,
+            )
+            for path, entry in self.layers.items()
+        }
+
+    def rows(self) -> dict[str, np.ndarray]:
+        """Each layer's keys in one row, `(1, passport_size)` float32."""
+        return {
+            path: np.concatenate([key.ravel() for key in some.values()])[None]
+            for path, some in self.keys().items()
+        }
+
+    def packed(self) -> np.ndarray:
+        """All keys in one row, `(1, K)` float32, in the order of `layers`."""
+        return np.concatenate(list(self.rows().values()), axis=1)
+
+    def pack(self, spec: Mapping | str | os.PathLike) -> np.ndarray:
+        """The vector that a deployed model takes as its passport.
+
+        Needs NumPy alone.
+
+        Args:
+            spec: What `passport_spec(model)` returned, a JSON file of it,
+                the SavedModel's folder, which holds one, or a protected model.
+
+        Returns:
+            float32 array `(1, K)`.
+
+        Raises:
+            PassportError: If the passport was made for another architecture
+                or passport function, or this is no spec.
+
+        Example:
+
+        >>> packed = Passport.load("owner.h5").pack("served")
+        """
+        function, geometries, offsets = layers_of(read_spec(spec))
+        check_function(function, self.function.name, "the spec's")
+        rows = self.rows()
+        rows = [rows[path] for path in self._match(geometries).values()]
+        ends = [0, *np.cumsum([row.size for row in rows]).tolist()]
+        if offsets != ends:
+            raise PassportError(
+                "Expected a spec whose offsets and size add up to "
+                f"{ends[-1]}. Received: size {shown(offsets[-1])}, "
+                f"{len(offsets) - 1} offsets"
+            )
+        packed = np.concatenate(rows, axis=1)
+        if not np.all(np.isfinite(packed)):
+            raise PassportError(
+                "Expected keys of finite numbers. Received: NaN or infinity"
+            )
+        return packed
+
+    def check(self, model) -> None:
+        """Raises `PassportError` unless the passport fits the model."""
+        self.match(model)
+
+    def match(self, model) -> dict[str, str]:
+        """Finds the passport's layer for each protected layer of a model.
+
+        By path, if both have the same. A part that is built into a larger
+        model, such as a backbone under a new head, has a folder more in its
+        paths. The same architecture made anew has other numbers in the names
+        that Keras makes, or the author's other names. Then the layers are
+        matched by what is left of their names, or by their order, if all
+        geometries (kernel sizes, strides, channels, ...) agree, and with a
+        warning: of two layers of equal geometry it can't be known that they
+        have not changed places. `bind`, `unlock`, `pack` and `check` are
+        alike in this.
+
+        Args:
+            model: Protected model.
+
+        Returns:
+            Dict from the model's paths to the passport's.
+
+        Raises:
+            PassportError: If the passport was made for another passport
+                function, or for other layers: what both sides have is shown,
+                side by side. `renamed` is for layers that are the same.
+        """
+        protected = above("layers.protected")
+        function = protected.function_of(model)
+        check_function(function.name, self.function.name, "the model's")
+        layers = protected.protected_layers(model)
+        return self._match(
+            {path: layer.geometry for path, layer in layers.items()}
+        )
+
+    def _match(self, geometries: Mapping[str, Geometry]) -> dict[str, str]:
+        return match(
+            geometries,
+            {path: entry.geometry for path, entry in self.layers.items()},
+        )
+
+    def fitted(self, model) -> "Passport":
+        """This passport under the model's paths, in the model's order.
+
+        Args:
+            model: Protected model.
+
+        Raises:
+            PassportError: As `match`.
+        """
+        names = self.match(model)
+        if list(names.items()) == [(path, path) for path in self.layers]:
+            return self
+        fitted = copy.copy(self)
+        fitted.layers = {path: self.layers[own] for path, own in names.items()}
+        return fitted
+
+    def renamed(self, names: Mapping[str, str]) -> "Passport":
+        """The same keys for layers of other paths.
+
+        For a model whose layers have other names than those that the
+        passport was made for. It is another passport in that it has another
+        fingerprint, and that nothing of it follows from its seed any more:
+        what a random pattern was drawn with, and which images were chosen, is
+        bound to the paths. So keep the original as well.
+
+        Args:
+            names: Dict from old path to new, for the layers to rename.
+
+        Returns:
+            A new `Passport`.
+
+        Raises:
+            PassportError: If there is no layer of an old path, or two would
+                have the same new one.
+
+        Example:
+
+        >>> passport = passport.renamed({"conv": "backbone/conv"})
+        >>> passport.save("owner_of_the_product.h5")
+        """
+        names = dict(names)
+        unknown = set(names) - set(self.layers)
+        layers = {
+            names.get(path, path): entry for path, entry in self.layers.items()
+        }
+        if unknown or not all(isinstance(path, str) for path in layers):
+            raise PassportError(
+                "Expected a dict from paths of the passport's layers to new "
+                f"ones. Received: {difference(self.layers, unknown)}"
+            )
+        if len(layers) != len(self.layers):
+            raise PassportError(
+                f"Expected {len(self.layers)} different paths. "
+                f"Received: {len(layers)}"
+            )
+        renamed = copy.copy(self)
+        if self.kind == "random_pattern":
+            # Maps would be drawn anew by their paths: others. Keys stay.
+            renamed.kind = "feature_maps"
+            layers = {
+                path: PassportEntry(
+                    entry.geometry,
+                    **{
+                        f"{role}_key": entry.key(role)
+                        for role in self.function.roles
+                    },
+                )
+                for path, entry in layers.items()
+            }
+        renamed.layers = layers
+        return renamed
+
+    def feature_maps(self, model=None, reference=None) -> dict[str, tuple]:
+        """The feature maps that the passport's keys are digests of.
+
+        Files hold keys and what is needed to make the maps anew, but where
+        the maps are small, or nobody could make them (`from_feature_maps`).
+        Random patterns follow from the seed, bit for bit; maps of images are
+        the reference's, equal but for the last bits of its arithmetic, and
+        checked against the keys.
+
+        Args:
+            model: Protected model, for maps of images that are made anew.
+            reference: Network that the passport was made with, likewise.
+
+        Returns:
+            Dict from path to `(gamma, beta)`, as `from_feature_maps` takes
+            it; `None` for what is not hidden, or has a key but never a map.
+
+        Raises:
+            PassportError: If a map is to be made anew without model and
+                reference, or they make another one.
+
+        Example:
+
+        >>> maps = Passport.load("owner.h5").feature_maps(model, base)
+        """
+        from keras_passport.passports import remaking
+
+        return remaking.feature_maps(self, hidden(model), hidden(reference))
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 over the content, as 64 hexadecimal digits.
+
+        The secret seed is part of the content, so nothing can be learned of
+        the passport by trying: it may be published as a commitment. It is
+        the same once the passport is saved and loaded, by later versions of
+        this package too. Published before the training, it proves that the
+        passport was not fitted to the network; see `random_image` for what
+        it proves of the choice of images.
+        """
+        from keras_passport.passports import passport_file
+
+        return hashlib.sha256(passport_file.header(self)).hexdigest()
+
+    def __repr__(self):
+        if "first_version" not in vars(self):
+            # A traceback shows what never came to be.
+            return "<Passport, unfinished>"
+        return (
+            f"<Passport {self.kind}, {self.function.name}, "
+            f"{len(self.layers)} layers, {self.fingerprint[:8]}>"
+        )
+
+    def save(self, path: str | os.PathLike) -> None:
+        """Writes an HDF5 file that only its owner can read.
+
+        It holds the keys, the seed, identity images with the layers' choices,
+        and hashes of feature maps; the maps themselves where they are small
+        or can't be made anew (see `feature_maps`).
+
+        Args:
+            path: File to write, replaced if it exists. Where a link leads is
+                replaced, not the link.
+
+        Raises:
+            OSError: If it can't be written, or is a folder, device or FIFO;
+                what was there stays.
+        """
+        from keras_passport.passports import passport_file
+
+        passport_file.save(self, path)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike) -> "Passport":
+        """Reads a file that `save` wrote. Needs NumPy alone.
+
+        Args:
+            path: The file.
+
+        Raises:
+            PassportError: If it is missing, damaged, or no passport.
+        """
+        from keras_passport.passports import passport_file
+
+        return passport_file.load(path, cls)
+
+
+def _feature_map(path, role, expected, value) -> np.ndarray | None:
+    """The float32 array of a map that somebody brings; `None` stays."""
+    if value is None:
+        return None
+    # NumPy's own message has the values.
+    if not isinstance(value, np.ndarray) or value.dtype.kind not in "fiub":
+        raise PassportError(
+            f"Expected {role} of layer '{shown(path)}' to be an array of "
+            f"numbers. Received: a {type_of(value)}"
+        )
+    if len(value.shape) != len(expected) or any(
+        n not in (None, m) for n, m in zip(expected, value.shape, strict=True)
+    ):
+        raise PassportError(
+            f"Expected {role} of layer '{shown(path)}' to have the shape of "
+            f"the layer's input, {expected}. Received: shape={value.shape}"
+        )
+    return value.astype("float32")

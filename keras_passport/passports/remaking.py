@@ -1,0 +1,119 @@
+"""Feature maps made anew, of a passport whose file holds their keys alone."""
+
+import numpy as np
+
+from keras_passport.errors import PassportError
+from keras_passport.lazy import above
+from keras_passport.passports.derivation import (
+    FAKE,
+    PASSPORT,
+    array_hash,
+    derive,
+    uniform,
+)
+from keras_passport.passports.entries import ROLES
+from keras_passport.passports.geometry import digest
+from keras_passport.texts import shown
+
+# Of a key's norm. Machines differ in a reference's last bits; another image
+# or another network differs by far more.
+_TOLERANCE = 1e-2
+
+
+def feature_maps(passport, model=None, reference=None) -> dict[str, tuple]:
+    """See `Passport.feature_maps`."""
+    wanted = {
+        path: [
+            role
+            for role in passport.function.roles
+            if getattr(entry, f"{role}_record") is not None
+        ]
+        for path, entry in passport.layers.items()
+    }
+    wanted = {path: roles for path, roles in wanted.items() if roles}
+    if not wanted:
+        made = {}
+    elif passport.kind == "random_pattern":
+        made = _drawn(passport, wanted)
+    else:
+        made = _seen(passport, wanted, model, reference)
+    return {
+        path: tuple(
+            made.get((path, role), getattr(entry, role)) for role in ROLES
+        )
+        for path, entry in passport.layers.items()
+    }
+
+
+def _drawn(passport, wanted):
+    made = {}
+    for path, roles in wanted.items():
+        for role in roles:
+            record = getattr(passport.layers[path], f"{role}_record")
+            for domain in (PASSPORT, FAKE):
+                drawn = uniform(
+                    derive(passport.seed, domain, path, role), record.shape
+                )
+                if array_hash(drawn) == record.sha256:
+                    made[path, role] = drawn
+                    break
+            else:
+                raise _another(path, role, "the seed makes another one")
+    return made
+
+
+def drawn(passport, path: str, role: str) -> np.ndarray:
+    """One feature map of a random pattern, made anew of the seed."""
+    return _drawn(passport, {path: [role]})[path, role]
+
+
+def _seen(passport, wanted, model, reference):
+    if model is None or reference is None or passport.images is None:
+        raise PassportError(
+            "Expected the protected model and the reference that the passport "
+            "was made with: its file holds keys and identity images, of which "
+            "the reference makes the feature maps anew. Received: "
+            f"model={'one' if model is not None else None}, "
+            f"reference={'one' if reference is not None else None}"
+        )
+    features = above("models.features")
+    names = passport.match(model)
+    images = features.check_images(model, passport.images)
+    numbers = {
+        path: {
+            role: getattr(passport.layers[path], f"{role}_image")
+            for role in roles
+        }
+        for path, roles in wanted.items()
+    }
+    seen = features.layer_inputs(
+        model,
+        reference,
+        images,
+        {
+            path: {*numbers[own].values()} - {None}
+            for path, own in names.items()
+            if own in numbers
+        },
+    )
+    seen = {names[path]: maps for path, maps in seen.items()}
+    made = {}
+    for path, some in numbers.items():
+        entry = passport.layers[path]
+        for role, index in some.items():
+            value = seen[path].get(index)
+            if value is None:
+                raise _another(path, role, "no image is named for it")
+            key = entry.key(role)
+            gap = np.linalg.norm(digest(value, entry.geometry) - key)
+            if not gap <= _TOLERANCE * np.linalg.norm(key):
+                raise _another(path, role, "this reference makes another one")
+            made[path, role] = value
+    return made
+
+
+def _another(path, role, why) -> PassportError:
+    return PassportError(
+        f"Expected the feature map of {role} of layer '{shown(path)}' to be "
+        f"made anew. Received: {why}"
+    )

@@ -1,0 +1,96 @@
+"""How a passport is packed for a model: the spec, and who fits whom."""
+
+import json
+import os
+import pathlib
+import sys
+from collections.abc import Mapping
+
+from keras_passport import files
+from keras_passport.errors import PassportError
+from keras_passport.lazy import above
+from keras_passport.passports.geometry import Geometry
+from keras_passport.texts import shown
+
+# What `serving.passport_spec` gives, and the name of its file.
+SPEC_VERSION = 1
+SPEC_FILE = "passport_spec.json"
+# Bytes. A layer takes about 300.
+_LARGEST_SPEC = 2**24
+
+
+def read_spec(spec) -> Mapping:
+    """The spec itself, of a protected model, or of a JSON file or a folder.
+
+    Raises:
+        PassportError: If there is none.
+    """
+    if isinstance(spec, Mapping):
+        return spec
+    if not isinstance(spec, (str, os.PathLike)):
+        # There is no model where Keras has not been imported.
+        keras = sys.modules.get("keras")
+        if keras is None or not isinstance(spec, keras.Model):
+            raise PassportError(
+                "Expected a spec as passport_spec returns it, a file or "
+                "folder that holds one, or a protected model. "
+                f"Received: a {type(spec).__name__}"
+            )
+        return above("serving.passport_input").passport_spec(spec)
+    path = pathlib.Path(spec)
+    try:
+        if path.is_dir():
+            path = path / "assets" / SPEC_FILE
+        with files.open_regular(path) as file:
+            text = file.read(_LARGEST_SPEC + 1)
+        if len(text) > _LARGEST_SPEC:
+            raise ValueError(f"more than {_LARGEST_SPEC:,} bytes")
+        return json.loads(text)
+    except (OSError, RecursionError, ValueError) as error:
+        said = getattr(error, "strerror", None) or error
+        raise PassportError(
+            f"Expected the JSON of a passport spec at '{shown(path)}'. "
+            f"Received: {type(error).__name__}: {shown(said)}"
+        ) from None
+
+
+def layers_of(spec: Mapping) -> tuple[str, dict[str, Geometry], list[int]]:
+    """What a spec says of a passport.
+
+    Returns:
+        Tuple of the passport function's name, a dict from path to geometry,
+        and where each layer's keys begin, followed by the number of all.
+
+    Raises:
+        PassportError: If it is no spec, or one of another version.
+    """
+    try:
+        version, function = spec["version"], spec["function"]
+        geometries = {
+            layer["path"]: Geometry.from_dict(layer["geometry"])
+            for layer in spec["layers"]
+        }
+        offsets = [layer["offset"] for layer in spec["layers"]]
+        offsets.append(spec["size"])
+        if not all(isinstance(path, str) for path in geometries):
+            raise TypeError("a path that is no string")
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise PassportError(
+            "Expected a spec as passport_spec returns it. Received: one that "
+            f"can't be read ({type(error).__name__}: {shown(error)})"
+        ) from None
+    if version != SPEC_VERSION:
+        raise PassportError(
+            f"Expected a spec of version {SPEC_VERSION}. "
+            f"Received: version {shown(version)}"
+        )
+    return function, geometries, offsets
+
+
+def check_function(expected: str, received: str, whose: str) -> None:
+    """Raises `PassportError` unless both name one passport function."""
+    if expected != received:
+        raise PassportError(
+            f"Expected a passport for function {shown(expected)}, {whose}. "
+            f"Received: one for {received}"
+        )

@@ -1,0 +1,392 @@
+"""Models that take a passport with every call."""
+
+from collections.abc import Mapping
+
+import keras
+import numpy as np
+from keras import ops
+
+from keras_passport import graph, registration, subclasses
+from keras_passport.errors import PassportError
+from keras_passport.layers.passport_normalization import PassportNormalization
+from keras_passport.layers.protected import function_of, protected_layers
+from keras_passport.models import inputs
+from keras_passport.models.protected_model import ProtectedModel
+from keras_passport.passports.specs import SPEC_VERSION
+from keras_passport.secrecy import hidden, type_of
+
+INPUT = "passport"
+
+
+def _checks_first(name):
+    """A method of `keras.Model` that looks at its inputs before Keras does."""
+    original = getattr(keras.Model, name)
+
+    def method(self, x=None, *args, **kwargs):
+        validation = kwargs.get("validation_data")
+        if isinstance(validation, (list, tuple)) and validation:
+            first, *others = validation
+            kwargs["validation_data"] = (self._checked(first), *others)
+        # What is no array or structure of arrays is a data set.
+        if isinstance(x, (list, tuple, Mapping, np.ndarray)):
+            x = self._checked(x)
+        return getattr(super(PassportInputModel, self), name)(
+            x, *args, **kwargs
+        )
+
+    method.__name__ = name
+    method.__doc__ = original.__doc__
+    return method
+
+
+@registration.named_in_hdf5
+@keras.saving.register_keras_serializable(package="keras_passport")
+class PassportInputModel(ProtectedModel):
+    """A protected model with the passport as an input; see `require_passport`.
+
+    It needs no bound passport, so nothing is asked for before a call, and
+    `export` is as safe as `export_saved_model`: none of its variables holds a
+    key. A passport of another shape or kind is a `PassportError`, before
+    Keras's own messages, which show what a model was called with.
+    """
+
+    takes_passport = True
+
+    export = keras.Model.export
+
+    fit = _checks_first("fit")
+    evaluate = _checks_first("evaluate")
+    predict = _checks_first("predict")
+    train_on_batch = _checks_first("train_on_batch")
+    test_on_batch = _checks_first("test_on_batch")
+    predict_on_batch = _checks_first("predict_on_batch")
+
+    def _require_bound(self):
+        pass
+
+    def __call__(self, *args, **kwargs):
+        args, kwargs = graph.positional(self, args, kwargs)
+        given, *others = args or (None,)
+        given = self._checked(given)
+        if isinstance(given, Mapping) and len(given) == len(self.inputs):
+            given = inputs.restructured(self, given)
+        return super().__call__(given, *others, **kwargs)
+
+    def _checked(self, given):
+        """Inputs with a passport among them that Keras will not show.
+
+        Args:
+            given: Anything.
+
+        Raises:
+            PassportError: If they are no structure of arrays or tensors with
+                a packed passport in its place.
+        """
+        structure = inputs.structure_of(self)
+        expected = keras.tree.flatten(structure)
+        place = [tensor.name for tensor in expected].index(INPUT)
+        flat = keras.tree.flatten(given)
+        passport = None
+        if isinstance(given, Mapping):
+            passport = given.get(INPUT)
+        elif isinstance(given, (list, tuple)) and len(flat) == len(expected):
+            passport = flat[place]
+        if passport is None or not all(
+            leaf is None or hasattr(leaf, "shape") for leaf in flat
+        ):
+            own = keras.tree.map_structure(lambda t: t.name, structure)
+            raise PassportError(
+                "Expected arrays or tensors, and the packed passport among "
+                f"them: {own}. Received: {_described(given)}"
+            )
+        if not _is_packed(passport, expected[place].shape[1]):
+            raise PassportError(
+                "Expected a packed passport of numbers, of shape (1 or batch, "
+                f"{expected[place].shape[1]}). "
+                f"Received: {_described(passport)}"
+            )
+        if not any(ops.is_tensor(leaf) for leaf in flat):
+            return given
+        # Keras takes tensors or arrays, and shows a mixture of both.
+        return keras.tree.map_structure(
+            lambda leaf: (
+                ops.convert_to_tensor(leaf)
+                if isinstance(leaf, np.ndarray)
+                else leaf
+            ),
+            given,
+        )
+
+
+def _is_packed(passport, size) -> bool:
+    """Whether an array or tensor may be a packed passport, by its outside."""
+    shape = passport.shape
+    if getattr(shape, "rank", 2) is None:  # known when the graph runs
+        return True
+    dtype = getattr(passport, "dtype", None)
+    return (
+        len(shape) == 2
+        and shape[1] in (size, None)
+        and not hasattr(passport, "flat_values")  # no ragged one
+        and str(getattr(dtype, "name", dtype))
+        .rpartition(".")[2]
+        .startswith(("float", "bfloat", "int", "uint", "bool"))
+    )
+
+
+def _described(value) -> str:
+    """What a value is, without what it holds."""
+    if isinstance(value, Mapping):
+        inner = (f"{k!r}: {_described(v)}" for k, v in value.items())
+        return f"{{{', '.join(inner)}}}"
+    if isinstance(value, (list, tuple)):
+        arrays = all(hasattr(v, "shape") or v is None for v in value)
+        if arrays and len(value) <= 8:
+            return f"[{', '.join(map(_described, value))}]"
+        return f"a {type(value).__name__} of {len(value)}"
+    if value is None:
+        return "None"
+    if not hasattr(value, "shape"):
+        return f"a {type_of(value)}"
+    dtype = getattr(value, "dtype", None)
+    return (
+        f"a {type_of(value)} of shape {tuple(value.shape)}, "
+        f"{getattr(dtype, 'name', dtype)}"
+    )
+
+
+@keras.saving.register_keras_serializable("keras_passport", "AnySizes")
+class Functional(keras.Model):
+    """A part of a `PassportInputModel` that was a Sequential.
+
+    Like one, it may be called with another size than it was built for. Its
+    name is Keras's own for such a part, since weights files have it.
+    """
+
+    @property
+    def input_spec(self):
+        return None
+
+    @input_spec.setter
+    def input_spec(self, value):
+        pass
+
+
+def require_passport(model: keras.Model) -> PassportInputModel:
+    """A copy of a protected model with one more input, `passport`.
+
+    The product leaves the house without its passport: whoever runs it
+    presents one with every call. No variable of the copy holds a key or a
+    hidden parameter, whether or not a passport is bound to the model.
+
+    Args:
+        model: Protected functional model, bound or not.
+
+    Returns:
+        A `PassportInputModel`, uncompiled. Its inputs are the model's, and
+        `passport`, float32 of shape `(1 or batch, K)`, last in a list or by
+        name in a dict: one row, `Passport.pack`'s, serves the whole batch,
+        one row per example gives each its own. `fit`, `evaluate` and
+        `predict` want as many rows as examples: see `with_passport`.
+
+    Raises:
+        PassportError: If the model is not protected or no functional model,
+            or has an input named passport already.
+
+    Example:
+
+    >>> served = require_passport(model)
+    >>> scores = served([images, passport.pack(passport_spec(served))])
+
+    Reference:
+
+    - Fan, Ng, Chan: Digital Passport, Section 2.3, eqs. 3 to 5.
+    """
+    spec = passport_spec(model)
+    if not graph.is_model(model):
+        raise PassportError(
+            "Expected a Functional or Sequential model. "
+            f"Received: {type(model).__name__} '{model.name}'"
+        )
+    _check_name_is_free(model)
+    bounds = {}
+    for layer, about in zip(
+        protected_layers(model).values(), spec["layers"], strict=True
+    ):
+        bounds[id(layer)] = (about["offset"], about["offset"] + about["size"])
+    made = {}
+    served = _rebuild(model, bounds, spec["size"], made, PassportInputModel)
+    for path, layer in protected_layers(model).items():
+        if id(layer) not in made:
+            raise PassportError(
+                "Expected passport layers in the model's graph. Received: "
+                f"'{path}' inside another layer, which can't hand an "
+                "input on to it"
+            )
+    graph.copy_states(model, served, made, stop=(PassportNormalization,))
+    return served
+
+
+def _holds_passports(operation) -> bool:
+    return graph.is_model(operation) and bool(protected_layers(operation))
+
+
+def _check_name_is_free(model):
+    """The name of the new input must be new, in nested models as well."""
+    structure = inputs.structure_of(model)
+    names = {
+        *_input_names(model),
+        *(structure if isinstance(structure, dict) else ()),
+    }
+    for layer in graph.children(model):
+        names.add(layer.name)
+        if _holds_passports(layer):
+            _check_name_is_free(layer)
+    if INPUT in names:
+        raise PassportError(
+            f"Expected a model without an input or layer named '{INPUT}'. "
+            f"Received: '{model.name}' with inputs {_input_names(model)}"
+        )
+
+
+def _rebuild(model, bounds, size, made, model_class):
+    """Rebuilds one graph with the passport as an input, and those in it."""
+    own = set(subclasses.overridden(model)) & {"call", "__call__"}
+    if own:
+        raise PassportError(
+            "Expected a model that takes its inputs as its graph does. "
+            f"Received: '{model.name}' ({type(model).__name__}) with its own "
+            f"{', '.join(sorted(own))}, which knows nothing of a passport as "
+            "an input. Put what it does into the graph, as a layer"
+        )
+    passport = keras.Input((size,), name=INPUT, dtype="float32")
+    inside = [
+        bounds[id(operation)]
+        for operation in graph.children(model)
+        if id(operation) in bounds
+    ]
+    # One operation takes the whole passport apart: at every bound.
+    cuts = sorted({cut for some in inside for cut in some} - {0, size})
+    parts = {0: passport}
+    if cuts:
+        split = ops.split(passport, cuts, axis=1)
+        # The name that Keras gives it may be one of the model's own.
+        split[0]._keras_history.operation.name = f"{INPUT}_parts"
+        parts = dict(zip([0, *cuts], split, strict=True))
+
+    def replace(operation):
+        if id(operation) not in made:
+            made[id(operation)] = make(operation)
+        return made[id(operation)]
+
+    def make(operation):
+        if _holds_passports(operation):
+            kind = None
+            if isinstance(operation, keras.Sequential):
+                kind = Functional
+            return _rebuild(operation, bounds, size, made, kind)
+        if graph.is_model(operation):
+            return graph.rebuild(operation, replace)
+        return graph.clone(operation)
+
+    def call(operation, new, args, kwargs):
+        if id(operation) in bounds:
+            kwargs = {**kwargs, INPUT: parts[bounds[id(operation)][0]]}
+        elif _holds_passports(operation):
+            given = inputs.restructured(operation, args[0])
+            args = (graph.with_extra(given, INPUT, passport), *args[1:])
+        return new(*args, **kwargs)
+
+    return graph.rebuild(model, replace, call, model_class, extra=passport)
+
+
+def passport_spec(model: keras.Model) -> dict:
+    """How a passport is packed for a model. It holds no secret.
+
+    Args:
+        model: Protected model, with or without the passport as an input.
+
+    Returns:
+        Dict for JSON: `size`, K, and in the order of packing for each layer
+        its `path`, `offset`, `size`, `roles` (γ's key comes before β's),
+        `key_shape` (C order) and `geometry`, with which `Passport.pack`
+        checks that a passport was made for this architecture.
+
+    Raises:
+        PassportError: If the model is not protected.
+
+    Example:
+
+    >>> json.dumps(passport_spec(model))
+    """
+    function = function_of(model)
+    layers, offset = [], 0
+    for path, layer in protected_layers(model).items():
+        layers.append(
+            {
+                "path": path,
+                "offset": offset,
+                "size": layer.passport_size,
+                "roles": list(function.roles),
+                "key_shape": list(layer.geometry.key_shape),
+                "geometry": layer.geometry.to_dict(),
+            }
+        )
+        offset += layer.passport_size
+    return {
+        "version": SPEC_VERSION,
+        "function": function.name,
+        "size": offset,
+        "layers": layers,
+    }
+
+
+def with_passport(inputs, packed):
+    """Inputs for `fit`, `evaluate` and `predict` of a `PassportInputModel`.
+
+    Keras checks that all inputs have equally many rows, so one row is
+    repeated, without being copied.
+
+    Args:
+        inputs: Array, or list or dict of arrays, as the model without the
+            passport takes them.
+        packed: float32 array `(1, K)`, of `Passport.pack`, or with one row
+            per example.
+
+    Returns:
+        The inputs in the structure that the model takes.
+
+    Example:
+
+    >>> scores = served.predict(with_passport(images, packed))
+    """
+    packed = hidden(packed)
+    rows = {
+        len(given) for given in keras.tree.flatten(inputs) if given is not None
+    }
+    shape = getattr(packed, "shape", None)
+    if (
+        not isinstance(packed, np.ndarray)
+        or packed.dtype.kind not in "fiub"
+        or packed.ndim != 2
+        or not rows
+        or packed.shape[0] not in (1, *rows)
+    ):
+        raise PassportError(
+            "Expected a packed passport of shape (1 or "
+            f"{', '.join(map(str, sorted(rows)))}, K). "
+            f"Received: a {type_of(packed)}, shape={shape}"
+        )
+    rows = max(rows) if packed.shape[0] == 1 else packed.shape[0]
+    packed = packed.astype("float32", copy=False)
+    return graph.with_extra(
+        inputs, INPUT, np.broadcast_to(packed, (rows, packed.shape[1]), True)
+    )
+
+
+def _input_names(model) -> list[str]:
+    """Names of a model's inputs, in the order of their structure."""
+    return [
+        tensor._keras_history.operation.name
+        for tensor in keras.tree.flatten(inputs.structure_of(model))
+    ]
