@@ -8,7 +8,7 @@ import pytest
 
 import keras_passport as kp
 from attack_case import assert_same, hidden, snapshot, target
-from keras_passport.attacks import reverse, training
+from keras_passport.attacks import labelled, reverse, training
 from keras_passport.attacks.opened import neutral
 from model_case import predict
 from test_case import sequential_cnn, small_resnet
@@ -266,28 +266,28 @@ class TestData:
     )
     def test_split_sets_a_tenth_to_a_quarter_apart(self, counts, expected):
         x, y = np.arange(sum(counts)), np.repeat([0, 1, 2], counts)
-        training_part, validation = training.split((x, y), seed=0)
+        training_part, validation = labelled.split((x, y), seed=0)
         np.testing.assert_array_equal(np.bincount(validation[1]), expected)
         both = np.concatenate([training_part[0], validation[0]])
         np.testing.assert_array_equal(np.sort(both), x)
 
     def test_few_pictures_validate_and_train(self):
         data = np.arange(29), np.arange(29) % 3
-        for part in training.split(data, seed=0):
+        for part in labelled.split(data, seed=0):
             np.testing.assert_array_equal(part[0], data[0])
 
     def test_share_is_stratified_and_holds_every_class(self):
         data = np.arange(100), np.repeat([0, 1], [97, 3])
-        mine = training.share(data, 0.1, seed=0)
+        mine = labelled.share(data, 0.1, seed=0)
         np.testing.assert_array_equal(np.bincount(mine[1]), [10, 1])
-        other = training.share(data, 0.1, seed=1)
+        other = labelled.share(data, 0.1, seed=1)
         assert set(mine[0]) != set(other[0])
 
     def test_batches_depend_on_seed_and_epoch(self):
         x, y = np.arange(10), np.arange(10)
 
         def order(seed, epoch):
-            batches = training.Batches(x, y, 5, seed)
+            batches = labelled.Batches(x, y, 5, seed)
             batches.start_epoch(epoch)
             return [int(v) for i in range(2) for v in batches[i][0]]
 

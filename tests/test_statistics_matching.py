@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 import keras_passport as kp
-from keras_passport.attacks import moments, statistics
+from keras_passport.attacks import annealing, fitting, moments, statistics
 from test_case import nested_model, plain_cnn, sequential_cnn, small_resnet
 
 
@@ -300,8 +300,8 @@ class TestMoments:
             flow, *next(flow.blocks()), flow.inputs(pictures(8))
         )
         own = {path: truth[path] for path in block.group}
-        candidates, mirrored = statistics._candidates(block, own, 1.0)
-        search = statistics._Search(
+        candidates, mirrored = annealing._candidates(block, own, 1.0)
+        search = annealing._Search(
             block,
             block.moments(candidates),
             np.zeros((len(candidates), block.units)),
@@ -328,7 +328,7 @@ class TestMoments:
             )
         }
         ((first, second),) = block.moments([mixed], products=False)
-        misfit = statistics._misfit(
+        misfit = fitting.misfit(
             block.readers[0], first.sum(axis=0), second.sum(axis=1)
         )
         assert costs[5, 3] == pytest.approx(np.sum(np.square(misfit)), rel=1e-3)

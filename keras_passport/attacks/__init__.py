@@ -14,7 +14,9 @@ from keras_passport.attacks.finetuning import (
 )
 from keras_passport.attacks.forgery import forge_passport, key_forgery
 from keras_passport.attacks.opened import Opened
+from keras_passport.attacks.options import TrainingOptions
 from keras_passport.attacks.pruning import prune, pruning
+from keras_passport.attacks.recipe import Recipe
 from keras_passport.attacks.result import AttackResult
 from keras_passport.attacks.reverse import reverse_engineering
 from keras_passport.attacks.rewrites import (
@@ -28,7 +30,6 @@ from keras_passport.attacks.statistics import (
     match_statistics,
     statistics_matching,
 )
-from keras_passport.attacks.training import Recipe
 from keras_passport.attacks.tuning import tune_reverse_engineering
 
 __all__ = [
@@ -36,6 +37,7 @@ __all__ = [
     "Opened",
     "Recipe",
     "Rewrite",
+    "TrainingOptions",
     "ambiguity",
     "fake_passports",
     "fine_tuning",

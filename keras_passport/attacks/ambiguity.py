@@ -1,54 +1,56 @@
-"""Blocks in front of made-up hidden parameters: the ambiguity attack."""
+"""IERB and CERB: perceptrons in front of made-up γ, the ambiguity attack."""
+
+from typing import Any
 
 import keras
+import numpy as np
 from keras import ops
 
-from keras_passport.attacks import reverse, training
+from keras_passport.attacks import reverse
 from keras_passport.attacks.opened import Opened
+from keras_passport.attacks.options import TrainingOptions
+from keras_passport.attacks.recipe import Recipe
 from keras_passport.attacks.result import AttackResult
 
 BLOCKS = ("IERB", "CERB")
+# What one scalar's perceptron is wide inside, and by how much a layer's
+# perceptron is narrower inside than the layer.
+INSIDE, NARROWER = 10, 8
+SLOPE = 0.01
 
 
 def ambiguity(
     model: keras.Model,
     data: tuple,
     test: tuple,
+    options: TrainingOptions | None = None,
     *,
-    block: str = "IERB",
-    expansion: int = 2,
-    fraction: float = 1.0,
-    start: str | dict = "fake",
-    statistics: bool = True,
-    recipe: training.Recipe | None = None,
-    restarts: int = 1,
-    seed: int = 0,
-    keep_model: bool = False,
-    progress: bool = False,
+    block: str = "CERB",
+    **changes: Any,
 ) -> AttackResult:
-    """Trains blocks that turn substitute hidden parameters into working ones.
+    """Trains γ through perceptrons, and β as it is, with kernels as published.
 
-    A fake passport's γ and β stay as they are. Each goes through an expanded
-    residual block of its own, h + fc(leaky_relu(fc(h))), and the blocks train
-    while kernels stay as published: where γ and β alone are a few hundred
-    variables, blocks have many more to train them by.
+    γ goes through a block with a shortcut before it scales,
+
+        γ' = γ + W₂ leaky_relu(W₁ γ + b₁) + b₂,
+
+    and γ, β and the block are trained. By the paper, two layers are best
+    (three to five are 5 to 8 points worse) and the activation hardly matters.
+    It reports, for a ResNet-18 with 18 passport layers and a tenth of
+    CIFAR-10, 92.11 % with CERB and 83.92 % with IERB, of 94.81 %; for an
+    AlexNet with 5, on 10 to 2 %, 88.2 to 84.2 % with CERB where training γ
+    and β alone reaches 83.6 to 64.8 %, of 90.2 %.
 
     Args:
         model: As for `reverse_engineering`.
-        data: Likewise.
-        test: Likewise.
-        block: `"IERB"` (individual: each block sees its own h) or `"CERB"`
-            (collective: it also sees what the block of the layer before made,
-            at unit size).
-        expansion: How many times wider a block is inside than the layer.
-        fraction: As for `reverse_engineering`.
-        start: Likewise, where h comes from.
-        statistics: Likewise.
-        recipe: Likewise; `Recipe(learning_rate=0.01)` if not given.
-        restarts: Likewise.
-        seed: Likewise.
-        keep_model: Likewise.
-        progress: Likewise.
+        data: The attacker's inputs and integer labels.
+        test: The judge's inputs and labels, for the accuracy reported.
+        options: As for `reverse_engineering`; the recipe is
+            `Recipe(learning_rate=0.01)` if none is given.
+        block: `"CERB"` (collective: one perceptron C -> C/8 -> C per layer,
+            over all of its γ) or `"IERB"` (individual: a perceptron
+            1 -> 10 -> 1 for each scalar).
+        **changes: Fields of `options` by name.
 
     Returns:
         An `AttackResult`; the attacker's validation chooses the trial.
@@ -63,7 +65,7 @@ def ambiguity(
 
     Reference:
 
-    - Chen, Tian, Chen, Liu, Sun: Effective Ambiguity Attack Against
+    - Chen, Tian, Chen, Zhou: Effective Ambiguity Attack Against
       Passport-based DNN Intellectual Property Protection Schemes through
       Fully Connected Layer Substitution, CVPR 2023, arXiv:2303.11595.
     """
@@ -71,43 +73,30 @@ def ambiguity(
         raise ValueError(
             f"Expected block to be one of {BLOCKS}. Received: block={block!r}"
         )
-    if expansion < 1:
-        raise ValueError(
-            f"Expected expansion of 1 or more. Received: expansion={expansion}"
-        )
-    opener = reverse.Opener(
-        model,
-        Blocks,
-        inputs=data[0],
-        chained=block == "CERB",
-        expansion=expansion,
-        seed=seed,
+    options = TrainingOptions.of(
+        options, changes, recipe=Recipe(learning_rate=0.01)
     )
     return reverse.restarted(
         f"ambiguity, {block}",
-        opener,
+        reverse.Opener(
+            model, Blocks, inputs=data[0], block=block, seed=options.seed
+        ),
         data,
         test,
-        fraction=fraction,
-        start=start,
-        statistics=statistics,
-        recipe=recipe or training.Recipe(learning_rate=0.01),
-        restarts=restarts,
-        seed=seed,
-        keep_model=keep_model,
-        progress=progress,
+        options,
     )
 
 
 class Blocks(Opened):
-    """An `Opened` whose γ and β come out of trained blocks.
+    """An `Opened` whose γ come out of trained blocks.
+
+    The blocks' last layers start at 0, so that it starts from `parameters`.
 
     Args:
         model: As for `Opened`.
-        parameters: Likewise: what the blocks start from, and give at first.
-        statistics: Likewise.
-        chained: Whether a block also sees what the one before it made.
-        expansion: Width inside of a block, in widths of the layer.
+        parameters: What γ and β start from, as for `Opened`.
+        statistics: As for `Opened`.
+        block: One of `BLOCKS`.
         seed: Of the blocks' first weights.
     """
 
@@ -116,51 +105,65 @@ class Blocks(Opened):
         model: keras.Model,
         parameters: dict | None = None,
         statistics: bool = False,
-        chained: bool = False,
-        expansion: int = 2,
+        block: str = "CERB",
         seed: int = 0,
     ):
-        super().__init__(model, parameters, statistics=statistics, affine=False)
-        self._chained = chained
-        draws = keras.initializers.HeNormal(keras.random.SeedGenerator(seed))
-        self._blocks = []
-        before = [0, 0]
-        for pair in super()._pairs().values():
-            sizes = [value.shape[0] for value in pair]
-            for size, more in zip(sizes, before, strict=True):
-                expand = keras.layers.Dense(
-                    expansion * size, "leaky_relu", kernel_initializer=draws
+        super().__init__(model, parameters, statistics=statistics)
+        self._seed = seed
+        self._block = {}
+        for path, (gamma, _) in super()._pairs().items():
+            channels = gamma.shape[0]
+            if block == "IERB":
+                inside = (channels, INSIDE)
+                shapes = inside, inside, inside, (channels,)
+            else:
+                width = max(1, channels // NARROWER)
+                shapes = (
+                    (channels, width),
+                    (width,),
+                    (width, channels),
+                    (channels,),
                 )
-                # So that it starts as h + 0.
-                contract = keras.layers.Dense(size, kernel_initializer="zeros")
-                expand.build((1, size + more))
-                contract.build((1, expansion * size))
-                self._blocks.append([expand, contract])
-            before = sizes if chained else before
+            self._block[path] = [
+                self.add_weight(
+                    shape=shape,
+                    initializer="zeros",
+                    name=f"{path.replace('/', '_')}_block_{number}",
+                )
+                for number, shape in enumerate(shapes)
+            ]
+        self._apply = _individual if block == "IERB" else _collective
+        self._fan_in = 1 if block == "IERB" else None
+        self._start_blocks()
 
     def reset(self, model, parameters):
         super().reset(model, parameters)
-        for dense in keras.tree.flatten(self._blocks):
-            dense.kernel.assign(dense.kernel_initializer(dense.kernel.shape))
-            dense.bias.assign(ops.zeros(dense.bias.shape))
+        self._start_blocks()
+
+    def _start_blocks(self):
+        """He's weights in the first layers, zeros everywhere else."""
+        rng = np.random.default_rng(self._seed)
+        for first, *rest in self._block.values():
+            fan_in = self._fan_in or first.shape[0]
+            scale = np.sqrt(2 / fan_in)
+            first.assign(rng.normal(scale=scale, size=first.shape))
+            for weight in rest:
+                weight.assign(np.zeros(weight.shape))
 
     def _pairs(self):
-        blocks = iter(self._blocks)
-        pairs, before = {}, None
-        for path, pair in super()._pairs().items():
-            made = []
-            for role, substitute in enumerate(pair):
-                expand, contract = next(blocks)
-                seen = ops.expand_dims(ops.convert_to_tensor(substitute), 0)
-                inputs = seen
-                if before is not None:
-                    inputs = ops.concatenate([seen, before[role]], axis=1)
-                made.append(seen + contract(expand(inputs)))
-            pairs[path] = tuple(value[0] for value in made)
-            if self._chained:
-                before = [_at_unit_size(value) for value in made]
-        return pairs
+        return {
+            path: (gamma + self._apply(gamma, *self._block[path]), beta)
+            for path, (gamma, beta) in super()._pairs().items()
+        }
 
 
-def _at_unit_size(values):
-    return values * ops.rsqrt(ops.mean(ops.square(values)) + 1e-6)
+def _individual(gamma, expand, bias, contract, shift):
+    inner = ops.expand_dims(gamma, 1) * expand + bias
+    inner = ops.leaky_relu(inner, SLOPE)
+    return ops.sum(inner * contract, axis=1) + shift
+
+
+def _collective(gamma, contract, bias, expand, shift):
+    inner = ops.matmul(ops.expand_dims(gamma, 0), contract) + bias
+    inner = ops.leaky_relu(inner, SLOPE)
+    return ops.matmul(inner, expand)[0] + shift

@@ -1,53 +1,48 @@
 """Training more than γ and β: fine-tuning, and what it is measured against."""
 
+from typing import Any
+
 import keras
 import numpy as np
 
 from keras_passport import graph
-from keras_passport.attacks import opened, reverse, training
+from keras_passport.attacks import labelled, opened, reverse, training
+from keras_passport.attacks.options import TrainingOptions
+from keras_passport.attacks.recipe import Recipe
 from keras_passport.attacks.result import AttackResult
 from keras_passport.layers import normalization
 from keras_passport.layers.passport_normalization import PassportNormalization
 from keras_passport.models import protected_model, protecting, unlocking
 
 METHODS = ("FTLL", "FTAL", "RTLL", "RTAL")
+# Options that say nothing to who brings γ, β and statistics of their own.
+UNUSED = ("start", "statistics")
 
 
 def fine_tuning(
     model: keras.Model,
     data: tuple,
     test: tuple,
+    options: TrainingOptions | None = None,
     *,
     method: str = "FTAL",
-    fraction: float = 1.0,
-    start: str | dict = "neutral",
-    statistics: bool = True,
-    recipe: training.Recipe | None = None,
-    restarts: int = 1,
-    seed: int = 0,
-    keep_model: bool = False,
-    progress: bool = False,
+    **changes: Any,
 ) -> AttackResult:
     """Trains the last layer or all layers, with γ and β that are made up.
 
     Args:
         model: As for `reverse_engineering`.
-        data: Likewise.
-        test: Likewise.
+        data: The attacker's inputs and integer labels.
+        test: The judge's inputs and labels, for the accuracy reported.
+        options: As for `reverse_engineering`; the recipe is `Recipe()` if
+            none is given. With `keep_model` the result also holds, as
+            `public`, the protected model with the kernels of after the
+            attack, for its owner to bind a passport to.
         method: Of the four that watermarks are tried by: `"FTLL"` trains the
             last layer alone (γ and β stay at the start), `"FTAL"` all layers,
             γ and β too; `"RTLL"` and `"RTAL"` give the last layer the weights
             of an untrained one first.
-        fraction: As for `reverse_engineering`.
-        start: Likewise.
-        statistics: Likewise.
-        recipe: Likewise.
-        restarts: Likewise.
-        seed: Likewise.
-        keep_model: Whether the result holds the attacked model, and as
-            `public` the protected model with the kernels of after the attack,
-            for its owner to bind a passport to.
-        progress: As for `reverse_engineering`.
+        **changes: Fields of `options` by name.
 
     Returns:
         An `AttackResult`; the attacker's validation chooses the trial.
@@ -71,10 +66,11 @@ def fine_tuning(
             f"Expected method to be one of {METHODS}. "
             f"Received: method={method!r}"
         )
+    options = TrainingOptions.of(options, changes, recipe=Recipe())
     public = protected_model.public(model)
     path = _last(public)
     if method.startswith("RT"):
-        fresh = _untrained(model, seed)
+        fresh = _untrained(model, options.seed)
         graph.copy_state(_layer(fresh, path), _layer(public, path))
     every = method.endswith("AL")
     return reverse.restarted(
@@ -87,19 +83,16 @@ def fine_tuning(
         ),
         data,
         test,
-        fraction=fraction,
-        start=start,
-        statistics=statistics,
-        recipe=recipe or training.Recipe(),
-        restarts=restarts,
-        seed=seed,
-        keep_model=keep_model,
-        progress=progress,
+        options,
     )
 
 
 def from_scratch(
-    model: keras.Model, data: tuple, test: tuple, **options
+    model: keras.Model,
+    data: tuple,
+    test: tuple,
+    options: TrainingOptions | None = None,
+    **changes: Any,
 ) -> AttackResult:
     """Trains the architecture alone: what the data is worth without a theft.
 
@@ -107,10 +100,12 @@ def from_scratch(
 
     Args:
         model: Protected classifier, of which the architecture is used.
-        data: As for `reverse_engineering`.
-        test: Likewise.
-        **options: `fraction`, `recipe`, `restarts`, `seed`, `keep_model` and
-            `progress`, as for `reverse_engineering`.
+        data: The attacker's inputs and integer labels.
+        test: The judge's inputs and labels, for the accuracy reported.
+        options: As for `reverse_engineering`, but that neither `start` nor
+            `statistics` mean anything here; the recipe is `Recipe()` if none
+            is given.
+        **changes: Fields of `options` by name.
 
     Returns:
         An `AttackResult`.
@@ -119,19 +114,22 @@ def from_scratch(
 
     >>> control = from_scratch(model, data, test, fraction=0.1)
     """
-
     return _stock(
         "from scratch",
         "untrained",
         lambda *seed: _untrained(model, *seed),
         data,
         test,
-        **options,
+        TrainingOptions.of(options, changes, unused=UNUSED, recipe=Recipe()),
     )
 
 
 def fresh_normalization(
-    model: keras.Model, data: tuple, test: tuple, **options
+    model: keras.Model,
+    data: tuple,
+    test: tuple,
+    options: TrainingOptions | None = None,
+    **changes: Any,
 ) -> AttackResult:
     """Fine-tunes the published kernels, with new batch normalisations.
 
@@ -140,9 +138,10 @@ def fresh_normalization(
 
     Args:
         model: Protected classifier, of which the kernels are used.
-        data: As for `reverse_engineering`.
-        test: Likewise.
-        **options: As for `from_scratch`.
+        data: The attacker's inputs and integer labels.
+        test: The judge's inputs and labels, for the accuracy reported.
+        options: As for `from_scratch`.
+        **changes: Fields of `options` by name.
 
     Returns:
         An `AttackResult`.
@@ -158,28 +157,15 @@ def fresh_normalization(
         lambda *seed: public,
         data,
         test,
-        **options,
+        TrainingOptions.of(options, changes, unused=UNUSED, recipe=Recipe()),
     )
 
 
-def _stock(
-    name,
-    start,
-    source,
-    data,
-    test,
-    *,
-    fraction: float = 1.0,
-    recipe: training.Recipe | None = None,
-    restarts: int = 1,
-    seed: int = 0,
-    keep_model: bool = False,
-    progress: bool = False,
-):
+def _stock(name, start, source, data, test, options):
     """Trains stock networks of the kernels of `source(*seed)`."""
 
     def make(number, attempt):
-        public = source(seed, number, attempt)
+        public = source(options.seed, number, attempt)
         model = unlocking.with_parameters(
             public, opened.neutral(public), fold=False
         )
@@ -195,23 +181,23 @@ def _stock(
         model.trainable = True
         return model
 
-    mine = training.share(data, fraction, seed)
+    mine = labelled.share(data, options.fraction, options.seed)
     return training.run(
         name,
         [
             training.Trial(
                 {"start": start},
                 lambda attempt, number=number: make(number, attempt),
-                recipe or training.Recipe(),
+                options.recipe,
             )
-            for number in range(restarts)
+            for number in range(options.restarts)
         ],
         mine,
         test,
-        seed=seed,
+        seed=options.seed,
         knowledge={"labels": True, "images": len(mine[1])},
-        keep_model=keep_model,
-        progress=progress,
+        keep_model=options.keep_model,
+        progress=options.progress,
     )
 
 

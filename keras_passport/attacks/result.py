@@ -27,7 +27,7 @@ class AttackResult:
             values.
         model: The attacked model of the chosen trial, an ordinary Keras
             model, if it was asked for.
-        public: Likewise the protected model with the kernels and statistics
+        public: With it the protected model with the kernels and statistics
             that the attack left: what valid and fake passports reach on it is
             the owner's to find out.
     """

@@ -1,19 +1,20 @@
 """RevA: reverse engineering of the hidden parameters (Section 3.1)."""
 
 import functools
+from typing import Any
 
 import keras
 import numpy as np
 
-from keras_passport.attacks import training
+from keras_passport.attacks import labelled, training
 from keras_passport.attacks.opened import Opened, neutral
+from keras_passport.attacks.options import STARTS, TrainingOptions
 from keras_passport.attacks.result import AttackResult
 from keras_passport.layers.protected import protected_layers
 from keras_passport.models import features, protected_model
 from keras_passport.passports.derivation import FAKE, derive
 from keras_passport.passports.passport import Passport
 
-STARTS = ("neutral", "fake", "random")
 # γ and β alone take larger steps than kernels do.
 RECIPE = training.Recipe(learning_rate=0.05)
 
@@ -22,15 +23,8 @@ def reverse_engineering(
     model: keras.Model,
     data: tuple,
     test: tuple,
-    *,
-    fraction: float = 1.0,
-    start: str | dict = "neutral",
-    statistics: bool = True,
-    recipe: training.Recipe | None = None,
-    restarts: int = 1,
-    seed: int = 0,
-    keep_model: bool = False,
-    progress: bool = False,
+    options: TrainingOptions | None = None,
+    **changes: Any,
 ) -> AttackResult:
     """Trains γ and β as variables, with the published kernels as they are.
 
@@ -40,19 +34,9 @@ def reverse_engineering(
         data: The attacker's inputs, float array `(examples, ...)` (or a dict
             for several inputs), and integer labels `(examples,)`.
         test: The judge's inputs and labels, for the accuracy reported.
-        fraction: Part of `data` that the attacker has, in (0, 1].
-        start: Where γ and β start: `"neutral"` (1 and 0), `"fake"` (those of
-            a fake random pattern), `"random"` (normal), or a dict from path
-            to γ and β, such as another attack found. Where a start is stuck
-            at chance, another one is tried.
-        statistics: Whether statistics are those of the batch, and estimated
-            anew; otherwise they stay as published.
-        recipe: How to train; `Recipe(learning_rate=0.05)` if not given.
-        restarts: Trials, each with draws of its own; more than one start is
-            told by `history`.
-        seed: Of all draws.
-        keep_model: Whether the result holds the attacked model.
-        progress: Whether to show progress bars.
+        options: How much of the data, from where, how often and how to train;
+            the recipe is `Recipe(learning_rate=0.05)` if none is given.
+        **changes: Fields of `options` by name.
 
     Returns:
         An `AttackResult`; the attacker's validation chooses the trial.
@@ -75,14 +59,7 @@ def reverse_engineering(
         Opener(model, inputs=data[0]),
         data,
         test,
-        fraction=fraction,
-        start=start,
-        statistics=statistics,
-        recipe=recipe or RECIPE,
-        restarts=restarts,
-        seed=seed,
-        keep_model=keep_model,
-        progress=progress,
+        TrainingOptions.of(options, changes, recipe=RECIPE),
     )
 
 
@@ -119,11 +96,6 @@ class Opener:
 
         A start that is stuck is followed by the others of `STARTS`.
         """
-        if isinstance(start, str) and start not in STARTS:
-            raise ValueError(
-                f"Expected start to be one of {STARTS} or a dict. "
-                f"Received: start={start!r}"
-            )
 
         def start_of(attempt):
             if isinstance(start, dict):
@@ -158,38 +130,33 @@ def restarted(
     opener: Opener,
     data: tuple,
     test: tuple,
-    *,
-    fraction: float,
-    start: str | dict,
-    statistics: bool,
-    recipe: training.Recipe,
-    restarts: int,
-    seed: int,
-    **options,
+    options: TrainingOptions,
 ) -> AttackResult:
     """Runs an attack from several starts; see `reverse_engineering`.
 
     Args:
         name: Of the attack.
         opener: Makes what is trained.
-        **options: For `training.run`.
+        options: With a recipe.
     """
-    if restarts < 1:
-        raise ValueError(
-            f"Expected restarts of 1 or more. Received: restarts={restarts}"
-        )
-    mine = training.share(data, fraction, seed)
+    mine = labelled.share(data, options.fraction, options.seed)
     return training.run(
         name,
         [
-            opener.trial(start, statistics, recipe, [seed, number])
-            for number in range(restarts)
+            opener.trial(
+                options.start,
+                options.statistics,
+                options.recipe,
+                [options.seed, number],
+            )
+            for number in range(options.restarts)
         ],
         mine,
         test,
-        seed=seed,
+        seed=options.seed,
         knowledge={"labels": True, "images": len(mine[1])},
-        **options,
+        keep_model=options.keep_model,
+        progress=options.progress,
     )
 
 

@@ -67,7 +67,7 @@ class Rewrite:
                 arrays `(channels,)`.
 
         Returns:
-            The rewritten model's, likewise.
+            Those of the rewritten model, by path.
         """
         adapted = {}
         for path, (gamma, beta) in parameters.items():

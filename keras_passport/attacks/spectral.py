@@ -1,14 +1,17 @@
 """Spectral attack: what singular vectors of the kernels say of γ and β."""
 
 import time
+from typing import Any
 
 import keras
 import numpy as np
 from keras import ops
 
-from keras_passport.attacks import training
+from keras_passport.attacks import labelled, training
 from keras_passport.attacks.forgery import response_matrix
 from keras_passport.attacks.opened import Opened
+from keras_passport.attacks.options import TrainingOptions
+from keras_passport.attacks.recipe import Recipe
 from keras_passport.attacks.result import AttackResult
 from keras_passport.layers.protected import protected_layers
 from keras_passport.models import protected_model
@@ -22,14 +25,10 @@ def spectral(
     model: keras.Model,
     data: tuple | None,
     test: tuple,
+    options: TrainingOptions | None = None,
     *,
-    fraction: float = 1.0,
     rank: int = RANK,
-    recipe: training.Recipe | None = None,
-    restarts: int = 3,
-    seed: int = 0,
-    keep_model: bool = False,
-    progress: bool = False,
+    **changes: Any,
 ) -> AttackResult:
     """Looks for γ and β among the kernels' leading singular vectors.
 
@@ -47,16 +46,14 @@ def spectral(
             `reverse_engineering`; `None` for an attacker without any, who is
             left with γ along v₁ at its usual size, and β = 0.
         test: The judge's inputs and labels, for the accuracy reported.
-        fraction: Part of `data` that the attacker has, in (0, 1].
-        rank: Singular vectors, as for `spectral_directions`.
-        recipe: How to train the coordinates; 30 epochs at 0.1 in batches of
-            32 if not given.
-        restarts: Trials. The first starts with γ along v₁; the others, and
+        options: As for `reverse_engineering`, but that neither `start` nor
+            `statistics` mean anything here. The recipe is 30 epochs at 0.1
+            in batches of 32 if none is given; without options there are 3
+            restarts. The first trial starts with γ along v₁; the others, and
             further attempts at one that is stuck at chance, with random
             coordinates.
-        seed: Of all draws.
-        keep_model: Whether the result holds the attacked model.
-        progress: Whether to show progress bars.
+        rank: Singular vectors, as for `spectral_directions`.
+        **changes: Fields of `options` by name.
 
     Returns:
         An `AttackResult`; the attacker's validation chooses the trial. Each
@@ -73,15 +70,22 @@ def spectral(
     >>> start = found.history[found.chosen]["parameters"]
     >>> reverse_engineering(model, (x[:50], y[:50]), test, start=start)
     """
+    options = TrainingOptions.of(
+        options,
+        changes,
+        unused=("start", "statistics"),
+        recipe=Recipe(epochs=30, batch_size=32, learning_rate=0.1),
+        restarts=3,
+    )
+    seed = options.seed
     public = protected_model.public(model)
-    _check(rank, restarts)
     directions = spectral_directions(public, rank)
     if data is None:
-        return _blind(public, directions, test, rank, keep_model)
-    mine = training.share(data, fraction, seed)
+        return _blind(public, directions, test, rank, options.keep_model)
+    mine = labelled.share(data, options.fraction, seed)
     # Few pictures tell a sign, and all of them at once fill the memory.
-    some = training.split(mine, seed)[0]
-    some = training.share(some, min(1.0, SIGNS / len(some[1])), seed)
+    some = labelled.split(mine, seed)[0]
+    some = labelled.share(some, min(1.0, SIGNS / len(some[1])), seed)
 
     def trial(number):
         made = {}
@@ -101,21 +105,20 @@ def spectral(
         return training.Trial(
             about,
             make,
-            recipe
-            or training.Recipe(epochs=30, batch_size=32, learning_rate=0.1),
+            options.recipe,
             # Another start is better than smaller steps.
             slower=1.0,
         )
 
     return training.run(
         "spectral",
-        [trial(number) for number in range(restarts)],
+        [trial(number) for number in range(options.restarts)],
         mine,
         test,
         seed=seed,
         knowledge={"labels": True, "images": len(mine[1]), "rank": rank},
-        keep_model=keep_model,
-        progress=progress,
+        keep_model=options.keep_model,
+        progress=options.progress,
     )
 
 
@@ -269,9 +272,6 @@ class _Spanned(Opened):
         return pairs
 
 
-def _check(rank, restarts=1):
-    for name, value in (("rank", rank), ("restarts", restarts)):
-        if value < 1:
-            raise ValueError(
-                f"Expected {name} of 1 or more. Received: {name}={value}"
-            )
+def _check(rank):
+    if rank < 1:
+        raise ValueError(f"Expected rank of 1 or more. Received: rank={rank}")

@@ -1,34 +1,18 @@
 """Statistics matching: what published moments say of the layers before."""
 
-import dataclasses
-import itertools
 import time
 
 import keras
 import numpy as np
 
-from keras_passport.attacks import training
+from keras_passport.attacks import annealing, fitting, training
 from keras_passport.attacks.kept import Kept, fingerprint
 from keras_passport.attacks.moments import Block, Flow
 from keras_passport.attacks.opened import Opened, neutral
 from keras_passport.attacks.result import AttackResult
 from keras_passport.models import protected_model
 
-# What an attacker expects: errors of a mean (in standard deviations) and of a
-# variance's logarithm by a single picture, as on CIFAR-10 with the true γ and
-# β; and how γ and β spread, in parts of γ's usual size.
-NOISE = (0.25, 0.6)
-SPREAD = (0.5, 0.5)
-# What a search tries of each channel: factors of γ, and shifts of β in parts
-# of γ's usual size, which are halved from round to round.
-FACTORS = (1.0, -1.0, 0.6, -0.6, 1.4, -1.4)
-SHIFTS = (0.0, -0.4, 0.4, -0.8, 0.8, 1.2)
-# Most candidates of all channels together.
-CANDIDATES = 800
-# An annealing's first and last temperature, and its steps; and how many of
-# what a search finds are fitted for a few steps, and for more.
-HEATS = (1000.0, 2.0, 400)
-KEPT = 6
+# How many of what a search finds are fitted for more than a few steps.
 FITTED = 2
 # A cost per equation that tells that a layer is solved: behind one that is
 # lost, no search finds the truth, and it is tried once. Others are tried until
@@ -61,15 +45,15 @@ def statistics_matching(
     Args:
         model: Protected classifier with one output; what is public of it is
             used alone.
-        images: As for `match_statistics`.
+        images: The attacker's pictures, as for `match_statistics`.
         test: The judge's inputs and labels, for the accuracy reported.
-        start: As for `match_statistics`.
-        restarts: Likewise.
-        rounds: Likewise.
-        directory: Likewise.
-        seed: Likewise.
+        start: Where γ and β start, as for `match_statistics`.
+        restarts: Random signs that each search starts from, besides `start`.
+        rounds: Searches and fits in turn, per layer.
+        directory: Folder in which to keep what was found, layer by layer.
+        seed: Of the restarts.
         keep_model: Whether the result holds the attacked model.
-        progress: As for `match_statistics`.
+        progress: Whether to show a progress bar over the layers.
 
     Returns:
         An `AttackResult` with one trial. `history[0]["parameters"]` is a dict
@@ -160,7 +144,7 @@ def match_statistics(
         model: Protected functional model; what is public of it is used alone.
         images: The attacker's pictures, float array `(examples, ...)` or a
             dict for several inputs; some hundreds are enough. Statistics are
-            of pictures as the training showed them: augment them likewise.
+            of pictures as the training showed them: augment them as it did.
         start: Dict from path to γ and β, float arrays `(channels,)`, to
             start from. Defaults to 1 and 0, with V1's β and V2's γ as
             published.
@@ -264,11 +248,13 @@ def _tried(block, own, restarts, rounds, rng):
     for number in range(rounds):
         # A few steps tell which are worth the rest.
         begun = [
-            _fitted(block, some, steps=2)
-            for some in _searched(block, own, restarts, 0.5**number, rng)
+            fitting.fitted(block, some, steps=2)
+            for some in annealing.searched(
+                block, own, restarts, 0.5**number, rng
+            )
         ]
         begun.sort(key=lambda pair: pair[1])
-        tried = [_fitted(block, some) for some, _ in begun[:FITTED]]
+        tried = [fitting.fitted(block, some) for some, _ in begun[:FITTED]]
         own, cost = min(tried, key=lambda pair: pair[1])
         if best is not None and cost > 0.98 * best[1]:
             break
@@ -308,308 +294,6 @@ def _sized(block, own, rng, rounds=3, draws=6):
             own = {**own, path: tuple(changed)}
     sizes = [np.mean(np.abs(gamma)) for gamma, _ in own.values()]
     block.usual = float(np.mean(sizes))
-    return own
-
-
-def _searched(block, own, restarts, width, rng):
-    """The best few combinations of candidates, channel by channel."""
-    candidates, mirrored = _candidates(block, own, width)
-    search = _Search(
-        block,
-        block.moments(candidates),
-        np.stack([_unlikely(block, some) for some in candidates]),
-    )
-    choices = [np.zeros(block.units, int)] + [
-        rng.integers(0, len(candidates), block.units) for _ in range(restarts)
-    ]
-    found = dict(search.anneal(choice, rng) for choice in choices)
-    # What a search starts from is fitted, too.
-    best = [*sorted(found, key=found.get)[:KEPT], (0,) * block.units]
-    # All signs at once are hard to tell: pictures and negatives look alike.
-    best.append(search.anneal(mirrored[list(best[0])], rng)[0])
-    channels = np.arange(block.units)
-    for choice in dict.fromkeys(best):
-        yield {
-            path: tuple(
-                np.stack([some[path][i] for some in candidates])[
-                    list(choice), channels
-                ]
-                for i in (0, 1)
-            )
-            for path in block.group
-        }
-
-
-def _candidates(block, own, width):
-    """Parameters that a search may take channel by channel; own ones first.
-
-    Returns:
-        Tuple of their list, and the numbers of those with γ negated.
-    """
-    roles = block.roles()
-    scaled = [path for path, role in roles if role == "gamma"]
-    shifted = [path for path, role in roles if role == "beta"]
-    shifts = SHIFTS if shifted else (0.0,)
-    # Fewer sizes, then fewer shifts, where channels are many.
-    for factors in (FACTORS, FACTORS[:4], FACTORS[:2]):
-        count = len(factors) ** len(scaled) * len(shifts)
-        if count * block.units <= CANDIDATES:
-            break
-    else:
-        shifts = (0.0,)
-    changes = list(itertools.product(shifts, *[factors] * len(scaled)))
-    made = []
-    for shift, *some in changes:
-        changed = dict(own)
-        for path, factor in zip(scaled, some, strict=True):
-            changed[path] = changed[path][0] * factor, changed[path][1]
-        for path in shifted:
-            gamma, beta = changed[path]
-            changed[path] = gamma, beta + width * shift * block.usual
-        made.append(changed)
-    mirrored = [
-        changes.index((shift, *(-factor for factor in some)))
-        for shift, *some in changes
-    ]
-    return made, np.array(mirrored)
-
-
-def _unlikely(block, own):
-    """What an attacker would not expect of γ and β, per channel."""
-    total = np.zeros(block.units)
-    for _, _, gap, spread in _expected(block, own):
-        total += (gap / spread) ** 2
-    return total
-
-
-def _expected(block, own):
-    """Path, role, distance from what is expected, and its spread."""
-    size = block.usual
-    for path, role in block.roles():
-        gamma, beta = own[path]
-        if role == "gamma":
-            gap = gamma - np.where(gamma < 0, -size, size)
-            yield path, 0, gap, SPREAD[0] * size
-        else:
-            yield path, 1, beta, SPREAD[1] * size
-
-
-class _Search:
-    """Anneals combinations of candidates, a candidate for each channel.
-
-    Args:
-        block: The `Block`.
-        moments: Of all candidates, products included.
-        unlikely: `(candidates, channels)` added to the cost.
-    """
-
-    def __init__(self, block, moments, unlikely):
-        # Outputs last: a candidate's row is then one piece of memory.
-        self._parts = [
-            (first, np.ascontiguousarray(second.transpose(1, 2, 0)), reader)
-            for (first, second), reader in zip(
-                moments, block.readers, strict=True
-            )
-        ]
-        self._unlikely = unlikely
-
-    def anneal(self, choice, rng):
-        """Changes one channel at a time.
-
-        At random first, by the Boltzmann distribution over all changes, then
-        the best change each time while there is a better one.
-
-        Args:
-            choice: Candidate of each channel, integers.
-            rng: NumPy generator.
-
-        Returns:
-            Tuple of the choice reached, as a tuple, and its cost.
-        """
-        choice = np.array(choice)
-        sums = self.sums(choice)
-        for heat in np.geomspace(*HEATS):
-            costs = self._costs(choice, sums)
-            chances = np.exp((costs.min() - costs) / heat).ravel()
-            drawn = rng.choice(costs.size, p=chances / chances.sum())
-            candidate, channel = np.unravel_index(drawn, costs.shape)
-            for some in sums:
-                some.change(channel, choice[channel], candidate)
-            choice[channel] = candidate
-        cost = np.inf
-        while True:
-            costs = self._costs(choice, sums)
-            candidate, channel = np.unravel_index(costs.argmin(), costs.shape)
-            if costs[candidate, channel] >= cost - 1e-6 * abs(cost):
-                return tuple(choice.tolist()), cost
-            cost = costs[candidate, channel]
-            for some in sums:
-                some.change(channel, choice[channel], candidate)
-            choice[channel] = candidate
-
-    def sums(self, choice):
-        """The `_Sums` of a choice, one of each reader."""
-        return [
-            _Sums(first, second, choice) for first, second, _ in self._parts
-        ]
-
-    def _costs(self, choice, sums):
-        """Cost of each change of one channel, `(candidates, channels)`."""
-        channels = np.arange(len(choice))
-        costs = self._unlikely - self._unlikely[choice, channels]
-        costs = costs + self._unlikely[choice, channels].sum()
-        for (_, _, reader), some in zip(self._parts, sums, strict=True):
-            for error in _misfit(reader, *some.of_changes(choice)):
-                costs = costs + np.einsum("kco,kco->kc", error, error)
-        return costs
-
-
-class _Sums:
-    """Sums of moments over chosen candidates, kept as the choice changes.
-
-    Args:
-        first: First moments, `(candidates * channels, outputs)`.
-        second: Second moments, `(candidates * channels, candidates * channels,
-            outputs)`.
-        choice: Candidate of each channel, integers.
-    """
-
-    def __init__(self, first, second, choice):
-        self._units = len(choice)
-        channels = np.arange(self._units)
-        now = choice * self._units + channels
-        outputs = first.shape[-1]
-        by_channel = (-1, self._units, outputs)
-        self._first, self._second = first, second
-        self._mean = first[now].sum(axis=0)
-        self._firsts = first.reshape(by_channel)
-        diagonal = np.arange(len(first))
-        self._own = second[diagonal, diagonal].reshape(by_channel)
-        # With all that is chosen, and with what is chosen of its channel. In
-        # double precision, lest changes pile up errors.
-        self._rows = second[now].sum(axis=0, dtype="float64")
-        self._rows = self._rows.reshape(by_channel)
-        crossed = second.reshape(-1, self._units, *second.shape[1:])
-        self._crossed = crossed[:, channels, now]
-
-    def change(self, channel, old, new):
-        """Takes another candidate for a channel."""
-        old, new = (number * self._units + channel for number in (old, new))
-        self._mean = self._mean + self._first[new] - self._first[old]
-        for sign, number in ((1, new), (-1, old)):
-            self._rows += sign * self._second[number].reshape(self._rows.shape)
-        self._crossed[:, channel] = self._second[new].reshape(self._rows.shape)[
-            :, channel
-        ]
-
-    def of_changes(self, choice):
-        """Mean and square after each change of one channel.
-
-        Returns:
-            Tuple of two arrays `(candidates, channels, outputs)`.
-        """
-        at = choice, np.arange(self._units)
-        power = self._rows[at].sum(axis=0)
-        mean = self._mean - self._firsts[at] + self._firsts
-        square = (
-            (power - 2 * self._rows[at] + self._own[at])
-            + 2 * (self._rows - self._crossed)
-            + self._own
-        )
-        return mean, square
-
-
-def _misfit(reader, mean, square):
-    """Errors of means, and of variances, by what is usual."""
-    variance = np.maximum(square - mean**2, 1e-3 * reader.variance)
-    of_mean, of_variance = np.array(NOISE) / np.sqrt(reader.pictures)
-    return (
-        (mean - reader.mean) * (1 / np.sqrt(reader.variance) / of_mean),
-        np.log(variance / reader.variance) * (1 / of_variance),
-    )
-
-
-def _fitted(block, own, steps=8):
-    """Damped Gauss-Newton steps; returns γ and β, and their cost."""
-    best, damping = None, 1.0
-    for step in range(steps + 1):
-        tried = _linearized(block, own)
-        if best is None or tried.cost < best.cost:
-            done = best is not None and tried.cost > 0.99 * best.cost
-            best, damping = tried, damping / 3
-            if done:
-                break
-        else:
-            damping *= 9
-        if step < steps:
-            own = _stepped(block, best, damping)
-    return best.own, best.cost
-
-
-@dataclasses.dataclass
-class _Linear:
-    """Errors of γ and β, with their derivatives."""
-
-    own: dict
-    error: np.ndarray  # Of all readers' means and variances.
-    slope: np.ndarray  # `(parameters, errors)`
-    gap: np.ndarray  # Of parameters, from what is expected.
-    spread: np.ndarray
-
-    @property
-    def cost(self) -> float:
-        gap = self.gap / self.spread
-        return float(self.error @ self.error + gap @ gap)
-
-
-def _linearized(block, own, epsilon=0.02):
-    units = block.units
-    epsilon = epsilon * block.usual
-    varied = []
-    for path, role in block.roles():
-        changed = list(own[path])
-        changed[role == "beta"] = changed[role == "beta"] + epsilon
-        varied.append({**own, path: tuple(changed)})
-    errors, slopes = [], []
-    moments = block.moments([own, *varied], products=False)
-    for (first, second), reader in zip(moments, block.readers, strict=True):
-        second = second.T
-        mean = first[:units].sum(axis=0)
-        square = second[:units].sum(axis=0)
-        error = np.stack(_misfit(reader, mean, square))
-        first, second = (
-            value.reshape(-1, units, value.shape[-1])
-            for value in (first, second)
-        )
-        moved_mean = mean + (first[1:] - first[:1])
-        moved_square = square + 2 * (second[1:] - second[:1])
-        moved = np.stack(_misfit(reader, moved_mean, moved_square))
-        slope = (moved - error[:, None, None]) / epsilon
-        errors.append(error.ravel())
-        slopes.append(np.moveaxis(slope, 0, 2).reshape(units * len(varied), -1))
-    expected = list(_expected(block, own))
-    return _Linear(
-        own,
-        np.concatenate(errors),
-        np.concatenate(slopes, axis=1),
-        np.concatenate([part[2] for part in expected]),
-        np.repeat([part[3] for part in expected], units),
-    )
-
-
-def _stepped(block, at, damping):
-    """γ and β after a step from where they were linearised."""
-    change = np.linalg.solve(
-        at.slope @ at.slope.T + np.diag((1 + damping) / at.spread**2),
-        -(at.slope @ at.error + at.gap / at.spread**2),
-    )
-    most = 0.5 * block.usual
-    change = np.clip(change, -most, most).reshape(-1, block.units)
-    own = dict(at.own)
-    for (path, role), some in zip(block.roles(), change, strict=True):
-        changed = list(own[path])
-        changed[role == "beta"] = changed[role == "beta"] + some
-        own[path] = tuple(changed)
     return own
 
 

@@ -1,204 +1,24 @@
-"""What attacks that train share: data, one training, its judge."""
+"""What attacks that train share: one training, its trials, its judge."""
 
 import dataclasses
 import math
 import time
 from collections.abc import Callable
-from typing import Any
 
 import keras
 import numpy as np
 
 from keras_passport import metrics, scores
+from keras_passport.attacks.labelled import (  # noqa: F401
+    Batches,
+    divide,
+    share,
+    split,
+    take,
+)
 from keras_passport.attacks.opened import Opened
+from keras_passport.attacks.recipe import Recipe
 from keras_passport.attacks.result import AttackResult
-
-# Part of the attacker's data that chooses between epochs and between trials:
-# the least, the number of pictures that tells trials apart, the most; and how
-# many examples of a class there must be for it to be set apart.
-LEAST, WANTED, MOST = 0.1, 100, 0.25
-ENOUGH = 10
-# Of moving statistics, which a short training must not leave half estimated.
-MOMENTUM = 0.9
-OPTIMIZERS = ("sgd", "adam")
-SCHEDULES = ("constant", "cosine")
-
-
-@dataclasses.dataclass(frozen=True)
-class Recipe:
-    """How an attacker trains.
-
-    Args:
-        epochs: Passes over the attacker's data.
-        batch_size: Examples per step, at most: few are divided into 8
-            batches, of 8 or more, for an epoch to be more than a step.
-        optimizer: `"sgd"` (momentum 0.9, Nesterov) or `"adam"`.
-        learning_rate: The schedule's first.
-        schedule: `"constant"`, or `"cosine"` down to 0, by epochs.
-        weight_decay: Of kernels, as added to their gradients.
-        augment: Function `(x, rng)` of a batch of inputs and a NumPy
-            generator that returns the inputs to train on; `None` for none.
-    """
-
-    epochs: int = 20
-    batch_size: int = 64
-    optimizer: str = "adam"
-    learning_rate: float = 0.003
-    schedule: str = "cosine"
-    weight_decay: float = 0.0
-    augment: Callable[[Any, np.random.Generator], Any] | None = None
-
-    def __post_init__(self):
-        for name, known in (("optimizer", OPTIMIZERS), ("schedule", SCHEDULES)):
-            if getattr(self, name) not in known:
-                raise ValueError(
-                    f"Expected {name} to be one of {known}. "
-                    f"Received: {name}={getattr(self, name)!r}"
-                )
-        for name in ("epochs", "batch_size", "learning_rate"):
-            if not getattr(self, name) > 0:
-                raise ValueError(
-                    f"Expected {name} above 0. "
-                    f"Received: {name}={getattr(self, name)}"
-                )
-
-    def to_dict(self) -> dict:
-        """Plain values, for JSON."""
-        fields = dataclasses.asdict(self)
-        fields["augment"] = self.augment is not None
-        return fields
-
-    def rate(self, epoch: int) -> float:
-        """The learning rate of an epoch, counted from 0."""
-        if self.schedule == "constant":
-            return self.learning_rate
-        turn = math.pi * epoch / self.epochs
-        return self.learning_rate * (1 + math.cos(turn)) / 2
-
-    def _prepare(self, model, from_logits):
-        """Compiles a model, or makes one that is compiled so start anew."""
-        made_for = (self.optimizer, self.weight_decay, from_logits)
-        if getattr(model, "made_for", None) != made_for:
-            for layer in model._flatten_layers():
-                if isinstance(layer, keras.layers.BatchNormalization):
-                    layer.momentum = min(layer.momentum, MOMENTUM)
-            model.compile(
-                self._optimizer(model),
-                keras.losses.SparseCategoricalCrossentropy(from_logits),
-                metrics=["accuracy"],
-                auto_scale_loss=False,
-            )
-            model.made_for = made_for
-        for variable in model.optimizer.variables:
-            variable.assign(np.zeros(variable.shape))
-
-    def _optimizer(self, model):
-        decay = self.weight_decay or None
-        if self.optimizer == "adam":
-            made = keras.optimizers.Adam(weight_decay=decay)
-        else:
-            # Keras decays outside of the momentum: 1 / (1 - 0.9) times more.
-            decay = decay and 10 * decay
-            made = keras.optimizers.SGD(
-                momentum=0.9, nesterov=True, weight_decay=decay
-            )
-        made.exclude_from_weight_decay(
-            [v for v in model.trainable_variables if len(v.shape) < 2]
-        )
-        made.build(model.trainable_variables)
-        return made
-
-
-class Batches(keras.utils.PyDataset):
-    """Shuffled batches that depend on seed and epoch alone."""
-
-    def __init__(self, x, y, batch_size, seed, augment=None):
-        super().__init__()
-        self._x, self._y, self._augment = x, np.asarray(y), augment
-        few = max(8, len(self._y) // 8)
-        self._size = min(batch_size, few, len(self._y))
-        self._seed = seed
-        self.start_epoch(0)
-
-    def start_epoch(self, epoch: int) -> None:
-        """Turns to an epoch's order."""
-        self._epoch = epoch
-        rng = np.random.default_rng([self._seed, epoch, 0])
-        self._order = rng.permutation(len(self._y))
-
-    def __len__(self):
-        return len(self._y) // self._size
-
-    def __getitem__(self, index):
-        chosen = self._order[index * self._size : (index + 1) * self._size]
-        x = take(self._x, chosen)
-        if self._augment is not None:
-            rng = np.random.default_rng([self._seed, self._epoch, index + 1])
-            x = self._augment(x, rng)
-        return x, self._y[chosen]
-
-
-def take(x, chosen):
-    """Some examples of inputs, which may be a dict of several."""
-    return keras.tree.map_structure(lambda array: array[chosen], x)
-
-
-def share(data: tuple, fraction: float, seed: int) -> tuple:
-    """A stratified part of labelled data.
-
-    Args:
-        data: Tuple of inputs (array or dict) and integer labels.
-        fraction: How much of each class, in (0, 1]; at least one example.
-        seed: Which.
-    """
-    return divide(data, fraction, seed)[0]
-
-
-def split(data: tuple, seed: int) -> tuple:
-    """Divides an attacker's data into a training and a validation part.
-
-    Args:
-        data: Tuple of inputs (array or dict) and integer labels.
-        seed: Which part.
-
-    Returns:
-        Two tuples of inputs and labels. The validation part is a tenth of
-        each class; more, up to a quarter, where that is under 100 examples.
-        Where there are fewer than 10 examples per class, both parts are all
-        of the data: a handful of pictures tells an attacker less than the
-        training does.
-    """
-    count = len(_labels(data))
-    if count < ENOUGH * len(np.unique(data[1])):
-        return data, data
-    fraction = max(LEAST, min(MOST, WANTED / count))
-    validation, training = divide(data, fraction, seed)
-    return training, validation
-
-
-def divide(data: tuple, fraction: float, seed: int) -> tuple:
-    """A stratified part of labelled data, and the rest; as for `share`."""
-    x, y = data
-    y = _labels(data)
-    if not 0 < fraction <= 1:
-        raise ValueError(
-            f"Expected a fraction in (0, 1]. Received: fraction={fraction}"
-        )
-    rng = np.random.default_rng([seed, 0x5EED])
-    first = np.zeros(len(y), bool)
-    for label in np.unique(y):
-        places = rng.permutation(np.flatnonzero(y == label))
-        first[places[: max(1, round(fraction * len(places)))]] = True
-    return tuple(
-        (take(x, chosen), y[chosen])
-        for chosen in (np.flatnonzero(first), np.flatnonzero(~first))
-    )
-
-
-def _labels(data: tuple) -> np.ndarray:
-    """Labels as integers, `(examples,)`; a ValueError if they are none."""
-    x, y = data
-    return scores.labels_of(y, len(keras.tree.flatten(x)[0]), name="labels")
 
 
 def train(
@@ -215,7 +35,7 @@ def train(
 
     Args:
         model: Any Keras classifier with one output; it is compiled anew, but
-            for one that was here before and is to be trained likewise.
+            for one that was here before and is to be trained by a like recipe.
         data: Inputs and integer labels to train on.
         validation: The same, to choose the epoch by.
         recipe: How.

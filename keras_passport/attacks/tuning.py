@@ -3,12 +3,15 @@
 import dataclasses
 import pathlib
 import tempfile
+from typing import Any
 
 import keras
 import numpy as np
 
-from keras_passport.attacks import reverse, training
+from keras_passport.attacks import labelled, reverse, training
 from keras_passport.attacks.kept import Kept, fingerprint
+from keras_passport.attacks.options import STARTS, TrainingOptions
+from keras_passport.attacks.recipe import OPTIMIZERS, SCHEDULES
 from keras_passport.attacks.result import AttackResult
 from keras_passport.layers import normalization
 from keras_passport.layers.protected import protected_layers
@@ -26,15 +29,12 @@ def tune_reverse_engineering(
     model: keras.Model,
     data: tuple,
     test: tuple,
+    options: TrainingOptions | None = None,
     *,
     trials: int = 40,
     search: str = "random",
-    fraction: float = 1.0,
-    recipe: training.Recipe | None = None,
     directory: str | None = None,
-    seed: int = 0,
-    keep_model: bool = False,
-    progress: bool = False,
+    **changes: Any,
 ) -> AttackResult:
     """Searches RevA's learning rate, optimizer, start, statistics, schedule.
 
@@ -47,22 +47,20 @@ def tune_reverse_engineering(
 
     Args:
         model: As for `reverse_engineering`.
-        data: Likewise.
-        test: Likewise.
+        data: The attacker's inputs and integer labels.
+        test: The judge's inputs and labels, for the accuracy reported.
+        options: As for `reverse_engineering`. `start` and `statistics` are
+            searched for, and there are `trials` instead of `restarts`. Of
+            the recipe count what is not searched for: epochs (at most, for
+            Hyperband), batch size, weight decay, augmentation. With
+            `keep_model` the chosen trial is trained once more.
         trials: How many to try, 1 or more.
         search: `"random"`, or `"hyperband"`: many trials of few epochs, the
             best of which get more.
-        fraction: As for `reverse_engineering`.
-        recipe: What is not searched for: epochs (at most, for Hyperband),
-            batch size, weight decay, augmentation; as for
-            `reverse_engineering` if not given.
         directory: Folder in which to keep the trials: a search that was ended,
             or is to have more trials, goes on from there. It holds
             hyperparameters and accuracies. Defaults to none.
-        seed: Of all draws.
-        keep_model: Whether the result holds the attacked model; the chosen
-            trial is trained once more for it.
-        progress: Whether to show a progress bar over the trials.
+        **changes: Fields of `options` by name.
 
     Returns:
         An `AttackResult` whose `history` has every trial.
@@ -90,24 +88,23 @@ def tune_reverse_engineering(
         raise ValueError(
             f"Expected trials of 1 or more. Received: trials={trials}"
         )
-    arguments = {
-        "trials": trials,
-        "search": search,
-        "recipe": recipe or reverse.RECIPE,
-        "seed": seed,
-        "keep_model": keep_model,
-        "progress": progress,
-    }
-    mine = training.share(data, fraction, seed)
+    options = TrainingOptions.of(
+        options,
+        changes,
+        unused=("start", "statistics", "restarts"),
+        recipe=reverse.RECIPE,
+    )
+    mine = labelled.share(data, options.fraction, options.seed)
     if directory is not None:
-        return _search(model, mine, test, pathlib.Path(directory), **arguments)
+        folder = pathlib.Path(directory)
+        return _search(model, mine, test, folder, trials, search, options)
     with tempfile.TemporaryDirectory() as folder:
-        return _search(model, mine, test, pathlib.Path(folder), **arguments)
+        folder = pathlib.Path(folder)
+        return _search(model, mine, test, folder, trials, search, options)
 
 
-def _search(
-    model, data, test, folder, *, trials, search, recipe, seed, **options
-):
+def _search(model, data, test, folder, trials, search, options):
+    recipe, seed = options.recipe, options.seed
     kept = Kept(
         folder,
         {
@@ -135,7 +132,7 @@ def _search(
         )
 
     bar = None
-    if options["progress"]:
+    if options.progress:
         bar = keras.utils.Progbar(trials, stateful_metrics=["best"])
     searched = []
 
@@ -178,7 +175,7 @@ def _search(
             if split == _SPLITS:
                 break
             leader.results.append(reach(leader.name, leader.settings, split))
-    return _together(searched, attack, options["keep_model"])
+    return _together(searched, attack, options.keep_model)
 
 
 @dataclasses.dataclass
@@ -272,9 +269,9 @@ def _oracle(search, recipe, seed, folder, statistics):
 
     space = keras_tuner.HyperParameters()
     space.Float("learning_rate", 3e-3, 1.0, sampling="log")
-    space.Choice("optimizer", list(training.OPTIMIZERS))
-    space.Choice("schedule", list(training.SCHEDULES))
-    space.Choice("start", list(reverse.STARTS))
+    space.Choice("optimizer", list(OPTIMIZERS))
+    space.Choice("schedule", list(SCHEDULES))
+    space.Choice("start", list(STARTS))
     space.Choice("statistics", statistics)
     options = {
         "objective": keras_tuner.Objective("val_accuracy", "max"),

@@ -1,0 +1,104 @@
+"""An attacker's data: parts of it, and its order in a training."""
+
+import keras
+import numpy as np
+
+from keras_passport import scores
+
+# Part of the attacker's data that chooses between epochs and between trials:
+# the least, the number of pictures that tells trials apart, the most; and how
+# many examples of a class there must be for it to be set apart.
+LEAST, WANTED, MOST = 0.1, 100, 0.25
+ENOUGH = 10
+
+
+class Batches(keras.utils.PyDataset):
+    """Shuffled batches that depend on seed and epoch alone."""
+
+    def __init__(self, x, y, batch_size, seed, augment=None):
+        super().__init__()
+        self._x, self._y, self._augment = x, np.asarray(y), augment
+        few = max(8, len(self._y) // 8)
+        self._size = min(batch_size, few, len(self._y))
+        self._seed = seed
+        self.start_epoch(0)
+
+    def start_epoch(self, epoch: int) -> None:
+        """Turns to an epoch's order."""
+        self._epoch = epoch
+        rng = np.random.default_rng([self._seed, epoch, 0])
+        self._order = rng.permutation(len(self._y))
+
+    def __len__(self):
+        return len(self._y) // self._size
+
+    def __getitem__(self, index):
+        chosen = self._order[index * self._size : (index + 1) * self._size]
+        x = take(self._x, chosen)
+        if self._augment is not None:
+            rng = np.random.default_rng([self._seed, self._epoch, index + 1])
+            x = self._augment(x, rng)
+        return x, self._y[chosen]
+
+
+def take(x, chosen):
+    """Some examples of inputs, which may be a dict of several."""
+    return keras.tree.map_structure(lambda array: array[chosen], x)
+
+
+def share(data: tuple, fraction: float, seed: int) -> tuple:
+    """A stratified part of labelled data.
+
+    Args:
+        data: Tuple of inputs (array or dict) and integer labels.
+        fraction: How much of each class, in (0, 1]; at least one example.
+        seed: Which.
+    """
+    return divide(data, fraction, seed)[0]
+
+
+def split(data: tuple, seed: int) -> tuple:
+    """Divides an attacker's data into a training and a validation part.
+
+    Args:
+        data: Tuple of inputs (array or dict) and integer labels.
+        seed: Which part.
+
+    Returns:
+        Two tuples of inputs and labels. The validation part is a tenth of
+        each class; more, up to a quarter, where that is under 100 examples.
+        Where there are fewer than 10 examples per class, both parts are all
+        of the data: a handful of pictures tells an attacker less than the
+        training does.
+    """
+    count = len(_labels(data))
+    if count < ENOUGH * len(np.unique(data[1])):
+        return data, data
+    fraction = max(LEAST, min(MOST, WANTED / count))
+    validation, training = divide(data, fraction, seed)
+    return training, validation
+
+
+def divide(data: tuple, fraction: float, seed: int) -> tuple:
+    """A stratified part of labelled data, and the rest; as for `share`."""
+    x, y = data
+    y = _labels(data)
+    if not 0 < fraction <= 1:
+        raise ValueError(
+            f"Expected a fraction in (0, 1]. Received: fraction={fraction}"
+        )
+    rng = np.random.default_rng([seed, 0x5EED])
+    first = np.zeros(len(y), bool)
+    for label in np.unique(y):
+        places = rng.permutation(np.flatnonzero(y == label))
+        first[places[: max(1, round(fraction * len(places)))]] = True
+    return tuple(
+        (take(x, chosen), y[chosen])
+        for chosen in (np.flatnonzero(first), np.flatnonzero(~first))
+    )
+
+
+def _labels(data: tuple) -> np.ndarray:
+    """Labels as integers, `(examples,)`; a ValueError if they are none."""
+    x, y = data
+    return scores.labels_of(y, len(keras.tree.flatten(x)[0]), name="labels")
