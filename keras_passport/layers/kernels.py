@@ -12,6 +12,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_passport.layers import key_groups
 from keras_passport.passports.geometry import Geometry
 
 # Two keys with a smaller angle (in radians) than about this count as one.
@@ -98,12 +99,45 @@ class KernelAdapter:
             float32 tensor in the shape of `solvable(layer)`, linear in
             `change`.
         """
-        duals = dual_basis(ops.convert_to_numpy(keys), self.blocks(layer))
-        return self.spread(
+        keys = ops.convert_to_numpy(keys)
+        groups = key_groups.count(keys, self.key_shape(layer))
+        duals = dual_basis(keys, self.blocks(layer), groups)
+        return self.spread_groups(
             layer,
             ops.convert_to_tensor(duals),
             ops.convert_to_tensor(change, "float32"),
         )
+
+    def spread_groups(self, layer, keys, values):
+        """`spread` for keys as `response` takes them.
+
+        Args:
+            layer: The built kernel layer.
+            keys: float32 tensor of shape `(rows, *key_shape)`, or `(rows,
+                groups, *key_shape)`.
+            values: float32 tensor of shape `(rows, output channels)`.
+        """
+        shape = self.key_shape(layer)
+        groups = key_groups.count(keys, shape)
+        values = key_groups.split(values, groups, self.blocks(layer))
+        return self.spread(layer, ops.reshape(keys, (-1, *shape)), values)
+
+    def matrix(self, layer) -> np.ndarray:
+        """The kernel as a linear map from keys to hidden parameters.
+
+        Args:
+            layer: The built kernel layer.
+
+        Returns:
+            float32 array `(blocks, rows, output channels of a block)`, where
+            rows are a block's part of a key in C order; see `blocks`.
+        """
+        shape = self.key_shape(layer)
+        # Of one block, whatever there are: a subclass may know better.
+        ones = np.eye(math.prod(shape), dtype="float32")
+        ones = ops.convert_to_tensor(ones.reshape(-1, *shape))
+        response = self.apply(layer, ones)
+        return ops.convert_to_numpy(response)[None]
 
     def folded(self, layer, scale, read=ops.convert_to_numpy) -> dict:
         """The layer's kernels with its output channels scaled.
@@ -136,14 +170,16 @@ class KernelAdapter:
 
     def key_shape(self, layer) -> tuple[int, ...]:
         """Shape of one key of the layer."""
-        return self.geometry(layer).key_shape
+        return self.geometry(layer).filter_shape
 
     def response(self, layer, keys):
         """Hidden parameters F(W, p) of keys (Table 1, "Avg(W*p)").
 
         Args:
             layer: The built kernel layer.
-            keys: Float tensor of shape `(batch, *key_shape)`.
+            keys: Float tensor of shape `(batch, *key_shape)`; or `(batch,
+                groups, *key_shape)`: each output channel then has the key of
+                its group, as `key_groups` deals them out.
 
         Returns:
             float32 tensor of shape `(batch, output channels)`.
@@ -161,16 +197,25 @@ class KernelAdapter:
         """
         keys = ops.convert_to_tensor(keys)
         expected = self.key_shape(layer)
-        if tuple(keys.shape[1:]) != expected:
+        groups = key_groups.count(keys, expected)
+        if groups is None:
             raise ValueError(
                 f"Expected keys of shape (batch, *{expected}) for layer "
                 f"'{layer.name}'. Received: shape={tuple(keys.shape)}"
             )
-        return self.apply(layer, ops.cast(keys, "float32"))
+        keys = ops.cast(keys, "float32")
+        if groups == 1:
+            return self.apply(layer, _flat(keys, *expected))
+        response = self.apply(layer, ops.reshape(keys, (-1, *expected)))
+        return key_groups.join(response, groups, self.blocks(layer))
 
 
 def _full_precision(kernel):
     return ops.cast(ops.convert_to_tensor(kernel), "float32")
+
+
+def _numpy(kernel) -> np.ndarray:
+    return ops.convert_to_numpy(_full_precision(kernel))
 
 
 def _flat(keys, *last):
@@ -211,6 +256,13 @@ class _Convolution(KernelAdapter):
     def blocks(self, layer):
         return layer.groups
 
+    def matrix(self, layer):
+        kernel = _numpy(layer.kernel)
+        width, groups = kernel.shape[-2], layer.groups
+        units = kernel.shape[-1] // groups
+        kernel = kernel.reshape(-1, width, groups, units)
+        return kernel.transpose(2, 0, 1, 3).reshape(groups, -1, units)
+
     def spread(self, layer, keys, values):
         shape = layer.kernel.shape
         groups, width, units = layer.groups, *shape[-2:]
@@ -237,6 +289,10 @@ class _Depthwise(_Convolution):
     def blocks(self, layer):
         return self.channels(layer)
 
+    def matrix(self, layer):
+        kernel = _numpy(layer.kernel)
+        return kernel.reshape(-1, *kernel.shape[-2:]).transpose(1, 0, 2)
+
     def spread(self, layer, keys, values):
         shape = layer.kernel.shape
         keys = _flat(keys, math.prod(shape[:-2]), shape[-2])
@@ -262,15 +318,34 @@ class _Separable(_Depthwise):
 
     def smallest_change(self, layer, keys, change):
         # The pointwise kernel meets the keys as the depthwise one mixes them.
-        mixed = _depthwise_response(layer.depthwise_kernel, keys)
-        duals = dual_basis(ops.convert_to_numpy(mixed), 1)
+        shape = self.key_shape(layer)
+        groups = key_groups.count(keys, shape)
+        mixed = _depthwise_response(
+            layer.depthwise_kernel, ops.reshape(keys, (-1, *shape))
+        )
+        mixed = ops.convert_to_numpy(mixed)
+        if groups > 1:
+            mixed = mixed.reshape(-1, groups, mixed.shape[-1])
+        duals = dual_basis(mixed, 1, groups).reshape(-1, mixed.shape[-1])
+        change = ops.convert_to_tensor(change, "float32")
         return ops.reshape(
             ops.matmul(
                 ops.transpose(ops.convert_to_tensor(duals)),
-                ops.convert_to_tensor(change, "float32"),
+                key_groups.split(change, groups),
             ),
             layer.pointwise_kernel.shape,
         )
+
+    def blocks(self, layer):
+        return 1  # The second kernel mixes the channels.
+
+    def matrix(self, layer):
+        first = _numpy(layer.depthwise_kernel)
+        last = _numpy(layer.pointwise_kernel)
+        first = first.reshape(-1, *first.shape[-2:])
+        last = last.reshape(*first.shape[-2:], -1)
+        both = np.einsum("kcm,cmu->kcu", first, last)
+        return both.reshape(1, -1, both.shape[-1])
 
     def folded(self, layer, scale, read=ops.convert_to_numpy):
         return {
@@ -292,17 +367,22 @@ class _Separable(_Depthwise):
         )
 
 
-def dual_basis(keys, blocks: int = 1) -> np.ndarray:
+def dual_basis(keys, blocks: int = 1, groups: int = 1) -> np.ndarray:
     """The basis κ̃ dual to keys: κ̃_i · κ_j = 1 if i is j, else 0.
 
     Args:
-        keys: Float array of shape `(rows, ..., channels)`.
+        keys: Float array of shape `(rows, ..., channels)`; with several
+            groups, `(rows, groups, ..., channels)`.
         blocks: Groups of channels that have filters of their own, and so a
             basis each.
+        groups: Groups of output channels, with a basis each.
 
     Returns:
         float32 array in the shape of `keys`.
     """
+    if groups > 1:
+        parts = [dual_basis(keys[:, at], blocks) for at in range(groups)]
+        return np.stack(parts, 1)
     shape = keys.shape
     rows = shape[0]
     grouped = keys.reshape(rows, -1, blocks, shape[-1] // blocks)
@@ -356,6 +436,12 @@ class _Transpose(KernelAdapter):
     def folded(self, layer, scale, read=ops.convert_to_numpy):
         return {"kernel": read(layer.kernel) * scale[:, None]}
 
+    def matrix(self, layer):
+        kernel = _numpy(layer.kernel)
+        units, channels = kernel.shape[-2:]
+        kernel = kernel.reshape(-1, units, channels).transpose(0, 2, 1)
+        return kernel.reshape(1, -1, units)
+
     def apply(self, layer, keys):
         kernel = _full_precision(layer.kernel)
         units, channels = kernel.shape[-2:]
@@ -380,6 +466,9 @@ class _Dense(KernelAdapter):
 
     def geometry(self, layer):
         return Geometry("pointwise", channels=self.channels(layer))
+
+    def matrix(self, layer):
+        return _numpy(layer.kernel)[None]
 
     def apply(self, layer, keys):
         return ops.matmul(keys, _full_precision(layer.kernel))

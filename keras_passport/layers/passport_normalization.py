@@ -1,5 +1,6 @@
 """`PassportNormalization`: a kernel layer with γ and β from a passport."""
 
+import dataclasses
 import math
 
 import keras
@@ -48,6 +49,10 @@ class PassportNormalization(keras.layers.Wrapper):
         between: Layers that stand between kernel layer and normalisation
             (padding, pooling), in order.
         activation: Activation after scale and shift, or `None`.
+        key_groups: Into how many groups output channels fall that have a key
+            each; see `key_groups`.
+        identity: Whether the normalisation stands where the original has
+            none and only scales and shifts, so that `unlock` leaves none.
         decouple: Whether a bound passport's hidden parameters train as if
             they were variables of their own: their gradient then reaches the
             kernel along the dual keys, and the features' gradient not along
@@ -84,6 +89,8 @@ class PassportNormalization(keras.layers.Wrapper):
         between: tuple | list = (),
         activation=None,
         decouple: bool = True,
+        key_groups: int = 1,
+        identity: bool = False,
         **kwargs,
     ):
         kwargs.setdefault("name", getattr(layer, "name", None))
@@ -111,6 +118,8 @@ class PassportNormalization(keras.layers.Wrapper):
         self.between = list(between)
         self.activation = keras.activations.get(activation)
         self.decouple = decouple
+        self.key_groups = key_groups
+        self.identity = identity
         self.replaced, self.normalization = _without_affine(normalization)
         self.supports_masking = all(
             part.supports_masking for part in (layer, *self.between)
@@ -143,7 +152,9 @@ class PassportNormalization(keras.layers.Wrapper):
             if not part.built:
                 part.build(shape)
             shape = part.compute_output_shape(shape)
-        self.geometry = self.adapter.geometry(self.layer)
+        self.geometry = dataclasses.replace(
+            self.adapter.geometry(self.layer), key_groups=self.key_groups
+        )
         self.inputs_shape = tuple(inputs_shape)
         options = self.replaced["config"]
         if not self.function.hides_gamma and options["scale"]:
@@ -236,7 +247,9 @@ class PassportNormalization(keras.layers.Wrapper):
     def _dual(self, packed):
         """The keys' dual basis, packed as they are."""
         rows = packed.reshape(-1, *self.geometry.key_shape)
-        duals = kernels.dual_basis(rows, self.adapter.blocks(self.layer))
+        duals = kernels.dual_basis(
+            rows, self.adapter.blocks(self.layer), self.key_groups
+        )
         return duals.reshape(1, -1)
 
     def unbind_keys(self):
@@ -406,7 +419,7 @@ class PassportNormalization(keras.layers.Wrapper):
                 # TensorFlow forgets the shape where inputs have open sizes.
                 of_features = ops.reshape(of_features, kernel.shape)
                 change = of_hidden - respond(of_features, keys)
-                change = self.adapter.spread(self.layer, duals, change)
+                change = self.adapter.spread_groups(self.layer, duals, change)
                 change = of_features + ops.cast(change, of_features.dtype)
                 none = ops.zeros_like(keys), ops.zeros_like(duals)
                 return change, of_hidden, *none
@@ -577,6 +590,8 @@ class PassportNormalization(keras.layers.Wrapper):
             ],
             "activation": keras.activations.serialize(self.activation),
             "decouple": self.decouple,
+            "key_groups": self.key_groups,
+            "identity": self.identity,
         }
 
     @classmethod

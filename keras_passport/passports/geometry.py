@@ -37,6 +37,8 @@ class Geometry:
             feature maps hold their channels.
         output_padding: For `"transpose"`: extra output elements per axis, or
             `None` for Keras's default.
+        key_groups: Groups of output channels that have a key each; see
+            `KernelAdapter.response`.
 
     Example:
 
@@ -54,6 +56,7 @@ class Geometry:
     padding: str = "valid"
     data_format: str = "channels_last"
     output_padding: tuple[int, ...] | None = None
+    key_groups: int = 1
 
     def __post_init__(self):
         rank = len(self.kernel_size)
@@ -68,6 +71,7 @@ class Geometry:
             or not _are_sizes(self.strides, rank)
             or not _are_sizes(self.dilation, rank)
             or not _are_sizes((self.channels,), 1, largest=2**24)
+            or not _are_sizes((self.key_groups,), 1)
             or not (extra is None or _are_sizes(extra, rank, smallest=0))
         ):
             raise PassportError(
@@ -77,9 +81,15 @@ class Geometry:
             )
 
     @property
-    def key_shape(self) -> tuple[int, ...]:
-        """Shape of the key: one filter over all input channels."""
+    def filter_shape(self) -> tuple[int, ...]:
+        """Shape of one filter over all input channels."""
         return (*self.kernel_size, self.channels)
+
+    @property
+    def key_shape(self) -> tuple[int, ...]:
+        """Shape of the key: a filter's, one for each group if there are."""
+        groups = (self.key_groups,) if self.key_groups > 1 else ()
+        return (*groups, *self.filter_shape)
 
     @property
     def key_size(self) -> int:
@@ -88,9 +98,11 @@ class Geometry:
 
     def to_dict(self) -> dict:
         """Plain lists, strings and numbers, for JSON."""
+        # One key was all there was when the first files were written.
         return {
             name: list(value) if isinstance(value, tuple) else value
             for name, value in dataclasses.asdict(self).items()
+            if name != "key_groups" or value > 1
         }
 
     @classmethod
@@ -149,7 +161,8 @@ def digest(feature_map: np.ndarray, geometry: Geometry) -> np.ndarray:
         geometry: The layer's `Geometry`.
 
     Returns:
-        The key, float32, of shape `geometry.key_shape`.
+        The key, float32, of shape `geometry.key_shape`; of several groups,
+        each has the same.
 
     Raises:
         PassportError: If the map does not have the layer's rank or channels,
@@ -163,6 +176,12 @@ def digest(feature_map: np.ndarray, geometry: Geometry) -> np.ndarray:
     """
     feature_map = hidden(feature_map)
     geometry.check_map(feature_map)
+    key = _mean_patch(feature_map, geometry)
+    return hidden(np.broadcast_to(key, geometry.key_shape).copy())
+
+
+def _mean_patch(feature_map, geometry):
+    """The mean patch that a filter meets."""
     key = hidden(np.asarray(feature_map, dtype="float64"))
     if geometry.kind == "pointwise":
         return key.reshape(-1, geometry.channels).mean(0).astype("float32")
