@@ -252,6 +252,23 @@ class PassportNormalization(keras.layers.Wrapper):
         )
         return duals.reshape(1, -1)
 
+    def split_keys(self, groups: int):
+        """Deals the output channels out to groups that have a key each.
+
+        Args:
+            groups: Number of groups; see `key_groups`.
+
+        Raises:
+            PassportError: If a passport is bound, of other keys.
+        """
+        if self.is_bound:
+            raise PassportError(
+                f"Expected layer '{self.name}' to be unbound before its keys "
+                "are split. Received: a bound layer"
+            )
+        self.key_groups = groups
+        self.geometry = dataclasses.replace(self.geometry, key_groups=groups)
+
     def unbind_keys(self):
         """Takes the bound keys away; does nothing if there are none."""
         access.bind({self._secret: None})

@@ -60,6 +60,9 @@ class PassportEntry:
         gamma_record: Of γ's feature map, where the entry holds the key that
             it has instead of the map itself (`Passport.feature_maps`).
         beta_record: Of β's, likewise.
+        scales: What the layer's filters were multiplied by before they were
+            published, float32 `(output channels,)`, none of them zero; or
+            `None` where they are as they were trained.
     """
 
     geometry: Geometry
@@ -71,12 +74,14 @@ class PassportEntry:
     beta_image: int | None = None
     gamma_record: MapRecord | None = None
     beta_record: MapRecord | None = None
+    scales: np.ndarray | None = None
 
     def __post_init__(self):
         # What follows from the arrays, once it is known: keys and records.
         object.__setattr__(self, "_known", {})
-        for name in (*ROLES, *(f"{role}_key" for role in ROLES)):
+        for name in (*ROLES, *(f"{role}_key" for role in ROLES), "scales"):
             object.__setattr__(self, name, _kept(getattr(self, name)))
+        self._check_scales()
         for role in ROLES:
             feature_map = getattr(self, role)
             key = getattr(self, f"{role}_key")
@@ -115,6 +120,18 @@ class PassportEntry:
                     f"identity image. Received: a {type_of(image)}"
                 )
             object.__setattr__(self, f"{role}_image", image)
+
+    def _check_scales(self):
+        scales = self.scales
+        if scales is not None and (
+            scales.ndim != 1
+            or not np.all(np.isfinite(scales))
+            or not np.all(scales)
+        ):
+            raise PassportError(
+                "Expected scales of shape (output channels,), finite and not "
+                f"zero. Received: shape={scales.shape}, or other values"
+            )
 
     def __repr__(self):
         roles = [role for role in ROLES if self.has(role)]

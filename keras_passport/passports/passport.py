@@ -34,15 +34,22 @@ from keras_passport.passports.specs import (
 from keras_passport.secrecy import SecretDict, hidden, type_of
 from keras_passport.texts import shown
 
-KINDS = ("random_pattern", "fixed_image", "random_image", "feature_maps")
+KINDS = (
+    "random_pattern",
+    "fixed_image",
+    "random_image",
+    "feature_maps",
+    "solved",  # of a trained model, see `protect_trained`
+)
 
 
 class Passport:
     """A passport: per protected layer, the feature maps for γ and/or β.
 
     Make one with `random_pattern` (T1), `fixed_image` (T2), `random_image`
-    (T3) or `from_feature_maps`; keep it with `save` and `load`. It is a
-    secret: whoever holds it can run the model. `repr` shows no value of it.
+    (T3) or `from_feature_maps`, or let `protect_trained` solve for one; keep
+    it with `save` and `load`. It is a secret: whoever holds it can run the
+    model. `repr` shows no value of it.
 
     Args:
         kind: One of `KINDS`.

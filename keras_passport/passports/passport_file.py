@@ -7,11 +7,13 @@ crash, never sees it, and all that `PlainHDF5` reads is checked. Inside, a JSON
 header names and hashes every array, so what is read has the shapes that were
 written.
 
-There are two versions of the header, whose SHA-256 is the fingerprint. The
+There are three versions of the header, whose SHA-256 is the fingerprint. The
 first names feature maps, which the file holds whole. The second is that of
 passports whose maps can be made anew and are large: beside each map's hash it
 names the hash of its key, and the file holds the key alone. A passport that
-was loaded from a file of the first keeps it: published fingerprints stay.
+was loaded from a file of the first keeps it: published fingerprints stay. The
+third is that of trained models' passports, which hold what filters were
+multiplied by (`PassportEntry.scales`) as well.
 """
 
 import hashlib
@@ -32,7 +34,7 @@ from keras_passport.passports.plain_hdf5 import PlainHDF5
 from keras_passport.secrecy import SecretText, hidden, type_of
 from keras_passport.texts import shown
 
-VERSIONS = (1, 2)
+VERSIONS = (1, 2, 3)
 _MAGIC = b"keras_passport passport file\n"
 _BLOCK = 512
 _PIECE = 2**20
@@ -78,9 +80,14 @@ def header(passport, hashes: dict | None = None) -> bytes:
                 if version > 1:
                     about["key"] = array_hash(key)
             roles[role] = about
-        layers.append(
-            {"path": path, "geometry": entry.geometry.to_dict(), "roles": roles}
-        )
+        about = {
+            "path": path,
+            "geometry": entry.geometry.to_dict(),
+            "roles": roles,
+        }
+        if entry.scales is not None:
+            about["scales"] = _describe(entry.scales)
+        layers.append(about)
     about = {
         "version": version,
         "kind": passport.kind,
@@ -99,6 +106,8 @@ def header(passport, hashes: dict | None = None) -> bytes:
 def _version(passport) -> int:
     entries = passport.layers.values()
     roles = passport.function.roles
+    if any(entry.scales is not None for entry in entries):
+        return 3
     if any(getattr(e, f"{role}_record") for e in entries for role in roles):
         return 2
     if passport.first_version or passport.kind not in _REMADE:
@@ -133,6 +142,8 @@ def _written(passport) -> io.BytesIO:
             for role in passport.function.roles:
                 array = entry.key(role) if compact else entry.array(role)
                 _write(file, f"layers/{index}/{role}", array)
+            if entry.scales is not None:
+                _write(file, f"layers/{index}/scales", entry.scales)
         for name, array in _named(passport.images).items():
             packed = palettes.pack(array) if compact else None
             if packed is None:
@@ -325,6 +336,9 @@ def _entry(file, index, layer, version) -> PassportEntry:
             roles[f"{role}_record"] = records.pop(role)
             about = {"shape": shape, "sha256": about["key"]}
         roles[name] = _array(file, place, about)
+    if "scales" in layer:
+        place = f"layers/{index}/scales"
+        roles["scales"] = _array(file, place, layer["scales"])
     entry = PassportEntry(Geometry.from_dict(layer["geometry"]), **roles)
     for role, record in records.items():
         entry.note_record(role, record)
