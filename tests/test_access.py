@@ -10,8 +10,14 @@ import pytest
 import keras_passport as kp
 from keras_passport.layers import access
 from keras_passport.models.binding import keyed_function
-from model_case import compiled, images, labels, outer_model, predict
-from model_case import protected as protected_model
+from support.protected_models import (
+    compiled,
+    images,
+    labels,
+    outer_model,
+    predict,
+)
+from support.protected_models import protected as protected_model
 
 BACKEND = keras.backend.backend()
 X = images()

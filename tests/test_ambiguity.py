@@ -5,10 +5,10 @@ import numpy as np
 import pytest
 
 import keras_passport as kp
-from attack_case import assert_same, hidden, snapshot, target
 from keras_passport.attacks import training
 from keras_passport.attacks.ambiguity import BLOCKS, Blocks
-from model_case import predict
+from support.attack_targets import assert_same, hidden, snapshot, target
+from support.protected_models import predict
 
 
 def wide_cnn(classes):

@@ -13,8 +13,8 @@ import pytest
 from keras import layers
 
 import keras_passport as kp
-from application_case import make_case, make_pictures, net, run, settle
-from test_case import overwrite_affine, relative_difference
+from support.applications import make_case, make_pictures, net, run, settle
+from support.truth import overwrite_affine, relative_difference
 
 pytestmark = pytest.mark.skipif(
     keras.backend.backend() != "tensorflow", reason="float64 is TensorFlow's"

@@ -6,7 +6,6 @@ import re
 import shutil
 import stat
 
-import keras
 import numpy as np
 import pytest
 
@@ -16,9 +15,9 @@ from common.attacks import Budget
 from common.battery import Level
 from common.case import Owner
 from common.errors import UserError
-from common.rundir import RunDirectory
 from keras_passport.attacks import AttackResult, training
-from program_case import EXAMPLES, SMALL, run_here, succeed
+from support.planted_runs import linear_classifier, planted
+from support.programs import EXAMPLES, SMALL, run_here, succeed
 
 FAKES = [name for name in attacks.ATTACKS if name.startswith("fake_")]
 ATTACK = EXAMPLES / "attack.py"
@@ -29,50 +28,6 @@ FEW = Level(Budget(num_fakes=4, examples=60, epochs=1), (1.0,))
 @pytest.fixture(autouse=True)
 def few(monkeypatch):
     monkeypatch.setitem(battery.LEVELS, "quick", FEW)
-
-
-def linear_classifier(scale=1.0):
-    """Classifies digits by their pixels; a convolution's part is `0`."""
-    from common import data
-
-    digits = data.load("digits")
-    x = digits.normalize(digits.x_train).reshape(len(digits.x_train), -1)
-    x = np.concatenate([x, np.ones((len(x), 1))], axis=1)
-    weights = np.linalg.lstsq(x, np.eye(10)[digits.y_train], rcond=None)[0]
-    inputs = keras.Input((8, 8, 1))
-    hidden = keras.layers.Conv2D(4, 3, use_bias=False)(inputs)
-    hidden = keras.layers.BatchNormalization()(hidden)
-    hidden = keras.layers.GlobalAveragePooling2D()(hidden)
-    side = keras.layers.Dense(10, name="pixels")(keras.layers.Flatten()(inputs))
-    rest = keras.layers.Dense(
-        10, use_bias=False, kernel_initializer="zeros", name="rest"
-    )(hidden)
-    model = keras.Model(inputs, keras.layers.Add()([side, rest]))
-    model.get_layer("pixels").set_weights(
-        [scale * weights[:-1], scale * weights[-1]]
-    )
-    # Statistics that tell channels apart, as after a training.
-    for layer in model.layers:
-        if isinstance(layer, keras.layers.BatchNormalization):
-            layer.moving_mean.assign([0.1, 0.2, 0.3, 0.4])
-    return model
-
-
-def planted(folder, base):
-    """A run's directory around a network that was never trained here."""
-    directory = RunDirectory(folder)
-    directory.public.mkdir(parents=True)
-    directory.owner.mkdir()
-    model = kp.protect(base)
-    images = np.random.default_rng(0).normal(size=(5, 8, 8, 1))
-    passport = kp.Passport.random_image(
-        model, images.astype("float32"), reference=base
-    )
-    passport.save(directory.passport)
-    base.save(directory.original)
-    model.save(directory.protected)
-    directory.config.write_text(json.dumps({"dataset": "digits"}))
-    return Owner(folder)
 
 
 def rows_of(owner):

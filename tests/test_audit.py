@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 import keras_passport as kp
-from test_case import randomize, small_resnet
+from support.plain_models import randomize, small_resnet
 
 
 @pytest.fixture

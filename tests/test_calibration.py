@@ -8,7 +8,8 @@ import pytest
 from keras import layers, ops
 
 import keras_passport as kp
-from test_case import randomize, relative_difference
+from support.plain_models import randomize
+from support.truth import relative_difference
 
 
 def random(shape, seed=0):

@@ -6,7 +6,8 @@ import pytest
 from keras import layers, ops
 
 import keras_passport as kp
-from test_case import randomize, relative_difference
+from support.plain_models import randomize
+from support.truth import relative_difference
 
 X = np.random.default_rng(0).normal(size=(16, 5, 8)).astype("float32")
 

@@ -20,13 +20,8 @@ from PIL import Image
 
 import keras_passport as kp
 from keras_passport.cli import parser
-from test_case import (
-    REPOSITORY,
-    plain_cnn,
-    randomize,
-    run_in_fresh_process,
-    small_resnet,
-)
+from support.plain_models import plain_cnn, randomize, small_resnet
+from support.processes import REPOSITORY, run_in_fresh_process
 
 ON_TENSORFLOW = keras.backend.backend() == "tensorflow"
 

@@ -9,8 +9,8 @@ import pytest
 
 import keras_passport as kp
 from keras_passport.passports import palettes
-from test_case import randomize
-from test_passport_file import header, seal
+from support.passport_files import header, seal
+from support.plain_models import randomize
 
 SIZE = 96
 

@@ -7,8 +7,9 @@ from keras import layers, ops
 
 import keras_passport as kp
 from keras_passport.models import unlocking
-from test_copies import largest_difference, ones
-from transform_case import random_inputs
+from support.graphs import random_inputs
+from support.protected_models import ones
+from support.truth import largest_difference
 
 
 class Parts(layers.Layer):

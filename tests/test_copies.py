@@ -11,23 +11,14 @@ from keras import layers, ops
 
 import keras_passport as kp
 from keras_passport.models import unlocking
+from support.protected_models import ones
+from support.truth import largest_difference
 
 
 def trunk(images):
     x = layers.Conv2D(4, 3, name="conv")(images)
     x = layers.ReLU()(layers.BatchNormalization(name="bn")(x))
     return layers.GlobalAveragePooling2D()(x)
-
-
-def ones(model):
-    """γ = 1 and β = 0: what a fresh batch normalisation has."""
-    return {
-        path: (
-            np.ones(layer.adapter.units(layer.layer), "float32"),
-            np.zeros(layer.adapter.units(layer.layer), "float32"),
-        )
-        for path, layer in kp.protected_layers(model).items()
-    }
 
 
 def assuming(model):
@@ -54,20 +45,6 @@ def copies(base):
         "unlock": unlocking.with_parameters(model, ones(model), fold=False),
         "require_passport": serve,
     }
-
-
-def largest_difference(received, expected):
-    return max(
-        np.abs(
-            ops.convert_to_numpy(ops.cast(one, "float32"))
-            - ops.convert_to_numpy(ops.cast(other, "float32"))
-        ).max()
-        for one, other in zip(
-            keras.tree.flatten(received),
-            keras.tree.flatten(expected),
-            strict=True,
-        )
-    )
 
 
 def images(count=4):

@@ -11,16 +11,18 @@ import pytest
 from keras import layers, ops
 
 import keras_passport as kp
-from test_case import (
-    kernels_and_normalizations,
+from support.plain_models import (
     multi_input_model,
     nested_model,
-    overwrite_affine,
     plain_cnn,
     randomize,
-    relative_difference,
-    run_in_fresh_process,
     small_resnet,
+)
+from support.processes import run_in_fresh_process
+from support.truth import (
+    kernels_and_normalizations,
+    overwrite_affine,
+    relative_difference,
 )
 
 tf = pytest.importorskip("tensorflow")

@@ -20,8 +20,13 @@ import pytest
 import keras_passport as kp
 from common import networks, training
 from common.rundir import UNFINISHED
-from program_case import EXAMPLES, SMALL, run, run_here, start, succeed
-from test_secrets import arrays_of_h5, correlates, keras_file, secrets_of
+from support.programs import EXAMPLES, SMALL, run, run_here, start, succeed
+from support.stored_secrets import (
+    arrays_of_h5,
+    correlates,
+    keras_file,
+    secrets_of,
+)
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,8 @@ import pytest
 from keras import layers, ops
 
 import keras_passport as kp
-from test_unlocking import inputs_of, lock
+from support.plain_models import inputs_of
+from support.protected_models import lock
 
 pytestmark = [
     pytest.mark.skipif(

@@ -13,16 +13,18 @@ from keras import layers
 
 import keras_passport as kp
 from keras_passport import files
-from test_case import (
+from support.plain_models import (
+    inputs_of,
     multi_input_model,
     nested_model,
     plain_cnn,
     randomize,
-    relative_difference,
+    shared_model,
     small_resnet,
 )
-from test_secrets import correlates, secrets_of
-from test_unlocking import inputs_of, lock, outputs_of, shared_model
+from support.protected_models import lock
+from support.stored_secrets import correlates, secrets_of
+from support.truth import outputs_of, relative_difference
 
 pytestmark = pytest.mark.skipif(
     keras.backend.backend() != "tensorflow", reason="TensorFlow's own"

@@ -10,7 +10,7 @@ import keras_passport as kp
 from keras_passport import metrics
 from keras_passport.attacks import fake
 from keras_passport.passports.derivation import DEFAULT_KEY_SCALING
-from test_case import randomize, small_resnet
+from support.plain_models import randomize, small_resnet
 
 KINDS = ["random_pattern", "fixed_image", "random_image", "known_images"]
 CLASSES = 4

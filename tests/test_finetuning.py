@@ -5,10 +5,10 @@ import numpy as np
 import pytest
 
 import keras_passport as kp
-from attack_case import assert_same, snapshot, target
 from keras_passport.attacks import finetuning, training
 from keras_passport.attacks.finetuning import METHODS
 from keras_passport.attacks.opened import neutral
+from support.attack_targets import assert_same, snapshot, target
 
 RECIPE = training.Recipe(epochs=2, batch_size=20)
 KERNELS = ("first_conv", "second_conv", "classes")

@@ -6,8 +6,8 @@ import pytest
 
 import keras_passport as kp
 from keras_passport.attacks import forgery
-from layer_case import KERNELS, assert_near, build
-from test_case import randomize, small_resnet
+from support.passport_layers import KERNELS, assert_near, build
+from support.plain_models import randomize, small_resnet
 
 CLASSES = 4
 

@@ -11,8 +11,15 @@ import numpy as np
 import pytest
 
 import keras_passport as kp
-from model_case import compiled, images, labels, outer_model, predict, protected
-from test_secrets import secrets_of
+from support.protected_models import (
+    compiled,
+    images,
+    labels,
+    outer_model,
+    predict,
+    protected,
+)
+from support.stored_secrets import secrets_of
 
 X = images()
 BACKEND = keras.backend.backend()

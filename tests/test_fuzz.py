@@ -6,8 +6,8 @@ import sys
 
 import pytest
 
-import fuzz_case
-from test_case import REPOSITORY
+from support import damaged_files
+from support.processes import REPOSITORY
 
 TIMEOUT = 300  # seconds for all files; it takes about 15
 MOST_MEMORY = 100_000_000  # bytes
@@ -24,10 +24,10 @@ HARMLESS = {
 
 @pytest.fixture(scope="module")
 def report(tmp_path_factory):
-    """What `fuzz_case` found, in a process without Keras."""
+    """What `damaged_files` found, in a process without Keras."""
     folder = tmp_path_factory.mktemp("fuzz")
     finished = subprocess.run(
-        [sys.executable, fuzz_case.__file__, folder],
+        [sys.executable, damaged_files.__file__, folder],
         env={"PYTHONPATH": str(REPOSITORY)},
         capture_output=True,
         text=True,
@@ -53,14 +53,18 @@ def test_no_file_takes_much_memory_or_time(report):
 
 
 def test_every_damaged_file_is_refused(report):
-    kinds = {make.__name__: count for make, count in fuzz_case.DAMAGED.items()}
+    kinds = {
+        make.__name__: count for make, count in damaged_files.DAMAGED.items()
+    }
     assert sum(kinds.values()) == 6_000
     for name, count in kinds.items():
         assert report["kinds"][name] == {"refused": count}, name
 
 
 def test_hostile_files_are_refused_by_their_structure(report):
-    kinds = {make.__name__: count for make, count in fuzz_case.SEALED.items()}
+    kinds = {
+        make.__name__: count for make, count in damaged_files.SEALED.items()
+    }
     assert sum(kinds.values()) == 4_000
     for name, count in kinds.items():
         found = report["kinds"][name]

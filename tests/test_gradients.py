@@ -6,7 +6,7 @@ import pytest
 
 import keras_passport as kp
 from keras_passport.layers import normalization as normalization_module
-from layer_case import FUNCTIONS, IMAGE, build, keys_of, random
+from support.passport_layers import FUNCTIONS, IMAGE, build, keys_of, random
 
 tf = pytest.importorskip("tensorflow")
 pytestmark = pytest.mark.skipif(

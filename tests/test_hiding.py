@@ -5,17 +5,16 @@ import numpy as np
 import pytest
 
 import keras_passport as kp
-from attack_case import hidden
-from model_case import compiled, predict
-from test_case import (
-    kernels_and_normalizations,
+from support.attack_targets import hidden
+from support.known_statistics import pictures, trained
+from support.plain_models import (
     nested_model,
     plain_cnn,
-    relative_difference,
     sequential_cnn,
     small_resnet,
 )
-from test_statistics_matching import pictures, trained
+from support.protected_models import compiled, predict
+from support.truth import kernels_and_normalizations, relative_difference
 
 
 def separable_cnn():

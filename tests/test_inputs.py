@@ -8,7 +8,7 @@ import pytest
 
 import keras_passport as kp
 from keras_passport.models import inputs as inputs_module
-from test_case import randomize
+from support.plain_models import randomize
 
 RNG = np.random.default_rng(0)
 X = RNG.random((6, 8, 8, 1), "float32")

@@ -11,7 +11,7 @@ from keras import layers, ops
 
 import keras_passport as kp
 from keras_passport.layers.kernels import adapter_for, register_kernel_layer
-from test_case import relative_difference
+from support.truth import relative_difference
 
 EAGERLY = pytest.mark.skipif(
     keras.backend.backend() != "tensorflow", reason="JAX has no tape"

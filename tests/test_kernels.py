@@ -10,7 +10,8 @@ from keras import ops
 from keras_passport.errors import PassportError
 from keras_passport.layers import kernels
 from keras_passport.passports import geometry
-from test_case import plain_response, relative_difference, run_in_fresh_process
+from support.processes import run_in_fresh_process
+from support.truth import plain_response, relative_difference
 
 CHANNELS = 4
 

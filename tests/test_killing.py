@@ -12,28 +12,15 @@ import time
 import keras
 import numpy as np
 import pytest
-from keras import layers
 
 import keras_passport as kp
-from test_case import REPOSITORY, relative_difference
+from support.processes import REPOSITORY
+from support.protected_models import version
+from support.truth import relative_difference
 
 needs_tensorflow = pytest.mark.skipif(
     keras.backend.backend() != "tensorflow", reason="TensorFlow's own"
 )
-
-
-def version(number, units=400):
-    """A protected model, of a megabyte, with weights of its number."""
-    inputs = keras.Input((5,), name="inputs")
-    x = inputs
-    for i, count in enumerate((units, units, 3)):
-        x = layers.Dense(count, name=f"dense{i}")(x)
-        x = layers.BatchNormalization(name=f"bn{i}")(x)
-    model = kp.protect(keras.Model(inputs, x, name="version"))
-    rng = np.random.default_rng(number)
-    for weight in model.weights:
-        weight.assign(rng.uniform(0.5, 1.5, weight.shape) / units**0.5)
-    return model
 
 
 # Forks a process for every one that is killed: before TensorFlow computes for
@@ -42,7 +29,7 @@ SERVER = """
 import os, sys, time
 import keras, keras_passport as kp
 kp.export_saved_model
-from test_killing import version
+from support.protected_models import version
 what, place = sys.argv[1:]
 versions = None
 if keras.backend.backend() == "numpy":

@@ -8,7 +8,7 @@ from keras import ops
 import keras_passport as kp
 from keras_passport.layers import kernels
 from keras_passport.layers import normalization as normalization_module
-from layer_case import (
+from support.passport_layers import (
     FUNCTIONS,
     IMAGE,
     KERNELS,
@@ -22,7 +22,7 @@ from layer_case import (
     random,
     stock,
 )
-from test_case import plain_response, relative_difference
+from support.truth import plain_response, relative_difference
 
 # Ways through the normalisation: arguments of the batch normalisation, and
 # whether the fused kernel is out of reach, the batch masked, and the passport

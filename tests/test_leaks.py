@@ -14,8 +14,10 @@ from scipy import stats
 
 import keras_passport as kp
 from keras_passport.leaks import correlations, searches
-from model_case import compiled, images, labels
-from test_secrets import needs_tensorflow, wide_cnn
+from support.marks import needs_tensorflow
+from support.plain_models import wide_cnn
+from support.protected_models import compiled, images, labels
+from support.stored_secrets import found, zipped
 
 LAYER = "conv2d_1"
 
@@ -57,10 +59,6 @@ def publish(model, folder):
 
 def key_of(passport):
     return passport.keys()[LAYER]["gamma"]
-
-
-def found(report):
-    return {(leak.layer, leak.role) for leak in report.leaks}
 
 
 def test_a_published_model_is_clean(owned, tmp_path):
@@ -105,13 +103,6 @@ def test_a_checkpoint_and_a_saved_model_without_secrets_are_clean(
 def save_h5(path, array):
     with h5py.File(path, "w") as file:
         file.create_dataset("some/array", data=array, compression="gzip")
-
-
-def zipped(content, name="inside.npy"):
-    stream = io.BytesIO()
-    with zipfile.ZipFile(stream, "w", zipfile.ZIP_DEFLATED) as archive:
-        archive.writestr(name, content)
-    return stream.getvalue()
 
 
 def npy(array):

@@ -26,8 +26,8 @@ from keras_passport.leaks import (
     printed_numbers,
     unpacking,
 )
-from test_leaks import found, zipped
-from test_secrets import wide_cnn
+from support.plain_models import wide_cnn
+from support.stored_secrets import found, zipped
 
 LAYER = "conv2d_1"
 

@@ -11,8 +11,9 @@ from keras import layers
 import keras_passport as kp
 from keras_passport.passports.geometry import Geometry
 from keras_passport.passports.matching import match
-from test_case import randomize, relative_difference, run_in_fresh_process
-from test_unlocking import inputs_of, outputs_of
+from support.plain_models import inputs_of, randomize
+from support.processes import run_in_fresh_process
+from support.truth import outputs_of, relative_difference
 
 
 def conv(channels, size=3):

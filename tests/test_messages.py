@@ -14,8 +14,8 @@ import keras_passport as kp
 from keras_passport.passports import derivation
 from keras_passport.passports.geometry import Geometry, digest
 from keras_passport.secrecy import hidden
-from test_case import plain_cnn, randomize
-from test_passport_file import header, seal
+from support.passport_files import header, seal
+from support.plain_models import plain_cnn, randomize
 
 # Every secret number here begins like this, however it is printed; a seed
 # holds the word.

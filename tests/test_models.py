@@ -7,20 +7,20 @@ import pytest
 import keras_passport as kp
 from keras_passport.layers.protected import function_of
 from keras_passport.models.binding import keyed_function
-from model_case import (
+from support.plain_models import (
+    multi_input_model,
+    nested_model,
+    plain_cnn,
+    small_resnet,
+)
+from support.processes import run_in_fresh_process
+from support.protected_models import (
     CALLS,
     compiled,
     images,
     outer_model,
     predict,
     protected,
-)
-from test_case import (
-    multi_input_model,
-    nested_model,
-    plain_cnn,
-    run_in_fresh_process,
-    small_resnet,
 )
 
 needs_tensorflow = pytest.mark.skipif(
@@ -61,7 +61,7 @@ sys.modules["tensorflow"] = None
 import numpy as np
 import keras_passport as kp
 import keras
-from model_case import CALLS, compiled, images, predict, protected
+from support.protected_models import CALLS, compiled, images, predict, protected
 
 assert keras.backend.backend() == "jax"
 for state in ("unbound", "loaded"):

@@ -10,7 +10,7 @@ import pytest
 import keras_passport as kp
 from common import battery
 from common.case import Owner
-from test_case import REPOSITORY, run_in_fresh_process
+from support.processes import REPOSITORY, run_in_fresh_process
 
 OLD = REPOSITORY / "tests" / "data" / "version_0_1_0"
 NAMES = (

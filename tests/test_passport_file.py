@@ -14,9 +14,9 @@ import keras_passport as kp
 from keras_passport import files
 from keras_passport.passports import passport_file
 from keras_passport.passports.geometry import Geometry
-from test_case import plain_cnn, run_in_fresh_process
-
-BLOCK = 512  # bytes before the HDF5 file proper, with the checksum
+from support.passport_files import BLOCK, header, seal
+from support.plain_models import plain_cnn
+from support.processes import run_in_fresh_process
 
 
 @pytest.fixture(scope="module")
@@ -30,14 +30,6 @@ def path(passport, tmp_path):
     path = tmp_path / "owner.h5"
     passport.save(path)
     return path
-
-
-def seal(path):
-    """Writes the checksum anew, as somebody would who knows the format."""
-    content = path.read_bytes()
-    digest = hashlib.sha256(content[BLOCK:]).hexdigest().encode()
-    start = re.search(rb"[0-9a-f]{64}", content[:BLOCK]).start()
-    path.write_bytes(content[:start] + digest + content[start + 64 :])
 
 
 # Writing -------------------------------------------------------------------
@@ -270,18 +262,6 @@ def huge(file):
 
 def lost_header(file):
     del file["header"]
-
-
-def header(change):
-    def damage(file):
-        about = json.loads(file["header"][()].tobytes())
-        change(about)
-        del file["header"]
-        text = json.dumps(about).encode()
-        file["header"] = np.frombuffer(text, "uint8")
-
-    damage.__name__ = "header"
-    return damage
 
 
 def text_header(file):

@@ -14,16 +14,15 @@ import keras_passport as kp
 from keras_passport.models import features
 from keras_passport.passports.derivation import FAKE, scale_keys
 from keras_passport.passports.geometry import Geometry
-from test_case import (
+from support.plain_models import (
     multi_input_model,
     nested_model,
     plain_cnn,
-    plain_response,
     randomize,
-    relative_difference,
     sequential_cnn,
     small_resnet,
 )
+from support.truth import plain_response, relative_difference
 
 FUNCTIONS = {"V1": ("gamma",), "V2": ("beta",), "V3": ("gamma", "beta")}
 KINDS = ("random_pattern", "fixed_image", "random_image")

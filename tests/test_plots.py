@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from keras_passport import plots
-from test_case import run_in_fresh_process
+from support.processes import run_in_fresh_process
 
 RESULT = {
     "original_accuracy": 87.3,

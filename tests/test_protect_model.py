@@ -9,7 +9,7 @@ import pytest
 import keras_passport as kp
 from common import pictures
 from common.errors import UserError
-from program_case import EXAMPLES, run_here, succeed
+from support.programs import EXAMPLES, run_here, succeed
 
 PROGRAM = EXAMPLES / "protect_model.py"
 SHAPE = (8, 8, 3)

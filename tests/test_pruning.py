@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 
 import keras_passport as kp
-from attack_case import assert_same, snapshot, target
 from keras_passport.attacks import training
+from support.attack_targets import assert_same, snapshot, target
 
 
 class TestPrune:

@@ -6,7 +6,7 @@ import re
 import keras
 import pytest
 
-from test_case import REPOSITORY, run_in_fresh_process
+from support.processes import REPOSITORY, run_in_fresh_process
 
 pytestmark = pytest.mark.skipif(
     keras.backend.backend() != "tensorflow",

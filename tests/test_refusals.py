@@ -8,21 +8,20 @@ import pytest
 from keras import layers
 
 import keras_passport as kp
-from test_case import (
-    NORMALIZATIONS,
-    nested_model,
-    plain_cnn,
-    plain_response,
-    randomize,
-    small_resnet,
-)
-from transform_case import (
+from support.graphs import (
     Block,
     assert_near,
     conv_bn,
     image_model,
     random_inputs,
 )
+from support.plain_models import (
+    nested_model,
+    plain_cnn,
+    randomize,
+    small_resnet,
+)
+from support.truth import NORMALIZATIONS, plain_response
 
 
 def shared_kernel(x):

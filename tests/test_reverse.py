@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 
 import keras_passport as kp
-from attack_case import assert_same, hidden, snapshot, target
 from keras_passport.attacks import labelled, reverse, training
 from keras_passport.attacks.opened import neutral
-from model_case import predict
-from test_case import sequential_cnn, small_resnet
+from support.attack_targets import assert_same, hidden, snapshot, target
+from support.plain_models import sequential_cnn, small_resnet
+from support.protected_models import predict
 
 QUICK = training.Recipe(epochs=2, batch_size=20, learning_rate=0.05)
 # One that leaves γ and β where they are.

@@ -5,15 +5,15 @@ import numpy as np
 import pytest
 
 import keras_passport as kp
-from test_case import (
+from support.plain_models import (
     multi_input_model,
     nested_model,
     plain_cnn,
     randomize,
-    relative_difference,
     sequential_cnn,
     small_resnet,
 )
+from support.truth import relative_difference
 
 REWRITES = {
     "scale": kp.attacks.scale_filters,

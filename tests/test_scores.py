@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 import keras_passport as kp
-from attack_case import CLASSES, target
 from keras_passport import scores
 from keras_passport.attacks import fake, training
-from program_case import EXAMPLES, run_here
+from support.attack_targets import CLASSES, target
+from support.programs import EXAMPLES, run_here
 
 NAN, INF = np.nan, np.inf
 # Of four examples: class 1, none, none, class 0.
@@ -147,7 +147,7 @@ def test_a_trial_that_diverged_is_not_chosen():
 
 
 def test_a_run_of_nan_is_named(tmp_path):
-    from test_attack_programs import linear_classifier, planted
+    from support.planted_runs import linear_classifier, planted
 
     owner = planted(tmp_path / "run", linear_classifier())
     model = owner.case.model

@@ -3,15 +3,15 @@
 import copy
 import json
 import pickle
-import zipfile
 
-import h5py
 import keras
 import numpy as np
 import pytest
 
 import keras_passport as kp
-from model_case import (
+from support.marks import needs_tensorflow
+from support.plain_models import wide_cnn
+from support.protected_models import (
     compiled,
     images,
     labels,
@@ -19,21 +19,13 @@ from model_case import (
     predict,
     protected,
 )
-
-needs_tensorflow = pytest.mark.skipif(
-    keras.backend.backend() != "tensorflow", reason="TensorFlow's own"
+from support.stored_secrets import (
+    arrays_of_h5,
+    correlates,
+    keras_file,
+    leaks_in,
+    secrets_of,
 )
-
-
-def wide_cnn():
-    """Two convolutions with so many filters that chance can't hit a γ."""
-    images = keras.Input((8, 8, 3))
-    x = images
-    for filters in (16, 20):
-        x = keras.layers.Conv2D(filters, 3, strides=2)(x)
-        x = keras.layers.BatchNormalization()(x)
-    x = keras.layers.GlobalAveragePooling2D()(x)
-    return keras.Model(images, keras.layers.Dense(4)(x))
 
 
 @pytest.fixture(scope="module", params=("fresh", "trained"))
@@ -46,88 +38,6 @@ def secretive(request):
     if request.param == "trained":
         model.fit(images(), labels(), epochs=2, verbose=0)
     return model, passport
-
-
-def secrets_of(model):
-    """Every key, γ and β of a bound model."""
-    found = {}
-    for path, layer in kp.protected_layers(model).items():
-        hidden = layer.hidden_parameters()
-        for role, value in zip(("gamma", "beta"), hidden, strict=True):
-            if value is not None:
-                found[f"{path}/{role}"] = value
-    return found
-
-
-def correlates(secret, array, limit=0.99):
-    """Whether some slice of an array is nearly a multiple of a secret."""
-    secret = np.ravel(secret).astype("float64")
-    array = np.asarray(array, "float64")
-    if array.size < secret.size:
-        return False
-    array = np.atleast_1d(array)
-    orders = [np.moveaxis(array, i, -1) for i in range(array.ndim)]
-    for ordered in orders:
-        windows = np.lib.stride_tricks.sliding_window_view(
-            np.ravel(ordered), secret.size
-        )
-        for given, slices in (
-            (secret, windows),
-            (secret - secret.mean(), windows - windows.mean(1)[:, None]),
-        ):
-            lengths = np.linalg.norm(slices, axis=1) * np.linalg.norm(given)
-            if np.any(np.abs(slices @ given) > limit * lengths + 1e-12):
-                return True
-    return False
-
-
-def leaks_in(secrets, stored, folder, texts=()):
-    """Which secrets stored arrays, and bytes of a folder's files, give away.
-
-    Args:
-        secrets: Dict from name to array.
-        stored: Likewise.
-        folder: Where files are.
-        texts: More bytes that no file may hold.
-    """
-    leaks = [
-        (secret, name)
-        for secret, value in secrets.items()
-        for name, array in stored.items()
-        if correlates(value, array)
-    ]
-    for file in folder.rglob("*"):
-        if file.is_file():
-            content = file.read_bytes()
-            leaks += [
-                (secret, file.name)
-                for secret, value in secrets.items()
-                if np.asarray(value, "<f4").tobytes() in content
-            ]
-            leaks += [(text, file.name) for text in texts if text in content]
-    return leaks
-
-
-def arrays_of_h5(path):
-    found = {}
-    with h5py.File(path) as file:
-
-        def visit(name, item):
-            if isinstance(item, h5py.Dataset) and item.dtype.kind == "f":
-                found[name] = item[()]
-            for key, value in item.attrs.items():
-                found[f"{name}@{key}"] = np.asarray(value)
-
-        file.visititems(visit)
-    return {k: v for k, v in found.items() if v.dtype.kind == "f"}
-
-
-def keras_file(model, folder):
-    model.save(folder / "model.keras")
-    with zipfile.ZipFile(folder / "model.keras") as archive:
-        archive.extractall(folder / "content")
-    (folder / "model.keras").unlink()
-    return arrays_of_h5(folder / "content" / "model.weights.h5")
 
 
 def weights_file(model, folder):

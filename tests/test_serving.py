@@ -9,28 +9,21 @@ from keras import layers
 
 import keras_passport as kp
 from keras_passport.passports.specs import SPEC_VERSION
-from model_case import Block
-from test_case import (
+from support.kernel_layers import FUNCTIONS, KERNELS, TAILS, stack
+from support.plain_models import (
+    inputs_of,
     multi_input_model,
     nested_model,
-    overwrite_affine,
     plain_cnn,
     randomize,
-    relative_difference,
-    run_in_fresh_process,
     sequential_cnn,
+    shared_model,
     small_resnet,
 )
-from test_secrets import keras_file, leaks_in, secrets_of
-from test_unlocking import (
-    FUNCTIONS,
-    KERNELS,
-    TAILS,
-    inputs_of,
-    outputs_of,
-    shared_model,
-    stack,
-)
+from support.processes import run_in_fresh_process
+from support.protected_models import Block
+from support.stored_secrets import keras_file, leaks_in, secrets_of
+from support.truth import outputs_of, overwrite_affine, relative_difference
 
 TOLERANCE = 1e-5
 

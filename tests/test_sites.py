@@ -8,15 +8,15 @@ import pytest
 from keras import layers
 
 import keras_passport as kp
-from test_case import (
+from support.plain_models import (
     multi_input_model,
     nested_model,
     plain_cnn,
     randomize,
-    relative_difference,
     sequential_cnn,
     small_resnet,
 )
+from support.truth import relative_difference
 
 MODELS = (
     plain_cnn,

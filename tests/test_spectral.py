@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 import keras_passport as kp
-from layer_case import build
-from test_case import plain_cnn, randomize
+from support.passport_layers import build
+from support.plain_models import plain_cnn, randomize
 
 CLASSES = 3
 

@@ -9,7 +9,7 @@ from absl.testing import flagsaver
 import tables
 from common.rundir import RunDirectory, write_json
 from keras_passport.attacks import AttackResult
-from program_case import EXAMPLES, SMALL, run, run_here, succeed
+from support.programs import EXAMPLES, SMALL, run, run_here, succeed
 
 PROGRAM = EXAMPLES / "tables.py"
 GPU = ("--mixed_precision=bfloat16", "--steps_per_execution=4")

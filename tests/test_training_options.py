@@ -5,9 +5,9 @@ import dataclasses
 import pytest
 
 import keras_passport as kp
-from attack_case import target
 from keras_passport.attacks.options import TrainingOptions
 from keras_passport.attacks.recipe import Recipe
+from support.attack_targets import target
 
 RECIPE = Recipe(epochs=1, batch_size=20)
 

@@ -8,24 +8,26 @@ import pytest
 from keras import layers, ops
 
 import keras_passport as kp
-from test_case import (
-    flat_layers,
-    kernels_and_normalizations,
-    multi_input_model,
-    nested_model,
-    overwrite_affine,
-    plain_cnn,
-    randomize,
-    sequential_cnn,
-    small_resnet,
-)
-from transform_case import (
+from support.graphs import (
     Block,
     Scale,
     assert_near,
     conv_bn,
     image_model,
     random_inputs,
+)
+from support.plain_models import (
+    multi_input_model,
+    nested_model,
+    plain_cnn,
+    randomize,
+    sequential_cnn,
+    small_resnet,
+)
+from support.truth import (
+    flat_layers,
+    kernels_and_normalizations,
+    overwrite_affine,
 )
 
 

@@ -8,8 +8,8 @@ import keras
 import pytest
 
 import keras_passport as kp
-from attack_case import assert_same, snapshot, target
 from keras_passport.attacks import training
+from support.attack_targets import assert_same, snapshot, target
 
 RECIPE = training.Recipe(epochs=1, batch_size=20)
 

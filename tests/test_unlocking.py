@@ -6,144 +6,27 @@ import pytest
 from keras import layers
 
 import keras_passport as kp
-from model_case import Block
-from test_case import (
-    flat_layers,
+from support.kernel_layers import FUNCTIONS, IMAGE, KERNELS, TAILS, stack
+from support.plain_models import (
+    functional_of,
+    inputs_of,
     multi_input_model,
     nested_model,
-    overwrite_affine,
     plain_cnn,
     randomize,
-    relative_difference,
-    run_in_fresh_process,
     sequential_cnn,
+    shared_model,
     small_resnet,
 )
+from support.processes import run_in_fresh_process
+from support.protected_models import Block, lock
+from support.truth import (
+    flat_layers,
+    outputs_of,
+    relative_difference,
+)
 
-FUNCTIONS = ("V1", "V2", "V3")
-IMAGE = (7, 7, 4)
 TOLERANCE = 1e-4
-
-# Name: the kernel layer's class, its arguments, its input's shape.
-KERNELS = {
-    "conv1d": (layers.Conv1D, {"filters": 6, "kernel_size": 3}, (8, 4)),
-    "conv2d": (
-        layers.Conv2D,
-        {"filters": 6, "kernel_size": 3, "strides": 2, "padding": "same"},
-        IMAGE,
-    ),
-    "conv3d": (layers.Conv3D, {"filters": 6, "kernel_size": 2}, (4, 3, 4, 2)),
-    "grouped": (
-        layers.Conv2D,
-        {"filters": 6, "kernel_size": 3, "groups": 2, "use_bias": False},
-        IMAGE,
-    ),
-    "depthwise1d": (
-        layers.DepthwiseConv1D,
-        {"kernel_size": 3, "depth_multiplier": 2},
-        (8, 4),
-    ),
-    "depthwise2d": (
-        layers.DepthwiseConv2D,
-        {"kernel_size": 3, "depth_multiplier": 3, "use_bias": False},
-        IMAGE,
-    ),
-    "separable1d": (
-        layers.SeparableConv1D,
-        {"filters": 6, "kernel_size": 3, "use_bias": False},
-        (8, 4),
-    ),
-    "separable2d": (
-        layers.SeparableConv2D,
-        {"filters": 6, "kernel_size": 3, "depth_multiplier": 2},
-        IMAGE,
-    ),
-    "transpose1d": (
-        layers.Conv1DTranspose,
-        {"filters": 6, "kernel_size": 3, "strides": 2},
-        (4, 4),
-    ),
-    "transpose2d": (
-        layers.Conv2DTranspose,
-        {"filters": 6, "kernel_size": 3, "strides": 2, "use_bias": False},
-        (3, 3, 4),
-    ),
-    "transpose3d": (
-        layers.Conv3DTranspose,
-        {"filters": 6, "kernel_size": 2},
-        (2, 3, 2, 4),
-    ),
-    "dense": (layers.Dense, {"units": 6}, (5,)),
-    "dense_rank3": (layers.Dense, {"units": 6, "use_bias": False}, (7, 4)),
-    "einsum": (
-        layers.EinsumDense,
-        {"equation": "abc,cd->abd", "output_shape": (7, 6)},
-        (7, 4),
-    ),
-    "einsum_bias": (
-        layers.EinsumDense,
-        {"equation": "ab,bc->ac", "output_shape": 6, "bias_axes": "c"},
-        (5,),
-    ),
-    "activated": (
-        layers.Conv2D,
-        {"filters": 6, "kernel_size": 3, "activation": "tanh"},
-        IMAGE,
-    ),
-}
-
-# What stands behind the kernel layer of a `stack`.
-TAILS = {
-    "zero_padding": lambda: [
-        layers.ZeroPadding2D(1, name="between"),
-        layers.BatchNormalization(name="norm"),
-    ],
-    "average_pooling": lambda: [
-        layers.AveragePooling2D(2, name="between"),
-        layers.BatchNormalization(name="norm"),
-    ],
-    "max_pooling": lambda: [
-        layers.MaxPooling2D(2, name="between"),
-        layers.BatchNormalization(name="norm"),
-    ],
-    "two_between": lambda: [
-        layers.ZeroPadding2D(1, name="between"),
-        layers.MaxPooling2D(2, name="between2"),
-        layers.BatchNormalization(epsilon=0.1, name="norm"),
-    ],
-    "layer_normalization": lambda: [
-        layers.LayerNormalization(epsilon=1e-2, name="norm")
-    ],
-    "group_normalization": lambda: [
-        layers.GroupNormalization(groups=2, name="norm")
-    ],
-}
-
-
-def stack(kernel, tail=None):
-    """Kernel layer, normalisation, activation and a classifier."""
-    layer_class, arguments, shape = KERNELS[kernel]
-    tail = tail or [layers.BatchNormalization(epsilon=0.01, name="norm")]
-    inputs = x = keras.Input(shape, name="inputs")
-    for layer in [layer_class(**arguments, name="kernel"), *tail]:
-        x = layer(x)
-    x = layers.Activation("swish", name="swish")(x)
-    x = layers.Flatten(name="flatten")(x)
-    return keras.Model(inputs, layers.Dense(3, name="classes")(x), name="stack")
-
-
-def shared_model():
-    """One sub-model, called on both of two inputs."""
-    size = keras.Input((6, 6, 4), name="inner")
-    x = layers.Conv2D(6, 3, name="conv")(size)
-    x = layers.BatchNormalization(name="bn")(x)
-    branch = keras.Model(size, layers.ReLU(name="relu")(x), name="branch")
-    left = keras.Input((6, 6, 4), name="left")
-    right = keras.Input((6, 6, 4), name="right")
-    x = layers.Concatenate(name="both")([branch(left), branch(right)])
-    x = layers.Conv2D(4, 2, name="last_conv")(x)
-    outputs = layers.BatchNormalization(name="last_bn")(x)
-    return keras.Model([left, right], outputs, name="shared_model")
 
 
 MODELS = {
@@ -157,39 +40,6 @@ MODELS = {
         shared_model,
     )
 }
-
-
-def inputs_of(model, count=4, seed=5):
-    """Random inputs in the model's own structure."""
-    rng = np.random.default_rng(seed)
-
-    def make(tensor):
-        shape = (count, *(n or 8 for n in tensor.shape[1:]))
-        return rng.normal(0.2, 1, shape).astype("float32")
-
-    return keras.tree.map_structure(make, _functional(model)._inputs_struct)
-
-
-def outputs_of(model, x) -> np.ndarray:
-    """A row per example of all outputs together."""
-    outputs = keras.tree.flatten(model(x, training=False))
-    outputs = [keras.ops.cast(y, "float32") for y in outputs]
-    return np.concatenate(
-        [
-            keras.ops.convert_to_numpy(y).reshape(y.shape[0], -1)
-            for y in outputs
-        ],
-        axis=1,
-    )
-
-
-def lock(base, function="V3"):
-    """The protected model, its passport, and the base made its truth."""
-    randomize(base)
-    model = kp.protect(base, function)
-    maps = overwrite_affine(base, function)
-    passport = kp.Passport.from_feature_maps(model, maps)
-    return kp.bind(model, passport), passport, base
 
 
 def assert_equal_outputs(models, truth, tolerance=TOLERANCE):
@@ -259,17 +109,13 @@ def test_whole_models(name, fold):
     assert keras.tree.map_structure(
         lambda t: (t.name, t.shape), plain._inputs_struct
     ) == keras.tree.map_structure(
-        lambda t: (t.name, t.shape), _functional(truth)._inputs_struct
+        lambda t: (t.name, t.shape), functional_of(truth)._inputs_struct
     )
-    structs = [_functional(m)._outputs_struct for m in (plain, truth)]
+    structs = [functional_of(m)._outputs_struct for m in (plain, truth)]
     for struct in structs:
         assert isinstance(struct, type(structs[0]))
     if isinstance(structs[0], dict):
         assert list(structs[0]) == list(structs[1])
-
-
-def _functional(model):
-    return getattr(model, "_functional", model)
 
 
 def _described(model):

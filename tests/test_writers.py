@@ -17,8 +17,14 @@ import numpy as np
 import pytest
 
 import keras_passport as kp
-from model_case import images, labels, outer_model, predict, protected
-from test_case import nested_model, plain_cnn
+from support.plain_models import nested_model, plain_cnn
+from support.protected_models import (
+    images,
+    labels,
+    outer_model,
+    predict,
+    protected,
+)
 
 ON_TENSORFLOW = keras.backend.backend() == "tensorflow"
 needs_tensorflow = pytest.mark.skipif(

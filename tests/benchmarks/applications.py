@@ -23,7 +23,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 import alternate  # noqa: E402
 
 import keras_passport as kp  # noqa: E402
-from application_case import make_case, net  # noqa: E402
+from support.applications import make_case, net  # noqa: E402
 
 # Family: its nets, their input size, and in all of them the normalisations
 # that follow a kernel layer directly (for VGG, with its classifier and with

@@ -15,7 +15,7 @@ import traceback
 import keras
 from absl import flags, logging
 
-from test_case import REPOSITORY
+from support.processes import REPOSITORY
 
 EXAMPLES = REPOSITORY / "examples"
 TRAINER = EXAMPLES / "cifar_resnet.py"

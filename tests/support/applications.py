@@ -6,7 +6,7 @@ import keras
 import numpy as np
 
 import keras_passport as kp
-from test_case import (
+from support.truth import (
     NORMALIZATIONS,
     flat_layers,
     kernels_and_normalizations,

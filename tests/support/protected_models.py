@@ -4,7 +4,8 @@ import keras
 import numpy as np
 
 import keras_passport as kp
-from test_case import plain_cnn, randomize
+from support.plain_models import plain_cnn, randomize
+from support.truth import overwrite_affine
 
 
 def images(count=6, seed=0):
@@ -70,3 +71,37 @@ def outer_model(model, model_class=keras.Model):
     inputs = keras.Input((8, 8, 3))
     outputs = keras.layers.Dense(4)(model(inputs * 2))
     return model_class(inputs, outputs)
+
+
+def lock(base, function="V3"):
+    """The protected model, its passport, and the base made its truth."""
+    randomize(base)
+    model = kp.protect(base, function)
+    maps = overwrite_affine(base, function)
+    passport = kp.Passport.from_feature_maps(model, maps)
+    return kp.bind(model, passport), passport, base
+
+
+def ones(model):
+    """γ = 1 and β = 0: what a fresh batch normalisation has."""
+    return {
+        path: (
+            np.ones(layer.adapter.units(layer.layer), "float32"),
+            np.zeros(layer.adapter.units(layer.layer), "float32"),
+        )
+        for path, layer in kp.protected_layers(model).items()
+    }
+
+
+def version(number, units=400):
+    """A protected model, of a megabyte, with weights of its number."""
+    inputs = keras.Input((5,), name="inputs")
+    x = inputs
+    for i, count in enumerate((units, units, 3)):
+        x = keras.layers.Dense(count, name=f"dense{i}")(x)
+        x = keras.layers.BatchNormalization(name=f"bn{i}")(x)
+    model = kp.protect(keras.Model(inputs, x, name="version"))
+    rng = np.random.default_rng(number)
+    for weight in model.weights:
+        weight.assign(rng.uniform(0.5, 1.5, weight.shape) / units**0.5)
+    return model

@@ -4,8 +4,8 @@ import keras
 import numpy as np
 
 import keras_passport as kp
-from model_case import predict, protected
-from test_case import plain_cnn
+from support.plain_models import plain_cnn
+from support.protected_models import predict, protected
 
 CLASSES = 3
 

@@ -1,6 +1,6 @@
 """10,000 damaged and hostile passport files, and what `Passport.load` does.
 
-    python tests/fuzz_case.py FOLDER
+    python tests/support/damaged_files.py FOLDER
 
 works in a folder and prints a JSON report; `test_fuzz.py` runs it in a process
 of its own, since a crash, a hang or too much memory would be its end. The

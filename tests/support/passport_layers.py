@@ -6,7 +6,7 @@ from keras import ops
 
 import keras_passport as kp
 from keras_passport.passports.geometry import digest
-from test_case import plain_response
+from support.truth import plain_response
 
 FUNCTIONS = ("V1", "V2", "V3")
 IMAGE = (6, 6, 4)

@@ -1,0 +1,47 @@
+"""Programs that a test runs in interpreters of their own."""
+
+import os
+import pathlib
+import subprocess
+import sys
+
+import keras
+
+REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
+
+
+def run_in_fresh_process(
+    code: str, backend: str | None = None, timeout: float = 300, **variables
+) -> str:
+    """Runs Python code in a new interpreter and returns what it printed.
+
+    Args:
+        code: The program. The repository, `examples` and `tests` are on its
+            path.
+        backend: The Keras backend it runs on; by default this process's.
+        timeout: Seconds after which it is ended.
+        **variables: Further environment variables.
+
+    Raises:
+        AssertionError: If it fails, with the end of what it wrote.
+    """
+    folders = [REPOSITORY, REPOSITORY / "examples", REPOSITORY / "tests"]
+    environment = {
+        **os.environ,
+        "KERAS_BACKEND": backend or keras.backend.backend(),
+        "PYTHONPATH": os.pathsep.join(map(str, folders)),
+        "TF_CPP_MIN_LOG_LEVEL": "2",
+        **variables,
+    }
+    finished = subprocess.run(
+        [sys.executable, "-c", code],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+    )
+    assert finished.returncode == 0, (
+        f"The process exited with {finished.returncode}.\n"
+        f"{finished.stdout[-2000:]}\n{finished.stderr[-6000:]}"
+    )
+    return finished.stdout
