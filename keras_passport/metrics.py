@@ -214,6 +214,82 @@ def strength_interval(
     )
 
 
+def advantage_interval(
+    attacked_correct: int,
+    control_correct: int,
+    total: int,
+    both: int | None = None,
+    confidence: float = 0.95,
+) -> tuple[float, float]:
+    """Confidence interval of an advantage A = A_t − A_c on the same examples.
+
+    Args:
+        attacked_correct: Number of examples that the attacked network
+            classifies correctly.
+        control_correct: The same of the control, trained from scratch on the
+            attacker's data.
+        total: Number of examples.
+        both: Number of examples that both classify correctly. `None` if that
+            is not known: the two are then taken as independent, and the
+            interval is rather too wide.
+        confidence: Probability with which such intervals cover the true
+            advantage, in (0, 1).
+
+    Returns:
+        The interval's two ends `(low, high)`, in per cent.
+
+    Raises:
+        ValueError: As for `accuracy_interval`, or if `both` does not fit the
+            other counts.
+
+    Example:
+
+    >>> low, high = advantage_interval(5400, 5000, 10000, both=4200)
+    >>> print(f"{low:.1f} to {high:.1f} %")
+    3.1 to 4.9 %
+
+    Reference:
+
+    - Newcombe: Improved confidence intervals for the difference between
+      binomial proportions based on paired data, Statistics in Medicine 17
+      (1998), method 10.
+    """
+    counts = attacked_correct, control_correct
+    (low, high), (control_low, control_high) = (
+        accuracy_interval(count, total, confidence) for count in counts
+    )
+    attacked, control = (100.0 * count / total for count in counts)
+    correlation = 0.0
+    if both is not None:
+        both = _integer(both, "both", at_least=max(0, sum(counts) - total))
+        if both > min(counts):
+            raise ValueError(
+                f"Expected both to be at most {min(counts)}. "
+                f"Received: both={both}"
+            )
+        correlation = _correlation(*counts, total, both)
+
+    def width(ours, theirs):
+        square = ours**2 - 2 * correlation * ours * theirs + theirs**2
+        return math.sqrt(max(0.0, square))
+
+    value = attacked - control
+    return (
+        value - width(attacked - low, control_high - control),
+        value + width(high - attacked, control - control_low),
+    )
+
+
+def _correlation(first, second, total, both):
+    """Newcombe's φ of two yes-or-no answers, with his correction."""
+    neither = total - first - second + both
+    excess = both * neither - (first - both) * (second - both)
+    if excess > 0:
+        excess = max(0.0, excess - total / 2)
+    size = first * (total - first) * second * (total - second)
+    return excess / math.sqrt(size) if size else 0.0
+
+
 def success_interval(
     successes: int, trials: int, confidence: float = 0.95
 ) -> tuple[float, float]:

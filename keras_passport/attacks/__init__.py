@@ -17,7 +17,11 @@ from keras_passport.attacks.opened import Opened
 from keras_passport.attacks.options import TrainingOptions
 from keras_passport.attacks.pruning import prune, pruning
 from keras_passport.attacks.recipe import Recipe
-from keras_passport.attacks.result import AttackResult
+from keras_passport.attacks.result import (
+    Advantage,
+    AttackResult,
+    advantage,
+)
 from keras_passport.attacks.reverse import reverse_engineering
 from keras_passport.attacks.rewrites import (
     Rewrite,
@@ -25,19 +29,23 @@ from keras_passport.attacks.rewrites import (
     permute_channels,
     scale_filters,
 )
+from keras_passport.attacks.searching import Search
 from keras_passport.attacks.spectral import spectral, spectral_directions
 from keras_passport.attacks.statistics import (
     match_statistics,
     statistics_matching,
 )
-from keras_passport.attacks.tuning import tune_reverse_engineering
+from keras_passport.attacks.tuning import tune_reverse_engineering, tuned
 
 __all__ = [
+    "Advantage",
     "AttackResult",
     "Opened",
     "Recipe",
     "Rewrite",
+    "Search",
     "TrainingOptions",
+    "advantage",
     "ambiguity",
     "fake_passports",
     "fine_tuning",
@@ -56,4 +64,5 @@ __all__ = [
     "spectral_directions",
     "statistics_matching",
     "tune_reverse_engineering",
+    "tuned",
 ]

@@ -163,6 +163,7 @@ def fresh_normalization(
 
 def _stock(name, start, source, data, test, options):
     """Trains stock networks of the kernels of `source(*seed)`."""
+    made = []
 
     def make(number, attempt):
         public = source(options.seed, number, attempt)
@@ -179,7 +180,11 @@ def _stock(name, start, source, data, test, options):
                         )
                     )
         model.trainable = True
-        return model
+        # The first one is trained again and again, so it is compiled once.
+        if not made:
+            made.append(model)
+        made[0].set_weights(model.get_weights())
+        return made[0]
 
     mine = labelled.share(data, options.fraction, options.seed)
     return training.run(
@@ -196,6 +201,7 @@ def _stock(name, start, source, data, test, options):
         test,
         seed=options.seed,
         knowledge={"labels": True, "images": len(mine[1])},
+        search=options.search,
         keep_model=options.keep_model,
         progress=options.progress,
     )

@@ -18,8 +18,7 @@ class Batches(keras.utils.PyDataset):
     def __init__(self, x, y, batch_size, seed, augment=None):
         super().__init__()
         self._x, self._y, self._augment = x, np.asarray(y), augment
-        few = max(8, len(self._y) // 8)
-        self._size = min(batch_size, few, len(self._y))
+        self._size = step_size(len(self._y), batch_size)
         self._seed = seed
         self.start_epoch(0)
 
@@ -39,6 +38,11 @@ class Batches(keras.utils.PyDataset):
             rng = np.random.default_rng([self._seed, self._epoch, index + 1])
             x = self._augment(x, rng)
         return x, self._y[chosen]
+
+
+def step_size(count: int, batch_size: int) -> int:
+    """Examples per step, of `count` in all: an epoch is 8 steps or more."""
+    return min(batch_size, max(8, count // 8), count)
 
 
 def take(x, chosen):

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from keras_passport.attacks.recipe import Recipe
+from keras_passport.attacks.searching import Search
 
 STARTS = ("neutral", "fake", "random")
 
@@ -25,6 +26,7 @@ class TrainingOptions:
         statistics: Whether statistics are those of the batch, and estimated
             anew; otherwise they stay as published.
         recipe: How to train; `None` for the attack's own recipe.
+        search: Which recipes to try instead of that one; see `tuned`.
         restarts: Trials, each with draws of its own; the attacker's
             validation chooses. More than one start is told by `history`.
         seed: Of all draws.
@@ -45,6 +47,7 @@ class TrainingOptions:
     start: str | Mapping = "neutral"
     statistics: bool = True
     recipe: Recipe | None = None
+    search: Search | None = None
     restarts: int = 1
     seed: int = 0
     keep_model: bool = False

@@ -25,6 +25,8 @@ class Recipe:
         optimizer: `"sgd"` (momentum 0.9, Nesterov) or `"adam"`.
         learning_rate: The schedule's first.
         schedule: `"constant"`, or `"cosine"` down to 0, by epochs.
+        warmup: Part of the epochs in which the rate rises to its first, in
+            [0, 1): with large steps from the start, a network may be lost.
         weight_decay: Of kernels, as added to their gradients.
         augment: Function `(x, rng)` of a batch of inputs and a NumPy
             generator that returns the inputs to train on; `None` for none.
@@ -35,6 +37,7 @@ class Recipe:
     optimizer: str = "adam"
     learning_rate: float = 0.003
     schedule: str = "cosine"
+    warmup: float = 0.0
     weight_decay: float = 0.0
     augment: Callable[[Any, np.random.Generator], Any] | None = None
 
@@ -52,6 +55,12 @@ class Recipe:
                     f"Received: {name}={getattr(self, name)}"
                 )
 
+        if not 0 <= self.warmup < 1:
+            raise ValueError(
+                "Expected warmup to be a part of the epochs, in [0, 1). "
+                f"Received: warmup={self.warmup}"
+            )
+
     def to_dict(self) -> dict:
         """Plain values, for JSON."""
         fields = dataclasses.asdict(self)
@@ -60,9 +69,12 @@ class Recipe:
 
     def rate(self, epoch: int) -> float:
         """The learning rate of an epoch, counted from 0."""
+        rising = self.warmup * self.epochs
+        if epoch < rising:
+            return self.learning_rate * (epoch + 1) / (rising + 1)
         if self.schedule == "constant":
             return self.learning_rate
-        turn = math.pi * epoch / self.epochs
+        turn = math.pi * (epoch - rising) / (self.epochs - rising)
         return self.learning_rate * (1 + math.cos(turn)) / 2
 
     def _prepare(self, model, from_logits):

@@ -5,6 +5,8 @@ import dataclasses
 import keras
 import numpy as np
 
+from keras_passport import metrics
+
 
 @dataclasses.dataclass(frozen=True)
 class AttackResult:
@@ -25,6 +27,9 @@ class AttackResult:
             accurate.
         history: Per trial what was chosen for it and how it went, in plain
             values.
+        right: Which of the judge's examples the chosen trial classifies
+            rightly, as `packed` says it; empty if that was not kept. Two
+            attacks on the same examples compare better by it.
         model: The attacked model of the chosen trial, an ordinary Keras
             model, if it was asked for.
         public: With it the protected model with the kernels and statistics
@@ -41,6 +46,7 @@ class AttackResult:
     validation: tuple[float, ...] = ()
     losses: tuple[float, ...] = ()
     history: tuple[dict, ...] = ()
+    right: str = ""
     model: keras.Model | None = dataclasses.field(default=None, repr=False)
     public: keras.Model | None = dataclasses.field(default=None, repr=False)
 
@@ -93,3 +99,65 @@ class AttackResult:
             budget={**self.budget, "fakes": fakes},
             seconds=self.seconds + rest.seconds,
         )
+
+
+def packed(right: np.ndarray) -> str:
+    """Yes or no for each example, as hexadecimal digits of packed bits."""
+    return np.packbits(np.asarray(right, bool)).tobytes().hex()
+
+
+def unpacked(text: str, examples: int) -> np.ndarray:
+    """What `packed` made text of, boolean `(examples,)`."""
+    bits = np.frombuffer(bytes.fromhex(text), "uint8")
+    return np.unpackbits(bits, count=examples).astype(bool)
+
+
+@dataclasses.dataclass(frozen=True)
+class Advantage:
+    """What an attack gains over training from scratch, in per cent.
+
+    Args:
+        value: A, the difference of the two accuracies.
+        low: The lower end of its 95 % interval.
+        high: The upper end.
+    """
+
+    value: float
+    low: float
+    high: float
+
+
+def advantage(
+    attack: AttackResult, control: AttackResult, examples: int
+) -> Advantage:
+    """The advantage A of an attack over a control, with its interval.
+
+    A = A_t - A_c, with A_t what the attack reaches and A_c what training
+    from scratch reaches on the same data with the same tuning. The strength
+    S = A_p - A_t says how far an attacker stays from the valid passport; A
+    says whether the network was worth stealing.
+
+    Args:
+        attack: The attack's result.
+        control: That of `from_scratch` on the same data, judged by the same
+            examples.
+        examples: How many.
+
+    Returns:
+        An `Advantage`. The interval is of two proportions on the same
+        examples, if both results have `right`.
+
+    Example:
+
+    >>> control = tuned(from_scratch, model, data, test, fraction=0.04)
+    >>> advantage(attack, control, len(test[1])).value
+    """
+    counts = [round(one.accuracy * examples) for one in (attack, control)]
+    both = None
+    if attack.right and control.right:
+        ours, theirs = (
+            unpacked(one.right, examples) for one in (attack, control)
+        )
+        both = int(np.sum(ours & theirs))
+    low, high = metrics.advantage_interval(*counts, examples, both=both)
+    return Advantage(100 * (counts[0] - counts[1]) / examples, low, high)

@@ -155,6 +155,7 @@ def restarted(
         test,
         seed=options.seed,
         knowledge={"labels": True, "images": len(mine[1])},
+        search=options.search,
         keep_model=options.keep_model,
         progress=options.progress,
     )

@@ -117,6 +117,7 @@ def spectral(
         test,
         seed=seed,
         knowledge={"labels": True, "images": len(mine[1]), "rank": rank},
+        search=options.search,
         keep_model=options.keep_model,
         progress=options.progress,
     )

@@ -14,11 +14,13 @@ from keras_passport.attacks.labelled import (  # noqa: F401
     divide,
     share,
     split,
+    step_size,
     take,
 )
 from keras_passport.attacks.opened import Opened
 from keras_passport.attacks.recipe import Recipe
-from keras_passport.attacks.result import AttackResult
+from keras_passport.attacks.result import AttackResult, packed
+from keras_passport.attacks.searching import Search, is_converged
 
 
 def train(
@@ -108,13 +110,19 @@ def judge(model: keras.Model, data: tuple) -> tuple[float, float]:
     Raises:
         ValueError: If a label is no class of the model's.
     """
+    right, entropy = answers(model, data)
+    return float(np.mean(right)), entropy
+
+
+def answers(model: keras.Model, data: tuple) -> tuple[np.ndarray, float]:
+    """Which examples are classified rightly, and entropy; see `judge`."""
     x, y = data
     found = scores.predict(model, x)
     examples, classes = found.shape
     labels = scores.labels_of(y, examples, classes)
     predicted = scores.classes_of(found)
     return (
-        float(np.mean(predicted == labels)),
+        predicted == labels,
         # What is no class is an answer of its own.
         metrics.prediction_entropy(predicted + 1, classes + 1),
     )
@@ -163,6 +171,7 @@ def run(
     *,
     seed: int,
     knowledge: dict,
+    search: Search | None = None,
     attempts: int = 3,
     keep_model: bool = False,
     progress: bool = False,
@@ -177,6 +186,8 @@ def run(
         test: The judge's inputs and labels: nothing is chosen by them.
         seed: Of the validation part and of the order of the data.
         knowledge: What the attacker has, in plain values.
+        search: Recipes to try on the first trial; the others are trained by
+            the best.
         attempts: How often a trial that is stuck at chance is tried: a failed
             start is no strength of a protection.
         keep_model: Whether the result holds the attacked model.
@@ -185,34 +196,97 @@ def run(
     Returns:
         An `AttackResult`. Its budget's `"validation"` is the number of
         pictures that were set apart; 0 if the training data had to serve.
+        `"steps"` and `"seen"` are the steps and the pictures, with
+        repetitions, of all trainings.
 
     Raises:
         ValueError: If a label is no class of the model's.
     """
     began = time.monotonic()
-    training, validation = split(data, seed)
-    reached, epochs, kept = [], 0, None
+    trainings = _Trainings(data, test, seed, progress)
+    best = None
     for number, trial in enumerate(trials):
+        if search is None:
+            trainings.reach(trial, number, trial.recipe, attempts)
+        elif best is None:
+
+            def reach(recipe, short, trial=trial, number=number):
+                tries = 1 if short else attempts
+                return trainings.reach(trial, number, recipe, tries)
+
+            best = search.go(trial.recipe, reach)
+        else:
+            trainings.reach(trial, number, best, attempts)
+    reached = trainings.reached
+    attacked, public = None, None
+    if keep_model:
+        attacked = trainings.best()
+        if isinstance(attacked, Opened):
+            attacked, public = attacked.plain(), attacked.protected()
+    return AttackResult(
+        name=name,
+        accuracies=tuple(float(np.mean(one.right)) for one in reached),
+        entropies=tuple(one.entropy for one in reached),
+        knowledge=knowledge,
+        budget={
+            "images": len(data[1]),
+            "validation": trainings.validated,
+            **trainings.spent,
+            "trials": len(reached),
+            "seed": seed,
+        },
+        seconds=time.monotonic() - began,
+        validation=tuple(one.standing[0] for one in reached),
+        losses=tuple(-one.standing[1] for one in reached),
+        history=tuple(one.told for one in reached),
+        right=packed(trainings.kept[0].right),
+        model=attacked,
+        public=public,
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Reached:
+    """What one training came to."""
+
+    standing: tuple[float, float]
+    right: np.ndarray
+    entropy: float
+    told: dict
+
+
+class _Trainings:
+    """Trains one thing after another, and keeps what validated best.
+
+    Args:
+        data: The attacker's inputs and labels.
+        test: The judge's.
+        seed: Of the validation part and of the order of the data.
+        progress: Whether to show progress bars.
+    """
+
+    def __init__(self, data, test, seed, progress):
+        self._data, self._test = data, test
+        self._seed, self._progress = seed, progress
+        self._training, self._validation = split(data, seed)
+        self.validated = len(data[1]) - len(self._training[1])
+        self.reached: list[_Reached] = []
+        self.spent = {"epochs": 0, "steps": 0, "seen": 0}
+        # The best, its model and that model's weights.
+        self.kept = None
+
+    def reach(self, trial, number, recipe, attempts) -> dict:
+        """Trains a trial by a recipe; returns what the history says of it."""
         best = None
         for attempt in range(attempts):
             model = trial.make(attempt)
-            if not reached and not attempt:
-                _check_labels(model, data, test)
-            recipe = dataclasses.replace(
-                trial.recipe,
-                learning_rate=trial.recipe.learning_rate
-                / trial.slower**attempt,
-            )
-            history = train(
-                model,
-                training,
-                validation,
+            if not self.reached and not attempt:
+                _check_labels(model, self._data, self._test)
+            slowed = dataclasses.replace(
                 recipe,
-                seed=seed + number,
-                from_logits=gives_logits(model, training[0]),
-                progress=progress,
+                learning_rate=recipe.learning_rate / trial.slower**attempt,
             )
-            epochs += recipe.epochs
+            history = self._train(model, slowed, number)
             ends = zip(*history.values(), strict=True)
             stands = max(
                 standing(dict(zip(history, e, strict=True))) for e in ends
@@ -220,48 +294,52 @@ def run(
             about = (
                 trial.about(attempt) if callable(trial.about) else trial.about
             )
-            told = {**about, **recipe.to_dict(), "history": history}
+            told = {**about, **slowed.to_dict(), "history": history}
             if best is None or stands > best[0]:
                 best = stands, told, model, model.get_weights()
             if not (
-                is_stuck(stands[0], validation)
-                and is_stuck(max(history["accuracy"]), training)
+                is_stuck(stands[0], self._validation)
+                and is_stuck(max(history["accuracy"]), self._training)
             ):
                 break
         stands, told, model, weights = best
         if attempt:
             model.set_weights(weights)
-        accuracy, entropy = judge(model, test)
-        if kept is None or stands > max(r[0] for r in reached):
-            kept = model, weights
         told["attempts"] = attempt + 1
-        reached.append((stands, accuracy, entropy, told))
-    standings, accuracies, entropies, histories = zip(*reached, strict=True)
-    attacked, public = None, None
-    if keep_model:
-        attacked, weights = kept
-        attacked.set_weights(weights)
-        if isinstance(attacked, Opened):
-            attacked, public = attacked.plain(), attacked.protected()
-    return AttackResult(
-        name=name,
-        accuracies=accuracies,
-        entropies=entropies,
-        knowledge=knowledge,
-        budget={
-            "images": len(data[1]),
-            "validation": len(data[1]) - len(training[1]),
-            "epochs": epochs,
-            "trials": len(trials),
-            "seed": seed,
-        },
-        seconds=time.monotonic() - began,
-        validation=tuple(accuracy for accuracy, _ in standings),
-        losses=tuple(-loss for _, loss in standings),
-        history=histories,
-        model=attacked,
-        public=public,
-    )
+        told["converged"] = is_converged(
+            told["history"]["val_accuracy"], len(self._validation[1])
+        )
+        one = _Reached(stands, *answers(model, self._test), told)
+        if not self.reached or stands > self.kept[0].standing:
+            self.kept = one, model, weights
+        self.reached.append(one)
+        return {"standing": stands, "converged": told["converged"]}
+
+    def _train(self, model, recipe, number):
+        count = len(self._training[1])
+        size = step_size(count, recipe.batch_size)
+        steps = recipe.epochs * (count // size)
+        for name, more in (
+            ("epochs", recipe.epochs),
+            ("steps", steps),
+            ("seen", steps * size),
+        ):
+            self.spent[name] += more
+        return train(
+            model,
+            self._training,
+            self._validation,
+            recipe,
+            seed=self._seed + number,
+            from_logits=gives_logits(model, self._training[0]),
+            progress=self._progress,
+        )
+
+    def best(self) -> keras.Model:
+        """The model that validated best, with its weights of then."""
+        _, model, weights = self.kept
+        model.set_weights(weights)
+        return model
 
 
 def _check_labels(model, data, test) -> None:

@@ -1,8 +1,9 @@
-"""RevA with its settings searched for: the attacker whose number counts."""
+"""Tuned attacks: the attackers, and the controls, whose numbers count."""
 
 import dataclasses
 import pathlib
 import tempfile
+from collections.abc import Callable
 from typing import Any
 
 import keras
@@ -11,8 +12,9 @@ import numpy as np
 from keras_passport.attacks import labelled, reverse, training
 from keras_passport.attacks.kept import Kept, fingerprint
 from keras_passport.attacks.options import STARTS, TrainingOptions
-from keras_passport.attacks.recipe import OPTIMIZERS, SCHEDULES
+from keras_passport.attacks.recipe import OPTIMIZERS, SCHEDULES, Recipe
 from keras_passport.attacks.result import AttackResult
+from keras_passport.attacks.searching import Search, enough_epochs
 from keras_passport.layers import normalization
 from keras_passport.layers.protected import protected_layers
 from keras_passport.models import protected_model
@@ -23,6 +25,66 @@ _PROJECT = "reverse_engineering"
 # of the data one must lead, and what part of the trials may be spent on that.
 _SPLITS = 3
 _CONFIRMING = 4
+
+
+def tuned(
+    attack: Callable[..., AttackResult],
+    model: keras.Model,
+    data: tuple,
+    test: tuple,
+    options: TrainingOptions | None = None,
+    **changes: Any,
+) -> AttackResult:
+    """An attack or a control with its optimizer and learning rate tuned.
+
+    Numbers of two trainings compare only if both were tuned alike: an
+    attacker who reaches what their pictures are worth to somebody who trains
+    from scratch has gained nothing, and a control that was not tuned says
+    that of nobody. All of them try the same recipes.
+
+    Args:
+        attack: One that trains and takes `TrainingOptions`, such as
+            `reverse_engineering`, `fine_tuning` or `from_scratch`.
+        model: Protected classifier with one output; what is public of it is
+            used alone.
+        data: The attacker's inputs and integer labels.
+        test: The judge's inputs and labels, for the accuracy reported.
+        options: Of the attack. The recipe says what is not tried; without
+            one, cosine after a warm-up, weight decay 5e-4, batches of 64, and
+            epochs by the fraction (`enough_epochs`). The search says what is;
+            `Search()` if none is given.
+        **changes: Fields of `options` by name, and the attack's own
+            arguments.
+
+    Returns:
+        The attack's result; every training is in its `history`, and what all
+        of them cost in its `budget`, in steps and pictures seen.
+
+    Raises:
+        ValueError: If an argument is out of range.
+        PassportError: If the model is not protected.
+
+    Example:
+
+    >>> control = tuned(from_scratch, model, data, test, fraction=0.04)
+    >>> result = tuned(ambiguity, model, data, test, fraction=0.04,
+    ...                block="CERB")
+    >>> advantage(result, control)
+    """
+    given = options or TrainingOptions()
+    fields = {field.name for field in dataclasses.fields(TrainingOptions)}
+    own = {k: v for k, v in changes.items() if k not in fields}
+    given = dataclasses.replace(
+        given, **{k: v for k, v in changes.items() if k in fields}
+    )
+    recipe = given.recipe or Recipe(
+        epochs=enough_epochs(given.fraction),
+        warmup=0.05,
+        weight_decay=5e-4,
+    )
+    search = given.search or Search()
+    given = dataclasses.replace(given, recipe=recipe, search=search)
+    return attack(model, data, test, given, **own)
 
 
 def tune_reverse_engineering(
@@ -91,7 +153,7 @@ def tune_reverse_engineering(
     options = TrainingOptions.of(
         options,
         changes,
-        unused=("start", "statistics", "restarts"),
+        unused=("start", "statistics", "restarts", "search"),
         recipe=reverse.RECIPE,
     )
     mine = labelled.share(data, options.fraction, options.seed)
@@ -223,11 +285,16 @@ def _together(searched, attack, keep_model):
         budget={
             **first.budget,
             "trials": len(searched),
-            "epochs": sum(r.budget["epochs"] for r in results),
+            **{
+                name: sum(r.budget[name] for r in results)
+                for name in ("epochs", "steps", "seen")
+            },
         },
         # Those of a search that was ended and gone on with, too.
         seconds=sum(r.seconds for r in results),
     )
+    chosen = searched[whole.chosen].results[0]
+    whole = dataclasses.replace(whole, right=chosen.right)
     if keep_model:
         again = attack(**searched[whole.chosen].settings, keep_model=True)
         whole = dataclasses.replace(
