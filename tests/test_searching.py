@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 
 import keras_passport as kp
-from attack_case import target
 from keras_passport import metrics
 from keras_passport.attacks.recipe import Recipe
 from keras_passport.attacks.result import advantage, packed, unpacked
@@ -16,6 +15,7 @@ from keras_passport.attacks.searching import (
     enough_epochs,
     is_converged,
 )
+from support.attack_targets import target
 
 RECIPE = Recipe(epochs=4, batch_size=20)
 
