@@ -86,7 +86,9 @@ def accuracies(
 
     Example:
 
-    >>> accuracies(attacks.prune(model, 0.5), passport, (x, y))["valid"]
+    >>> pruned = kp.attacks.prune(model, 0.5)
+    >>> 0 <= kp.audit.accuracies(pruned, passport, test)["valid"] <= 1
+    True
     """
     passport = passport.fitted(model)
     tried = fake_passports(
@@ -130,7 +132,7 @@ def add_noise(
 
     Example:
 
-    >>> noisy = add_noise(passport, 0.25, replace=True)
+    >>> noisy = kp.audit.add_noise(passport, 0.25, replace=True)
 
     Reference:
 

@@ -79,7 +79,10 @@ def write_bytes(
 
     Example:
 
-    >>> write_bytes("packed.npy", buffer.getbuffer(), mode=0o600)
+    >>> from keras_passport import files
+    >>> buffer = io.BytesIO()
+    >>> np.save(buffer, passport.packed())
+    >>> files.write_bytes("packed.npy", buffer.getbuffer(), mode=0o600)
     """
     with (
         replacing(path, mode) as temporary,

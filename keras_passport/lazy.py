@@ -23,7 +23,12 @@ def exported(package: str, where: dict, then=lambda: None) -> tuple:
 
     Example:
 
-    >>> __getattr__, __dir__, __all__ = exported(__name__, {"bind": "binding"})
+    >>> from keras_passport import lazy
+    >>> get, directory, names = lazy.exported(
+    ...     "keras_passport", {"bind": "models.binding"}
+    ... )
+    >>> get("bind") is kp.bind
+    True
     """
     names = sorted(where)
 

@@ -31,7 +31,7 @@ def inconsistency(original, protected):
 
     Example:
 
-    >>> inconsistency(92.5, 92.25)
+    >>> kp.metrics.inconsistency(92.5, 92.25)
     0.25
     """
     return _difference(original=original, protected=protected)
@@ -60,7 +60,7 @@ def protection_strength(protected, attacked):
 
     Example:
 
-    >>> protection_strength(92.25, [10.0, 12.25]).tolist()
+    >>> kp.metrics.protection_strength(92.25, [10.0, 12.25]).tolist()
     [82.25, 80.0]
     """
     return _difference(protected=protected, attacked=attacked)
@@ -83,9 +83,9 @@ def is_functionality_preserving(
 
     Example:
 
-    >>> is_functionality_preserving(0.25)
+    >>> kp.metrics.is_functionality_preserving(0.25)
     True
-    >>> is_functionality_preserving(1.0)
+    >>> kp.metrics.is_functionality_preserving(1.0)
     False
     """
     return _number(inconsistency, "inconsistency") < _number(
@@ -108,9 +108,9 @@ def is_well_protected(strength: float, threshold: float = 50.0) -> bool:
 
     Example:
 
-    >>> is_well_protected(82.25)
+    >>> kp.metrics.is_well_protected(82.25)
     True
-    >>> is_well_protected(50.0)
+    >>> kp.metrics.is_well_protected(50.0)
     False
     """
     return _number(strength, "strength") > _number(threshold, "threshold")
@@ -145,7 +145,7 @@ def accuracy_interval(
 
     Example:
 
-    >>> low, high = accuracy_interval(9272, 10000)
+    >>> low, high = kp.metrics.accuracy_interval(9272, 10000)
     >>> print(f"{low:.2f} to {high:.2f} %")
     92.19 to 93.21 %
     """
@@ -190,7 +190,7 @@ def strength_interval(
 
     Example:
 
-    >>> low, high = strength_interval(9272, 10000, 104, 1000)
+    >>> low, high = kp.metrics.strength_interval(9272, 10000, 104, 1000)
     >>> print(f"{low:.1f} to {high:.1f} %")
     80.2 to 84.1 %
 
@@ -244,7 +244,7 @@ def advantage_interval(
 
     Example:
 
-    >>> low, high = advantage_interval(5400, 5000, 10000, both=4200)
+    >>> low, high = kp.metrics.advantage_interval(5400, 5000, 10000, both=4200)
     >>> print(f"{low:.1f} to {high:.1f} %")
     3.1 to 4.9 %
 
@@ -315,7 +315,7 @@ def success_interval(
 
     Example:
 
-    >>> low, high = success_interval(0, 1000)
+    >>> low, high = kp.metrics.success_interval(0, 1000)
     >>> print(f"{low:.4f} to {high:.4f}")
     0.0000 to 0.0037
     """
@@ -352,9 +352,10 @@ def prediction_entropy(predicted_classes, num_classes: int):
 
     Example:
 
-    >>> prediction_entropy([0, 1, 2, 3, 0, 1, 2, 3], num_classes=10)
+    >>> kp.metrics.prediction_entropy([0, 1, 2, 3, 0, 1, 2, 3], num_classes=10)
     2.0
-    >>> prediction_entropy([[3, 3, 3, 3], [0, 0, 1, 1]], 10).tolist()
+    >>> classes = [[3, 3, 3, 3], [0, 0, 1, 1]]
+    >>> kp.metrics.prediction_entropy(classes, 10).tolist()
     [0.0, 1.0]
     """
     num_classes = _integer(num_classes, "num_classes", at_least=1)

@@ -53,7 +53,7 @@ def plot_fakes(result: Mapping, path) -> None:
 
     Example:
 
-    >>> plot_fakes(
+    >>> kp.plots.plot_fakes(
     ...     {
     ...         "original_accuracy": 92.7,
     ...         "valid_accuracy": 92.4,
@@ -103,7 +103,7 @@ def plot_histograms(result: Mapping, path) -> None:
     ...     "fake_accuracies": [66.8, 67.1],
     ...     "attack": "RevA",
     ... }
-    >>> plot_histograms(
+    >>> kp.plots.plot_histograms(
     ...     {"panels": [{**panel, "title": f} for f in ("V2", "V3")]},
     ...     "figure7.png",
     ... )
@@ -158,7 +158,7 @@ def plot_curves(result: Mapping, path) -> None:
 
     Example:
 
-    >>> plot_curves(
+    >>> kp.plots.plot_curves(
     ...     {
     ...         "x_label": "Elements with noise (%)",
     ...         "curves": {
@@ -285,7 +285,7 @@ def plot_training(history: Mapping, path) -> None:
 
     Example:
 
-    >>> plot_training(
+    >>> kp.plots.plot_training(
     ...     {
     ...         "original": {"accuracy": [41.0, 58.2, 66.0]},
     ...         "protected": {"accuracy": [38.4, 57.5, 65.1]},

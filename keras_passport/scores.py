@@ -81,7 +81,8 @@ def only_shape(shape):
 
     Example:
 
-    >>> only_shape([(None, 8, 8, 3)])
+    >>> from keras_passport import scores
+    >>> scores.only_shape([(None, 8, 8, 3)])
     (None, 8, 8, 3)
     """
     parts = list(shape.values()) if isinstance(shape, dict) else shape
@@ -101,7 +102,8 @@ def classes_of(scores) -> np.ndarray:
 
     Example:
 
-    >>> classes_of([[0.1, 0.9], [float("nan"), 0.9]]).tolist()
+    >>> from keras_passport import scores
+    >>> scores.classes_of([[0.1, 0.9], [float("nan"), 0.9]]).tolist()
     [1, -1]
     """
     scores = np.asarray(scores)

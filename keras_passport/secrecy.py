@@ -19,6 +19,7 @@ class SecretArray(np.ndarray):
 
     Example:
 
+    >>> from keras_passport.secrecy import hidden
     >>> hidden(np.array([0.25, -1.5]))
     <secret array of shape (2,), float64>
     """

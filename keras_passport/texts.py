@@ -21,6 +21,7 @@ def shown(text, limit: int | None = 300) -> str:
 
     Example:
 
+    >>> from keras_passport.texts import shown
     >>> shown("owner.h5\\nfingerprint  00")
     'owner.h5\\\\nfingerprint  00'
     """

@@ -1,16 +1,9 @@
-import doctest
 import math
 
 import numpy as np
 import pytest
 
 from keras_passport import metrics
-
-
-def test_docstring_examples_run():
-    results = doctest.testmod(metrics)
-    assert results.attempted >= 10
-    assert results.failed == 0
 
 
 class TestEquation7:

@@ -36,7 +36,9 @@ def import_modules(names: Sequence[str]) -> None:
 
     Example:
 
-    >>> import_modules(["my_layers", "code/blocks.py"])
+    >>> from keras_passport.cli import given
+    >>> pathlib.Path("my_layers.py").write_text("ANSWER = 42") and None
+    >>> given.import_modules(["my_layers.py"])
     """
     if not names:
         return
@@ -182,7 +184,8 @@ def selection(
 
     Example:
 
-    >>> selection("conv1,conv2", ["conv1", "conv2", "logits"])
+    >>> from keras_passport.cli import given
+    >>> given.selection("conv1,conv2", ["conv1", "conv2", "logits"])
     ['conv1', 'conv2']
     """
     if text is None:

@@ -189,11 +189,12 @@ class KernelAdapter:
 
         Example:
 
+        >>> from keras_passport.layers import kernels
         >>> layer = keras.layers.Dense(2, kernel_initializer="ones")
         >>> layer.build((None, 3))
-        >>> adapter = adapter_for(layer)
-        >>> adapter.response(layer, ops.ones((1, 3))).shape
-        TensorShape([1, 2])
+        >>> adapter = kernels.adapter_for(layer)
+        >>> tuple(adapter.response(layer, np.ones((1, 3), "float32")).shape)
+        (1, 2)
         """
         keys = ops.convert_to_tensor(keys)
         expected = self.key_shape(layer)
@@ -542,10 +543,12 @@ def register_kernel_layer(layer_class: type, adapter: KernelAdapter) -> None:
 
     Example:
 
+    >>> from keras_passport.layers import kernels
     >>> class Scaled(keras.layers.Dense):
     ...     def call(self, inputs, training=None):
-    ...         return super().call(inputs)
-    >>> register_kernel_layer(Scaled, adapter_for(keras.layers.Dense))
+    ...         return 2 * super().call(inputs)
+    >>> adapter = kernels.adapter_for(keras.layers.Dense)
+    >>> kp.register_kernel_layer(Scaled, adapter)
     """
     if not (
         isinstance(layer_class, type)

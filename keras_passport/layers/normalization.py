@@ -256,8 +256,8 @@ def estimate_statistics(model: keras.Model, batches) -> keras.Model:
 
     Example:
 
-    >>> model = calibrate(bind(protect(base), passport), like=base)
-    >>> model = estimate_statistics(model, np.array_split(images, 10))
+    >>> model = kp.calibrate(kp.bind(kp.protect(base), passport), like=base)
+    >>> model = kp.estimate_statistics(model, np.array_split(images, 4))
     """
     found = [
         layer

@@ -71,10 +71,10 @@ class PassportNormalization(keras.layers.Wrapper):
 
     Example:
 
-    >>> layer = PassportNormalization(keras.layers.Dense(4), function="V3")
+    >>> layer = kp.PassportNormalization(keras.layers.Dense(4), function="V3")
     >>> x = np.ones((2, 3), "float32")
-    >>> layer(x, passport=np.ones((1, 6), "float32")).shape
-    TensorShape([2, 4])
+    >>> tuple(layer(x, passport=np.ones((1, 6), "float32")).shape)
+    (2, 4)
 
     Reference:
 

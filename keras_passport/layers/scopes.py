@@ -27,8 +27,11 @@ class Substitution(keras.StatelessScope):
 
     Example:
 
-    >>> with Substitution([(layer.kernel, kernel)]) as scope:
-    ...     outputs = layer(inputs)
+    >>> from keras_passport.layers import scopes
+    >>> layer = keras.layers.Dense(2)
+    >>> layer.build((None, 3))
+    >>> with scopes.Substitution([(layer.kernel, np.ones((3, 2)))]) as scope:
+    ...     outputs = layer(np.ones((1, 3), "float32"))
     >>> scope.hand_on(layer)
     """
 

@@ -133,7 +133,7 @@ def find_leaks(
 
     Example:
 
-    >>> report = find_leaks(passport, "public/")
+    >>> report = kp.find_leaks(passport, "public/")
     >>> assert report.clean, report
     """
     if not isinstance(passport, Passport):

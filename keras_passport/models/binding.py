@@ -36,10 +36,8 @@ def bind(model: keras.Model, passport) -> keras.Model:
 
     Example:
 
-    >>> base = keras.Sequential([keras.Input((8, 8, 3)),
-    ...     keras.layers.Conv2D(4, 3), keras.layers.BatchNormalization()])
-    >>> model = protect(base)
-    >>> model = bind(model, Passport.random_pattern(model))
+    >>> model = kp.protect(base)
+    >>> model = kp.bind(model, kp.Passport.random_pattern(model))
     """
     passport = hidden(passport)
     layers = _layers_or_error(model)
@@ -119,7 +117,7 @@ def presented(model: keras.Model, passport):
 
     Example:
 
-    >>> with presented(model, keys):
+    >>> with kp.presented(model, passport.packed()):
     ...     outputs = model(images, training=False)
     """
     if _is_array(passport):
@@ -166,7 +164,11 @@ def assumed(model, parameters: dict):
 
     Example:
 
-    >>> with assumed(model, {path: (gamma, beta)}):
+    >>> assumed = {
+    ...     "conv1": (np.ones(4), np.zeros(4)),
+    ...     "conv2": (np.ones(6), np.zeros(6)),
+    ... }
+    >>> with kp.assumed(model, assumed):
     ...     outputs = model(images, training=False)
     """
     layers = _layers_or_error(model)
@@ -203,8 +205,8 @@ def secret_checkpoint(model: keras.Model):
 
     Example:
 
-    >>> with secret_checkpoint(model):
-    ...     model.save_weights("owner/checkpoint.weights.h5")
+    >>> with kp.secret_checkpoint(model):
+    ...     model.save_weights("checkpoint.weights.h5")
     """
     if not optimizer_state.is_protected(model.variables):
         yield

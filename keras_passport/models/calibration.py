@@ -131,9 +131,12 @@ def calibrate(
 
     Example:
 
-    >>> model = calibrate(bind(reinitialize(protect(base)), passport))
-    >>> tuned = calibrate(bind(protect(base), passport), like=base)
+    >>> model = kp.reinitialize(kp.protect(base))
+    >>> model = kp.calibrate(kp.bind(model, passport))
+    >>> tuned = kp.calibrate(kp.bind(kp.protect(base), passport), like=base)
     >>> print(tuned.calibration)
+    conv1  changed by ... of its norm
+    conv2  changed by ... of its norm
 
     Reference:
 

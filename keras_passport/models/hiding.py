@@ -59,8 +59,8 @@ def hide_statistics(model: keras.Model, batches) -> keras.Model:
 
     Example:
 
-    >>> model.fit(x, y, batch_size=128, epochs=30)
-    >>> model = hide_statistics(model, np.array_split(x[:2560], 20))
+    >>> model = kp.calibrate(kp.bind(model, passport))
+    >>> model = kp.hide_statistics(model, np.array_split(images, 4))
     >>> model.save("protected.keras")
     """
     layers = {

@@ -30,7 +30,7 @@ def public(model: keras.Model) -> "ProtectedModel":
 
     Example:
 
-    >>> public(model).save("public.keras")
+    >>> kp.public(model).save("public.keras")
     """
     _layers_or_error(model)
     if not graph.is_model(model):

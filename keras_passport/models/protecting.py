@@ -60,7 +60,7 @@ def protect(
     ...     keras.layers.Conv2D(4, 3, name="conv"),
     ...     keras.layers.BatchNormalization(),
     ... ])
-    >>> protect(base).report.protected
+    >>> kp.protect(base).report.protected
     ['conv']
 
     Reference:
@@ -115,7 +115,12 @@ def inspect(
 
     Example:
 
-    >>> print(inspect(keras.applications.MobileNetV2(weights=None)))
+    >>> print(kp.inspect(base))
+    layer    type                passport  why
+    conv1    Conv2D              V3        with 'bn1'
+    bn1      BatchNormalization  V3        becomes one with 'conv1'
+    ...
+    2 of 3 kernel layers protected
     """
     _check_source(model)
     if protected_layers(model):

@@ -38,7 +38,7 @@ def unlock(model: keras.Model, passport=None, fold: bool = True) -> keras.Model:
 
     Example:
 
-    >>> plain = unlock(model, Passport.load("owner.h5"))
+    >>> plain = kp.unlock(model, kp.Passport.load("owner.h5"))
     >>> plain.save("trusted.keras")
     """
     passport = secrecy.hidden(passport)

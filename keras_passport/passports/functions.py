@@ -14,7 +14,8 @@ class PassportFunction:
 
     Example:
 
-    >>> get("V1").roles
+    >>> from keras_passport.passports import functions
+    >>> functions.get("V1").roles
     ('gamma',)
     """
 

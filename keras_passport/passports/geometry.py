@@ -42,8 +42,10 @@ class Geometry:
 
     Example:
 
-    >>> geometry = Geometry("convolution", channels=3, kernel_size=(3, 3),
-    ...                     strides=(1, 1), dilation=(1, 1), padding="same")
+    >>> from keras_passport.passports.geometry import Geometry
+    >>> geometry = Geometry(
+    ...     *("convolution", 3, (3, 3), (1, 1), (1, 1)), padding="same"
+    ... )
     >>> geometry.key_shape
     (3, 3, 3)
     """
@@ -170,6 +172,7 @@ def digest(feature_map: np.ndarray, geometry: Geometry) -> np.ndarray:
 
     Example:
 
+    >>> from keras_passport.passports.geometry import Geometry, digest
     >>> geometry = Geometry("pointwise", channels=2)
     >>> digest(np.array([[1.0, 2.0], [3.0, 4.0]]), geometry).tolist()
     [2.0, 3.0]

@@ -66,9 +66,9 @@ class Passport:
 
     Example:
 
-    >>> passport = Passport.random_pattern(model)
+    >>> passport = kp.Passport.random_pattern(model)
     >>> passport.save("owner.h5")
-    >>> bind(model, Passport.load("owner.h5"))
+    >>> model = kp.bind(model, kp.Passport.load("owner.h5"))
 
     Reference:
 
@@ -154,7 +154,7 @@ class Passport:
 
         Example:
 
-        >>> passport = Passport.random_pattern(model)
+        >>> passport = kp.Passport.random_pattern(model)
         """
         protected = above("layers.protected")
         features = above("models.features")
@@ -203,7 +203,8 @@ class Passport:
 
         Example:
 
-        >>> passport = Passport.fixed_image(model, images, reference=base)
+        >>> two = images[:2]
+        >>> passport = kp.Passport.fixed_image(model, two, reference=base)
         """
         seed, images, reference = map(hidden, (seed, images, reference))
         protected = above("layers.protected")
@@ -265,7 +266,7 @@ class Passport:
 
         Example:
 
-        >>> passport = Passport.random_image(model, images, reference=base)
+        >>> passport = kp.Passport.random_image(model, images, reference=base)
         """
         seed, images, reference = map(hidden, (seed, images, reference))
         features = above("models.features")
@@ -340,8 +341,11 @@ class Passport:
 
         Example:
 
-        >>> maps = {"conv": (np.ones((8, 8, 3)), np.ones((8, 8, 3)))}
-        >>> passport = Passport.from_feature_maps(model, maps)
+        >>> maps = {
+        ...     "conv1": (np.ones((8, 8, 3)), np.zeros((8, 8, 3))),
+        ...     "conv2": (np.ones((8, 8, 4)), np.zeros((8, 8, 4))),
+        ... }
+        >>> passport = kp.Passport.from_feature_maps(model, maps)
         """
         seed, maps = hidden(seed), hidden(maps)
         protected = above("layers.protected")
@@ -431,7 +435,8 @@ class Passport:
 
         Example:
 
-        >>> packed = Passport.load("owner.h5").pack("served")
+        >>> served = kp.require_passport(model)
+        >>> packed = kp.Passport.load("owner.h5").pack(kp.passport_spec(served))
         """
         function, geometries, offsets = layers_of(read_spec(spec))
         check_function(function, self.function.name, "the spec's")
@@ -530,8 +535,8 @@ class Passport:
 
         Example:
 
-        >>> passport = passport.renamed({"conv": "backbone/conv"})
-        >>> passport.save("owner_of_the_product.h5")
+        >>> renamed = passport.renamed({"conv1": "backbone/conv1"})
+        >>> renamed.save("owner_of_the_product.h5")
         """
         names = dict(names)
         unknown = set(names) - set(self.layers)
@@ -588,7 +593,7 @@ class Passport:
 
         Example:
 
-        >>> maps = Passport.load("owner.h5").feature_maps(model, base)
+        >>> maps = kp.Passport.load("owner.h5").feature_maps(model, base)
         """
         from keras_passport.passports import remaking
 

@@ -79,7 +79,8 @@ def export_saved_model(
 
     Example:
 
-    >>> export_saved_model(model, "served", class_names=["cat", "dog"])
+    >>> names = ["cat", "dog", "bird"]
+    >>> kp.export_saved_model(model, "served", class_names=names)
     """
     _check_backend("a SavedModel")
     import tensorflow as tf
@@ -224,7 +225,7 @@ def export_onnx(
 
     Example:
 
-    >>> export_onnx(model, "served.onnx")
+    >>> kp.export_onnx(model, "served.onnx")
     """
     served = _requiring(model)
     try:
@@ -258,7 +259,7 @@ def export_litert(
 
     Example:
 
-    >>> export_litert(model, "served.tflite")
+    >>> kp.export_litert(model, "served.tflite")
     """
     _export(model, path, "litert", overwrite)
 

@@ -195,8 +195,9 @@ def require_passport(model: keras.Model) -> PassportInputModel:
 
     Example:
 
-    >>> served = require_passport(model)
-    >>> scores = served([images, passport.pack(passport_spec(served))])
+    >>> served = kp.require_passport(model)
+    >>> packed = passport.pack(kp.passport_spec(served))
+    >>> outputs = served([images, packed])
 
     Reference:
 
@@ -317,7 +318,7 @@ def passport_spec(model: keras.Model) -> dict:
 
     Example:
 
-    >>> json.dumps(passport_spec(model))
+    >>> text = json.dumps(kp.passport_spec(model))
     """
     function = function_of(model)
     layers, offset = [], 0
@@ -358,7 +359,9 @@ def with_passport(inputs, packed):
 
     Example:
 
-    >>> scores = served.predict(with_passport(images, packed))
+    >>> served = kp.require_passport(model)
+    >>> packed = passport.pack(kp.passport_spec(served))
+    >>> scores = served.predict(kp.with_passport(images, packed), verbose=0)
     """
     packed = hidden(packed)
     rows = {
