@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import keras_passport as kp
-from keras_passport.layers import access
+from keras_passport.layers import bindings
 from keras_passport.models.binding import keyed_function
 from support.protected_models import (
     compiled,
@@ -525,7 +525,7 @@ def test_a_functional_graph_takes_no_known_keys():
 def test_nothing_shows_values():
     model, passport = protected()
     with kp.presented(model, passport.packed()):
-        shown = [repr(frame) for frame in access._frames.get()]
+        shown = [repr(frame) for frame in bindings._frames.get()]
     for layer in kp.protected_layers(model).values():
         secret = layer._secret
         shown += map(repr, (secret, secret.bound, secret.bound.array))

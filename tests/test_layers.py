@@ -6,7 +6,7 @@ import pytest
 from keras import ops
 
 import keras_passport as kp
-from keras_passport.layers import kernels
+from keras_passport.layers import folding, kernels
 from keras_passport.layers import normalization as normalization_module
 from support.passport_layers import (
     FUNCTIONS,
@@ -276,15 +276,13 @@ def test_folding_rounds_no_more_in_bfloat16(kernel, monkeypatch):
         gaps = ops.cast(outputs, "float32") - expected
         return float(ops.sqrt(ops.mean(gaps * gaps)))
 
-    calls, fold = [], type(mixed)._call_folded
+    calls, fold = [], folding.call
     monkeypatch.setattr(
-        type(mixed),
-        "_call_folded",
-        lambda *args: calls.append(args) or fold(*args),
+        folding, "call", lambda *args: calls.append(args) or fold(*args)
     )
     folded = error()
     assert calls
-    monkeypatch.setattr(type(mixed), "_folds", lambda *args: False)
+    monkeypatch.setattr(folding, "pays", lambda *args: False)
     assert folded < 1.2 * error()
 
 

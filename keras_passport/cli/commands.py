@@ -19,6 +19,7 @@ from keras_passport import files, scores
 from keras_passport.cli import given, pictures
 from keras_passport.cli.quiet import quiet
 from keras_passport.passports import passport_file
+from keras_passport.shapes import fits
 from keras_passport.texts import shown
 
 PROGRAM = "keras-passport"
@@ -258,7 +259,7 @@ def evaluate(args) -> None:
             "Expected a classifier with one output per class. Received: "
             f"outputs {gives}"
         )
-    if not isinstance(takes, tuple) or not _fits(takes[1:], x.shape[1:]):
+    if not isinstance(takes, tuple) or not fits(takes[1:], x.shape[1:]):
         raise ValueError(
             f"Expected x of the model's input shape, {takes}. "
             f"Received: x of shape {x.shape}"
@@ -426,9 +427,3 @@ def _examples(path) -> tuple[np.ndarray, np.ndarray]:
             f"Received: x of shape {x.shape}"
         )
     return x, y
-
-
-def _fits(expected, shape) -> bool:
-    return len(expected) == len(shape) and all(
-        n in (None, m) for n, m in zip(expected, shape, strict=True)
-    )

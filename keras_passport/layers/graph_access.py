@@ -11,7 +11,8 @@ import tensorflow as tf
 from tensorflow.python.saved_model import save_context
 
 from keras_passport.errors import PassportError
-from keras_passport.layers import access
+from keras_passport.layers import bindings, writers
+from keras_passport.layers.readers import Reader
 
 # How far away, in calls, is who asks what a function has captured.
 _DEPTH = 8
@@ -68,31 +69,29 @@ def read(secret, kind, frame):
             fixed, live = frame, _live(frame.values[secret])
         if live and all(part is not None for part in live):
             return live if frame.assumes else live[0]
-        if kind == access.KEYS and not frame.values[secret].is_one:
-            kind = access.ROWS
+        if kind == bindings.KEYS and not frame.values[secret].is_one:
+            kind = bindings.ROWS
     graph = current()
     captures = graph.function_captures.by_ref_internal
     for reader in captures:
-        if isinstance(reader, access.Reader) and reader.serves(
-            secret, kind, fixed
-        ):
+        if isinstance(reader, Reader) and reader.serves(secret, kind, fixed):
             break
     else:
-        access.refuse_writers()
-        reader = access.Reader(_together(secret, fixed), kind, fixed)
+        writers.refuse_writers()
+        reader = Reader(_together(secret, fixed), kind, fixed)
         _capture(graph, reader)
     part = reader.part(captures[reader], secret)
-    if kind != access.PARAMETERS or not live:
+    if kind != bindings.PARAMETERS or not live:
         return part
     return tuple(
-        own if mine is None else mine
-        for mine, own in zip(live, part, strict=True)
+        fetched if shown is None else shown
+        for shown, fetched in zip(live, part, strict=True)
     )
 
 
 def _live(value):
     """What a block inside the function shows, `None` for its constants."""
-    if isinstance(value, access.Keys):
+    if isinstance(value, bindings.Keys):
         return (value.tensor,)
     return tuple(
         tf.convert_to_tensor(part, "float32")
@@ -106,10 +105,10 @@ def _live(value):
 def _together(secret, frame):
     if frame is not None:
         return tuple(frame.values)
-    context = access.call_context()
+    context = bindings.call_context()
     if context is None:
         return (secret,)
-    return access.reached_by(context.entry_layer, secret)
+    return bindings.reached_by(context.entry_layer, secret)
 
 
 def is_replica() -> bool:
@@ -122,7 +121,7 @@ def is_replica() -> bool:
 
 def _capture(graph, reader):
     """An input of the graph that the reader fills at each call."""
-    rows = None if reader.kind == access.ROWS else 1
+    rows = None if reader.kind == bindings.ROWS else 1
     spec = tf.TensorSpec((rows, reader.size), "float32")
     last = [(None, None)]
 
@@ -130,14 +129,14 @@ def _capture(graph, reader):
         # One reference, since other threads exchange it meanwhile.
         packed, (known, tensor) = reader.collect(), last[0]
         if packed is not known:
-            tensor = access.tensor_of(packed)
+            tensor = bindings.tensor_of(packed)
             last[0] = packed, tensor
         return tensor
 
     def supply():
         if save_context.in_save_context():
-            raise access.unexportable()
-        access.refuse_writers(depth=_DEPTH)
+            raise writers.unexportable()
+        writers.refuse_writers(depth=_DEPTH)
         if tf.executing_eagerly():
             return fetch()
         # Another function that is being traced calls this one.
@@ -146,7 +145,7 @@ def _capture(graph, reader):
             return reader.symbolic(read)
         outer = current()
         if not outer.building_function:
-            raise access.unexportable()
+            raise writers.unexportable()
         with outer.as_default():
             return _add(outer, reader, spec, supply)
 

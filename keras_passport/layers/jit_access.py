@@ -21,7 +21,8 @@ import numpy as np
 from jax._src import core
 
 from keras_passport.errors import PassportError
-from keras_passport.layers import access
+from keras_passport.layers import bindings, writers
+from keras_passport.layers.readers import Reader, collect
 
 _TRAINER = "keras.src.backend.jax.trainer"
 
@@ -83,22 +84,19 @@ def _read(secret, kind, frame):
                 )
         elif value.array is None:
             return value.tensor
-        elif kind == access.KEYS and not value.is_one:
-            kind = access.ROWS
-    context = access.call_context()
+        elif kind == bindings.KEYS and not value.is_one:
+            kind = bindings.ROWS
+    context = bindings.call_context()
     readers = None if context is None else context.get_value("jit_readers")
     if readers is None:
         readers = []
         if context is not None:
             context.set_value("jit_readers", readers)
     trace = current()
-    found = [
-        (reader, tensor)
-        for known, reader, tensor in readers
-        if known == trace and reader.serves(secret, kind, None)
-    ]
-    if found:
-        reader, tensor = found[0]
+    for known, reader, fetched in readers:
+        if known == trace and reader.serves(secret, kind, None):
+            tensor = fetched
+            break
     else:
         reader, tensor = _fetch(context, secret, kind, frame)
         readers.append((trace, reader, tensor))
@@ -118,20 +116,20 @@ def _current(value):
 
 def _fetch(context, secret, kind, frame):
     """A new reader, and what it returns when the function runs."""
-    access.refuse_writers()
+    writers.refuse_writers()
     trainer = _trainer()
     if trainer is None and frame is not None:
         raise PassportError(
             "Expected keys that are an argument of the compiled function, as "
             "keras_passport.models.keyed_function makes them, or a bound "
             "passport. Received: values presented to or assumed for layer "
-            f"'{access.name_of(secret)}' that the function would hold as "
+            f"'{bindings.name_of(secret)}' that the function would hold as "
             "constants"
         )
     secrets = (secret,)
     if context is not None:
-        secrets = access.reached_by(context.entry_layer, secret)
-    reader = _Reader(secrets, kind)
+        secrets = bindings.reached_by(context.entry_layer, secret)
+    reader = _HostReader(secrets, kind)
     if trainer is not None:
         trainer.guard(reader)
     packed = reader.collect()
@@ -140,7 +138,7 @@ def _fetch(context, secret, kind, frame):
     return reader, jax.pure_callback(reader.host, shape)
 
 
-class _Reader(access.Reader):
+class _HostReader(Reader):
     """A reader whose `host` the compiled function calls."""
 
     def __init__(self, secrets, kind):
@@ -255,12 +253,12 @@ class _Guarded:
 
     def __call__(self, state, iterator):
         try:
-            found = access.collect(self.readers)
+            collected = collect(self.readers)
         except PassportError:
             give_back(self._model(), self._names, state)
             raise
-        if not all(reader.is_pinned(packed) for reader, packed in found):
+        if not all(reader.is_pinned(packed) for reader, packed in collected):
             settle()
-            for reader, packed in found:
+            for reader, packed in collected:
                 reader.pin(packed)
         return self._step(state, iterator)

@@ -28,6 +28,52 @@ def refusal(layer) -> str | None:
     return None
 
 
+def without_affine(layer):
+    """A normalisation's config, and a new one of it without affine part.
+
+    Args:
+        layer: Of a type in `SUPPORTED`.
+
+    Raises:
+        ValueError: If a passport can't take its scale's and shift's place.
+    """
+    if type(layer) not in SUPPORTED:
+        raise ValueError(
+            "Expected normalization to be a BatchNormalization, "
+            "LayerNormalization or GroupNormalization layer. "
+            f"Received: normalization={layer}"
+        )
+    reason = refusal(layer)
+    if reason:
+        raise ValueError(
+            "Expected a normalisation that a passport can scale and shift, "
+            f"but {reason}. Received: normalization={layer}"
+        )
+    replaced = _unshared(keras.saving.serialize_keras_object(layer))
+    # Deserialising must not build it: its weights would be made for nothing.
+    replaced.pop("build_config", None)
+    config = {**layer.get_config(), "center": False, "scale": False}
+    return replaced, type(layer).from_config(config)
+
+
+def _unshared(config):
+    """A copy of a config that says nothing of which objects are shared.
+
+    While a model is loaded, Keras notes the ids of all that is serialised. The
+    layer serialised here is gone soon after, and the next one may have its id:
+    its config would be taken for the same layer's.
+    """
+    if isinstance(config, dict):
+        return {
+            key: _unshared(value)
+            for key, value in config.items()
+            if key != "shared_object_id"
+        }
+    if isinstance(config, (list, tuple)):
+        return [_unshared(value) for value in config]
+    return config
+
+
 def normalize(layer, inputs, gamma, beta, training=None, mask=None):
     """y = γ · normalise(x) + β (eq. 3).
 
@@ -36,7 +82,7 @@ def normalize(layer, inputs, gamma, beta, training=None, mask=None):
             are used and, in training, updated as it would itself.
         inputs: Tensor to normalise.
         gamma: float32 tensor of shape `(1 or batch, channels)`, or `None`.
-        beta: Likewise.
+        beta: Shift, of the same shapes.
         training: Whether to use the batch's own statistics.
         mask: Mask of one axis less than the inputs, or `None`.
 
@@ -74,24 +120,21 @@ def tells_channels_apart(layer) -> bool:
     return bool(np.any(mean) or np.ptp(variance) > 0.0)
 
 
-def folds_into(kernel_layer, layer) -> bool:
-    """Whether a normalisation at inference can become part of a kernel.
+def statistics_of(layer) -> tuple[np.ndarray, np.ndarray]:
+    """What a batch normalisation subtracts, and what it divides by.
 
     Args:
-        kernel_layer: The layer right before it.
-        layer: The normalisation.
+        layer: A built batch normalisation.
+
+    Returns:
+        Tuple of its moving mean, and of the square root of variance and
+        epsilon together: float64 arrays `(channels,)`.
     """
-    return (
-        isinstance(layer, keras.layers.BatchNormalization)
-        and getattr(kernel_layer, "activation", None)
-        in (None, keras.activations.linear)
-        and kernel_layer.activity_regularizer is None
-        and layer.compute_dtype == kernel_layer.compute_dtype
-        # A kernel is scaled in float32 and rounded once, as it would be
-        # anyway; float16 has no exponents for what scaling can make of it.
-        and layer.compute_dtype in ("float32", "bfloat16")
-        and not getattr(kernel_layer, "lora_enabled", False)
+    mean, variance = (
+        ops.convert_to_numpy(value).astype("float64")
+        for value in (layer.moving_mean, layer.moving_variance)
     )
+    return mean, np.sqrt(variance + layer.epsilon)
 
 
 def shifted(layer, inputs, shift):
@@ -145,9 +188,9 @@ def affine(layer, gamma, beta, dtype="float32"):
     """What a batch normalisation is at inference: a scale and a shift.
 
     Args:
-        layer: As for `normalize`.
-        gamma: Likewise.
-        beta: Likewise.
+        layer: As for `normalize`, and so are the next two.
+        gamma: Scale.
+        beta: Shift.
         dtype: To compute in.
 
     Returns:
@@ -259,20 +302,20 @@ def estimate_statistics(model: keras.Model, batches) -> keras.Model:
     >>> model = kp.calibrate(kp.bind(kp.protect(base), passport), like=base)
     >>> model = kp.estimate_statistics(model, np.array_split(images, 4))
     """
-    found = [
+    layers = [
         layer
         for layer in model._flatten_layers()
         if isinstance(layer, keras.layers.BatchNormalization)
     ]
-    momenta = [layer.momentum for layer in found]
+    momenta = [layer.momentum for layer in layers]
     count = 0
     try:
         for count, inputs in enumerate(batches, start=1):
-            for layer in found:
+            for layer in layers:
                 layer.momentum = 1.0 - 1.0 / count
             model(inputs, training=True)
     finally:
-        for layer, momentum in zip(found, momenta, strict=True):
+        for layer, momentum in zip(layers, momenta, strict=True):
             layer.momentum = momentum
     if not count:
         raise ValueError("Expected at least one batch. Received: none")

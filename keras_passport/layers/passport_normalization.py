@@ -1,7 +1,6 @@
 """`PassportNormalization`: a kernel layer with γ and β from a passport."""
 
 import dataclasses
-import math
 
 import keras
 import numpy as np
@@ -11,12 +10,16 @@ from keras_passport import secrecy
 from keras_passport.errors import PassportError
 from keras_passport.layers import (
     access,
+    decoupling,
+    folding,
     kernels,
     normalization,
     optimizer_state,
     quantization,
     scopes,
 )
+from keras_passport.layers.duals import dual_basis
+from keras_passport.layers.normalization import without_affine
 from keras_passport.passports import functions
 
 # What a layer is made of; its adapter, geometry and keys belong to these.
@@ -120,12 +123,12 @@ class PassportNormalization(keras.layers.Wrapper):
         self.decouple = decouple
         self.key_groups = key_groups
         self.identity = identity
-        self.replaced, self.normalization = _without_affine(normalization)
+        self.replaced, self.normalization = without_affine(normalization)
         self.supports_masking = all(
             part.supports_masking for part in (layer, *self.between)
         )
         for part in (layer, *self.between, self.normalization):
-            _without_remat(part)
+            scopes.without_remat(part)
         quantization.refuse(layer)
         self.gamma = None
         self.beta = None
@@ -203,7 +206,7 @@ class PassportNormalization(keras.layers.Wrapper):
         Args:
             gamma: Key for γ, float array of shape `geometry.key_shape`;
                 `None` where the function does not hide γ.
-            beta: Key for β, likewise.
+            beta: Key for β, of the same shape, or `None`.
 
         Raises:
             PassportError: If a key is missing, superfluous, of the wrong
@@ -247,7 +250,7 @@ class PassportNormalization(keras.layers.Wrapper):
     def _dual(self, packed):
         """The keys' dual basis, packed as they are."""
         rows = packed.reshape(-1, *self.geometry.key_shape)
-        duals = kernels.dual_basis(
+        duals = dual_basis(
             rows, self.adapter.blocks(self.layer), self.key_groups
         )
         return duals.reshape(1, -1)
@@ -301,7 +304,7 @@ class PassportNormalization(keras.layers.Wrapper):
         Args:
             gamma: Wanted γ, float array of shape `(channels,)`; `None` where
                 the function does not hide it.
-            beta: Wanted β, likewise.
+            beta: Wanted β, of the same shape, or `None`.
 
         Raises:
             PassportError: If no passport is bound, what is given is not what
@@ -315,7 +318,7 @@ class PassportNormalization(keras.layers.Wrapper):
 
         Args:
             gamma: As for `set_hidden_parameters`.
-            beta: Likewise.
+            beta: As for `set_hidden_parameters`.
             size: A factor that the kernel is to be multiplied by before.
 
         Returns:
@@ -339,11 +342,11 @@ class PassportNormalization(keras.layers.Wrapper):
             )
         rows = np.stack([np.asarray(wanted[role]) for role in given])
         keys = self._secret.bound.eager(access.KEYS)
-        found = ops.convert_to_numpy(self._respond(keys))
+        response = ops.convert_to_numpy(self._respond(keys))
         change = self.adapter.smallest_change(
             self.layer,
             ops.reshape(keys, (-1, *self.geometry.key_shape)),
-            rows - size * found,
+            rows - size * response,
         )
         return kernel, change
 
@@ -354,23 +357,7 @@ class PassportNormalization(keras.layers.Wrapper):
         has no effect, but a trained one tells what the layer that reads these
         outputs sees: it must not be published.
         """
-        if self._cancels_bias():
-            bias, mean = self.layer.bias, self.normalization.moving_mean
-            mean.assign(ops.convert_to_numpy(mean) - ops.convert_to_numpy(bias))
-            bias.assign(np.zeros(bias.shape))
-
-    def _cancels_bias(self) -> bool:
-        """Whether a bias only shifts what the statistics subtract again."""
-        bias = getattr(self.layer, "bias", None)
-        return (
-            bias is not None
-            and isinstance(self.normalization, keras.layers.BatchNormalization)
-            and kernels.is_stock(self.layer)
-            and self.layer.activation is keras.activations.linear
-            and self.layer.activity_regularizer is None
-            and tuple(bias.shape) == tuple(self.normalization.moving_mean.shape)
-            and all(isinstance(part, _KEEPS_SHIFTS) for part in self.between)
-        )
+        folding.into_mean(self)
 
     def _hidden(self, passport):
         """γ and β, each (rows, channels), or None where not hidden."""
@@ -400,119 +387,6 @@ class PassportNormalization(keras.layers.Wrapper):
         values = {role: response[:, i] for i, role in enumerate(roles)}
         return values.get("gamma"), values.get("beta")
 
-    def _decouples(self, passport, training) -> bool:
-        return (
-            self.decouple
-            and bool(training)
-            and passport is None
-            and access.is_settled(self._secret)
-            and self.adapter.weight(self.layer) is not None
-        )
-
-    def _call_decoupled(self, inputs):
-        """Kernel layer's outputs, γ and β, with decoupled gradients.
-
-        All values are the plain ones. Hidden parameters send their gradient g
-        along the dual keys κ̃, so that a step changes γ and β as one on
-        variables would, whatever the keys' size and angle. The features'
-        gradient G is projected off the keys, so that it leaves γ and β alone.
-        Together: G + Σ κ̃ (g - κ · G), which passes over the kernel as seldom
-        as the formula's own gradient.
-        """
-        kernel = self.adapter.weight(self.layer)
-        keys, duals = access.read(self._secret, access.DUALS)
-        duals = ops.reshape(duals, (-1, *self.geometry.key_shape))
-
-        def respond(value, keys):
-            with scopes.Substitution([(kernel, value)]):
-                return self._respond(keys)
-
-        # Keys are arguments: JAX lets no gradient close over traced values.
-        @ops.custom_gradient
-        def decoupled(value, response, keys, duals):
-            def gradient(*upstream):
-                # TensorFlow hands over two arguments, JAX a pair.
-                of_features, of_hidden = keras.tree.flatten(upstream)
-                # TensorFlow forgets the shape where inputs have open sizes.
-                of_features = ops.reshape(of_features, kernel.shape)
-                change = of_hidden - respond(of_features, keys)
-                change = self.adapter.spread_groups(self.layer, duals, change)
-                change = of_features + ops.cast(change, of_features.dtype)
-                none = ops.zeros_like(keys), ops.zeros_like(duals)
-                return change, of_hidden, *none
-
-            return (value, response), gradient
-
-        # The gradient of what else a response may depend on is its own.
-        response = respond(ops.stop_gradient(kernel.value), keys)
-        features, response = decoupled(kernel.value, response, keys, duals)
-        values = [(kernel, features), *self._still_bias(True)]
-        outputs = self._run_layer(inputs, values)
-        return outputs, *self._by_role(response, 1)
-
-    def _still_bias(self, training) -> list:
-        """A bias that is cancelled, so that it does not train either.
-
-        Its gradient is nothing but rounding errors where statistics are the
-        batch's; where they are frozen, it is what β's would be.
-        """
-        if not training or not self._cancels_bias():
-            return []
-        bias = self.layer.bias
-        return [(bias, ops.stop_gradient(bias.value) + 0.0 * bias.value)]
-
-    def _run_layer(self, inputs, values):
-        """The kernel layer's outputs with other values of some variables."""
-        if not values:
-            return self.layer(inputs)
-        with scopes.Substitution(values) as scope:
-            outputs = self.layer(inputs)
-        scope.hand_on(self.layer)
-        return outputs
-
-    def _folds(self, inputs, gamma, beta, training, mask, assumed) -> bool:
-        """Whether scaling the kernel costs less than scaling the outputs.
-
-        One or the other is read and written once more; the factor of 2 was
-        measured with ResNet-50 (BUILD_NOTES.md). XLA, of JAX, fuses the latter
-        with what comes before and after.
-        """
-        if (
-            keras.backend.backend() != "tensorflow"
-            or (training and self.normalization.trainable)
-            # Who trains γ and β wants no gradient of a kernel.
-            or (training and assumed)
-            or mask is not None
-            or not kernels.is_stock(self.layer)
-            or not normalization.folds_into(self.layer, self.normalization)
-            or self.between
-            or any(p is not None and p.shape[0] != 1 for p in (gamma, beta))
-        ):
-            return False
-        outputs = self.layer.compute_output_shape(tuple(inputs.shape))
-        kernel = sum(math.prod(w.shape) for w in self.layer.weights)
-        return kernel <= 2 * math.prod(size or 1 for size in outputs)
-
-    def _call_folded(self, inputs, gamma, beta, training):
-        """Inference with scale and shift in the kernel and its bias."""
-        scale, shift = normalization.affine(self.normalization, gamma, beta)
-        scale, shift = scale[0], shift[0]
-        values = self.adapter.folded(self.layer, scale, ops.convert_to_tensor)
-        bias = getattr(self.layer, "bias", None)
-        if bias is not None:
-            for _, still in self._still_bias(training):
-                bias = still
-            values["bias"] = ops.convert_to_tensor(bias) * scale + shift
-        mapping = [
-            (variable, values[variable.name])
-            for variable in self.layer.variables
-            if variable.name in values
-        ]
-        outputs = self._run_layer(inputs, mapping)
-        if bias is not None:
-            return outputs
-        return normalization.shifted(self.normalization, outputs, shift)
-
     # Calling ------------------------------------------------------------
 
     def call(
@@ -527,29 +401,29 @@ class PassportNormalization(keras.layers.Wrapper):
         mask = inputs_mask if mask is None else mask
         if passport is not None:
             access.refuse_constants(passport, self.name)
-        outputs = None
         if getattr(self.layer, "quantization_mode", None) is not None:
             raise quantization.refused(self.layer)
+        outputs = None
         assumed = access.read(self._secret, access.PARAMETERS)
         if assumed is not None:
             gamma, beta = (ops.expand_dims(value, 0) for value in assumed)
-        elif self._decouples(passport, training):
-            outputs, gamma, beta = self._call_decoupled(inputs)
+        elif decoupling.applies(self, passport, training):
+            outputs, gamma, beta = decoupling.call(self, inputs)
         else:
             gamma, beta = self._hidden(passport)
-        if gamma is None and self.gamma is not None:
-            gamma = ops.expand_dims(ops.convert_to_tensor(self.gamma), 0)
-        if beta is None and self.beta is not None:
-            beta = ops.expand_dims(ops.convert_to_tensor(self.beta), 0)
-        if outputs is None and self._folds(
-            inputs, gamma, beta, training, mask, assumed is not None
-        ):
-            return self.activation(
-                self._call_folded(inputs, gamma, beta, training)
-            )
+        gamma, beta = _or_own(gamma, self.gamma), _or_own(beta, self.beta)
         if outputs is None:
-            values = [] if assumed is not None else self._still_bias(training)
-            outputs = self._run_layer(inputs, values)
+            # Who trains γ and β that are assumed wants no gradient of a kernel.
+            trains = training and (self.normalization.trainable or assumed)
+            if (
+                not trains
+                and mask is None
+                and folding.pays(self, inputs, gamma, beta)
+            ):
+                outputs = folding.call(self, inputs, gamma, beta, training)
+                return self.activation(outputs)
+            still = [] if assumed else folding.still_bias(self, training)
+            outputs = scopes.call_with(self.layer, inputs, still)
         mask = _mask_after(self.layer, outputs, mask)
         for part in self.between:
             outputs = part(outputs)
@@ -627,61 +501,11 @@ class PassportNormalization(keras.layers.Wrapper):
         return cls(**config)
 
 
-def _without_affine(layer):
-    """The normalisation's config, and a new one of it without affine part."""
-    if type(layer) not in normalization.SUPPORTED:
-        raise ValueError(
-            "Expected normalization to be a BatchNormalization, "
-            "LayerNormalization or GroupNormalization layer. "
-            f"Received: normalization={layer}"
-        )
-    refusal = normalization.refusal(layer)
-    if refusal:
-        raise ValueError(
-            "Expected a normalisation that a passport can scale and shift, "
-            f"but {refusal}. Received: normalization={layer}"
-        )
-    replaced = _unshared(keras.saving.serialize_keras_object(layer))
-    # Deserialising must not build it: its weights would be made for nothing.
-    replaced.pop("build_config", None)
-    config = {**layer.get_config(), "center": False, "scale": False}
-    return replaced, type(layer).from_config(config)
-
-
-def _unshared(config):
-    """A copy of a config that says nothing of which objects are shared.
-
-    While a model is loaded, Keras notes the ids of all that is serialised. The
-    layer serialised here is gone soon after, and the next one may have its id:
-    its config would be taken for the same layer's.
-    """
-    if isinstance(config, dict):
-        return {
-            key: _unshared(value)
-            for key, value in config.items()
-            if key != "shared_object_id"
-        }
-    if isinstance(config, (list, tuple)):
-        return [_unshared(value) for value in config]
-    return config
-
-
-# Layers that add to their outputs what is added to all their inputs.
-_KEEPS_SHIFTS = tuple(
-    getattr(keras.layers, name + rank)
-    for name in ("AveragePooling", "MaxPooling", "Cropping")
-    for rank in ("1D", "2D", "3D")
-)
-
-
-def _without_remat(layer):
-    """Leaves it to the wrapper to compute a layer's values again.
-
-    The layer's own second run would read its kernel where the first one saw
-    other tensors in its place, and lose their gradient.
-    """
-    for part in layer._flatten_layers():
-        part._remat_mode = None
+def _or_own(value, variable):
+    """A row of γ or β: the given one, or what the layer holds itself."""
+    if value is not None or variable is None:
+        return value
+    return ops.expand_dims(ops.convert_to_tensor(variable), 0)
 
 
 def _mask_after(part, outputs, mask):

@@ -8,7 +8,7 @@ import keras
 from keras import ops
 from keras.src.backend.common import global_state
 
-from keras_passport.layers import access
+from keras_passport.layers import bindings
 
 # Where Keras notes `training` for the layers that a layer calls.
 _CALLS = "current_call_ctx"
@@ -62,7 +62,7 @@ class Substitution(keras.StatelessScope):
             layer: The layer that was called; losses become its own.
             updates: Instead of those that were noted: the same from outside
                 of a function that was traced.
-            losses: Likewise.
+            losses: Instead of those that were noted, as for `updates`.
         """
         noted = {id(loss) for loss in self.losses}
         for part in layer._flatten_layers():
@@ -72,6 +72,32 @@ class Substitution(keras.StatelessScope):
             layer.add_loss(loss)
         for variable, value in self.updates if updates is None else updates:
             variable.assign(value)
+
+
+def call_with(layer, inputs, values):
+    """A layer's outputs, with other values of some of its variables.
+
+    Args:
+        layer: The layer.
+        inputs: Tensor that it is called with.
+        values: As for `Substitution`; empty for an ordinary call.
+    """
+    if not values:
+        return layer(inputs)
+    with Substitution(values) as scope:
+        outputs = layer(inputs)
+    scope.hand_on(layer)
+    return outputs
+
+
+def without_remat(layer):
+    """Leaves it to the wrapper to compute a layer's values again.
+
+    The layer's own second run would read its kernel where the first one saw
+    other tensors in its place, and lose their gradient.
+    """
+    for part in layer._flatten_layers():
+        part._remat_mode = None
 
 
 def rematerialized(layer, call, args, kwargs):
@@ -92,7 +118,7 @@ def rematerialized(layer, call, args, kwargs):
         The call's outputs.
     """
     context = contextvars.copy_context()
-    context.run(access.hold)
+    context.run(bindings.hold)
     calls = copy.copy(global_state.get_global_attribute(_CALLS))
     structure = (args, kwargs)
     flat = keras.tree.flatten(structure)

@@ -15,6 +15,7 @@ from keras_passport.layers.protected import protected_layers
 from keras_passport.models import inputs
 from keras_passport.passports import matching
 from keras_passport.secrecy import hidden, type_of
+from keras_passport.shapes import fits
 from keras_passport.texts import shown
 
 
@@ -228,7 +229,7 @@ def _geometries(model) -> dict:
 
 
 def _check_seen(path, expected, value) -> None:
-    if not inputs.fits(expected, value):
+    if not fits((None, *expected[1:]), value.shape):
         raise PassportError(
             f"Expected the reference's input of layer '{shown(path)}' to have "
             f"shape {expected[1:]}. Received: shape={value.shape[1:]}"
@@ -248,7 +249,7 @@ def _for_reference(model, reference, flat) -> list:
     if sorted(names) == sorted(ours) and len(set(ours)) == len(ours):
         flat = [flat[ours.index(name)] for name in names]
     if len(flat) != len(theirs) or not all(
-        inputs.fits(tensor.shape, array)
+        fits((None, *tensor.shape[1:]), array.shape)
         for tensor, array in zip(theirs, flat, strict=True)
     ):
         raise PassportError(
@@ -315,7 +316,7 @@ def check_images(model, images):
             )
         received = array.shape
         array = inputs.of_rank(array, shape)
-        if len(array) == 0 or not inputs.fits(shape, array):
+        if len(array) == 0 or not fits((None, *shape[1:]), array.shape):
             raise PassportError(
                 f"Expected images of shape {('n', *shape[1:])} in the model's "
                 f"input domain. Received: shape={received}, "

@@ -101,13 +101,6 @@ def of_rank(array: np.ndarray, shape: tuple) -> np.ndarray:
     return array
 
 
-def fits(shape: tuple, array) -> bool:
-    """Whether an array has a symbolic input's shape, but for the batch's."""
-    return len(array.shape) == len(shape) and all(
-        n in (None, m) for n, m in zip(shape[1:], array.shape[1:], strict=True)
-    )
-
-
 def _by_name(structure, expected, inputs) -> list | None:
     if isinstance(structure, dict):
         if set(structure) != set(inputs):

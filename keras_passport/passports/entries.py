@@ -7,9 +7,10 @@ import math
 import numpy as np
 
 from keras_passport.errors import PassportError
-from keras_passport.passports.derivation import array_hash
+from keras_passport.passports.derivation import array_hash, count_images
 from keras_passport.passports.geometry import Geometry, digest
 from keras_passport.secrecy import SecretInt, hidden, type_of
+from keras_passport.texts import shown
 
 ROLES = ("gamma", "beta")
 
@@ -51,15 +52,15 @@ class PassportEntry:
         geometry: How the layer digests feature maps into keys.
         gamma: Feature map for γ, float32, `(height, width, channels)` for a
             Conv2D, in the layer's data_format; or `None`.
-        beta: Feature map for β, likewise.
+        beta: Feature map for β, of the same kind; or `None`.
         gamma_key: Key for γ where there is no map, float32, of shape
             `geometry.key_shape`; or `None`.
-        beta_key: Key for β, likewise.
+        beta_key: Key for β where there is no map, of the same shape.
         gamma_image: For image kinds, index of γ's identity image.
         beta_image: For image kinds, index of β's.
         gamma_record: Of γ's feature map, where the entry holds the key that
             it has instead of the map itself (`Passport.feature_maps`).
-        beta_record: Of β's, likewise.
+        beta_record: Of β's feature map, where its key is held instead.
         scales: What the layer's filters were multiplied by before they were
             published, float32 `(output channels,)`, none of them zero; or
             `None` where they are as they were trained.
@@ -202,3 +203,27 @@ def _kept(value):
         value = value.view()
         value.flags.writeable = False
     return value
+
+
+def check_entries(passport) -> None:
+    """Raises `PassportError` unless each layer has what the function hides.
+
+    Args:
+        passport: `Passport`, with the images that its entries name.
+    """
+    images, function = passport.images, passport.function
+    count = None if images is None else count_images(images)
+    for path, entry in passport.layers.items():
+        for index in (entry.gamma_image, entry.beta_image):
+            if None not in (count, index) and index >= count:
+                raise PassportError(
+                    f"Expected layer '{shown(path)}' to name one of "
+                    f"{count} identity images. Received: a larger index"
+                )
+        given = tuple(role for role in ROLES if entry.has(role))
+        if given != function.roles:
+            raise PassportError(
+                f"Expected layer '{shown(path)}' to have "
+                f"{' and '.join(function.roles)}, as {function.name} hides. "
+                f"Received: {' and '.join(given) or 'neither'}"
+            )

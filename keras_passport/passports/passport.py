@@ -1,7 +1,6 @@
 """`Passport`: the secret that a protected model needs, and how it is made."""
 
 import copy
-import functools
 import hashlib
 import os
 from collections.abc import Mapping
@@ -10,28 +9,18 @@ import numpy as np
 
 from keras_passport.errors import PassportError
 from keras_passport.lazy import above
-from keras_passport.passports import functions
+from keras_passport.passports import functions, specs
 from keras_passport.passports.derivation import (
     DEFAULT_KEY_SCALING,
     PASSPORT,
     check_key_scaling,
-    choices,
-    count_images,
-    derive,
-    images_hash,
     scale_keys,
     secret_seed,
-    uniform,
 )
-from keras_passport.passports.entries import ROLES, PassportEntry
+from keras_passport.passports.entries import PassportEntry, check_entries
 from keras_passport.passports.geometry import Geometry
-from keras_passport.passports.matching import check_paths, difference, match
-from keras_passport.passports.specs import (
-    check_function,
-    layers_of,
-    read_spec,
-)
-from keras_passport.secrecy import SecretDict, hidden, type_of
+from keras_passport.passports.matching import match
+from keras_passport.secrecy import hidden
 from keras_passport.texts import shown
 
 KINDS = (
@@ -105,22 +94,7 @@ class Passport:
         # Whether it came from a file that covers no keys by hashes of theirs;
         # its fingerprint, which may be published, stays as it was.
         self.first_version = False
-        count = None if images is None else count_images(images)
-        for path, entry in self.layers.items():
-            for index in (entry.gamma_image, entry.beta_image):
-                if None not in (count, index) and index >= count:
-                    raise PassportError(
-                        f"Expected layer '{shown(path)}' to name one of "
-                        f"{count} identity images. Received: a larger index"
-                    )
-            given = tuple(role for role in ROLES if entry.has(role))
-            if given != self.function.roles:
-                raise PassportError(
-                    f"Expected layer '{shown(path)}' to have "
-                    f"{' and '.join(self.function.roles)}, as "
-                    f"{self.function.name} hides. Received: "
-                    f"{' and '.join(given) or 'neither'}"
-                )
+        check_entries(self)
 
     # Making -------------------------------------------------------------
 
@@ -156,21 +130,10 @@ class Passport:
 
         >>> passport = kp.Passport.random_pattern(model)
         """
-        protected = above("layers.protected")
-        features = above("models.features")
         seed = hidden(seed)
-        seed = secret_seed(seed)
-        function = protected.function_of(model)
-        layers = protected.protected_layers(model)
-        shapes = features.input_shapes(model, spatial_size)
-        entries = {}
-        for path, layer in layers.items():
-            maps = {
-                role: uniform(derive(seed, domain, path, role), shapes[path])
-                for role in function.roles
-            }
-            entries[path] = PassportEntry(layer.geometry, **maps)
-        return cls("random_pattern", function, entries, seed, key_scaling)
+        return above("models.making").random_pattern(
+            cls, model, seed, key_scaling, spatial_size, domain
+        )
 
     @classmethod
     def fixed_image(
@@ -207,23 +170,8 @@ class Passport:
         >>> passport = kp.Passport.fixed_image(model, two, reference=base)
         """
         seed, images, reference = map(hidden, (seed, images, reference))
-        protected = above("layers.protected")
-        features = above("models.features")
-        function = protected.function_of(model)
-        images = features.check_images(model, images)
-        count, needed = count_images(images), len(function.roles)
-        if count != needed:
-            raise PassportError(
-                f"Expected {needed} identity image{'s' * (needed > 1)} for a "
-                f"fixed_image passport with {function.name}, one each for "
-                f"{' and '.join(function.roles)}. Received: {count}"
-            )
-
-        def choose(path, roles):
-            return {role: roles.index(role) for role in roles}
-
-        return cls._of_images(
-            "fixed_image", model, images, reference, seed, key_scaling, choose
+        return above("models.making").fixed_image(
+            cls, model, images, reference, seed, key_scaling
         )
 
     @classmethod
@@ -269,48 +217,8 @@ class Passport:
         >>> passport = kp.Passport.random_image(model, images, reference=base)
         """
         seed, images, reference = map(hidden, (seed, images, reference))
-        features = above("models.features")
-        images = features.check_images(model, images)
-        count = count_images(images)
-        if count < 2:
-            raise PassportError(
-                "Expected at least 2 identity images for a random_image "
-                f"passport. Received: {count}"
-            )
-        seed = secret_seed(seed)
-        choose = functools.partial(
-            choices, seed, domain, images_hash(images), count
-        )
-        return cls._of_images(
-            "random_image", model, images, reference, seed, key_scaling, choose
-        )
-
-    @classmethod
-    def _of_images(
-        cls, kind, model, images, reference, seed, key_scaling, choose
-    ):
-        protected = above("layers.protected")
-        features = above("models.features")
-        function = protected.function_of(model)
-        chosen = {
-            path: choose(path, function.roles)
-            for path in protected.protected_layers(model)
-        }
-        maps = features.layer_inputs(
-            model,
-            reference,
-            images,
-            {path: set(some.values()) for path, some in chosen.items()},
-        )
-        entries = {}
-        for path, layer in protected.protected_layers(model).items():
-            roles = {}
-            for role, index in chosen[path].items():
-                roles[role] = maps[path][index]
-                roles[f"{role}_image"] = index
-            entries[path] = PassportEntry(layer.geometry, **roles)
-        return cls(
-            kind, function, entries, secret_seed(seed), key_scaling, images
+        return above("models.making").random_image(
+            cls, model, images, reference, seed, key_scaling, domain
         )
 
     @classmethod
@@ -348,34 +256,8 @@ class Passport:
         >>> passport = kp.Passport.from_feature_maps(model, maps)
         """
         seed, maps = hidden(seed), hidden(maps)
-        protected = above("layers.protected")
-        features = above("models.features")
-        function = protected.function_of(model)
-        layers = protected.protected_layers(model)
-        if not isinstance(maps, Mapping) or isinstance(maps, SecretDict):
-            raise PassportError(
-                "Expected a dict from path to (gamma, beta), for the model's "
-                f"{len(layers)} protected layers. "
-                f"Received: a {type_of(maps)}"
-                f"{' with other names' * isinstance(maps, dict)}"
-            )
-        check_paths(layers, maps)
-        shapes = features.map_shapes(model)
-        entries = {}
-        for path, layer in layers.items():
-            pair = maps[path]
-            if not isinstance(pair, (list, tuple)) or len(pair) != 2:
-                raise PassportError(
-                    f"Expected a tuple (gamma, beta) for layer "
-                    f"'{shown(path)}'. Received: a {type_of(pair)}"
-                )
-            gamma, beta = (
-                _feature_map(path, role, shapes[path][1:], value)
-                for role, value in zip(ROLES, pair, strict=True)
-            )
-            entries[path] = PassportEntry(layer.geometry, gamma, beta)
-        return cls(
-            "feature_maps", function, entries, secret_seed(seed), key_scaling
+        return above("models.making").from_feature_maps(
+            cls, model, maps, seed, key_scaling
         )
 
     # Using --------------------------------------------------------------
@@ -409,8 +291,8 @@ class Passport:
     def rows(self) -> dict[str, np.ndarray]:
         """Each layer's keys in one row, `(1, passport_size)` float32."""
         return {
-            path: np.concatenate([key.ravel() for key in some.values()])[None]
-            for path, some in self.keys().items()
+            path: np.concatenate([key.ravel() for key in keys.values()])[None]
+            for path, keys in self.keys().items()
         }
 
     def packed(self) -> np.ndarray:
@@ -438,23 +320,7 @@ class Passport:
         >>> served = kp.require_passport(model)
         >>> packed = kp.Passport.load("owner.h5").pack(kp.passport_spec(served))
         """
-        function, geometries, offsets = layers_of(read_spec(spec))
-        check_function(function, self.function.name, "the spec's")
-        rows = self.rows()
-        rows = [rows[path] for path in self._match(geometries).values()]
-        ends = [0, *np.cumsum([row.size for row in rows]).tolist()]
-        if offsets != ends:
-            raise PassportError(
-                "Expected a spec whose offsets and size add up to "
-                f"{ends[-1]}. Received: size {shown(offsets[-1])}, "
-                f"{len(offsets) - 1} offsets"
-            )
-        packed = np.concatenate(rows, axis=1)
-        if not np.all(np.isfinite(packed)):
-            raise PassportError(
-                "Expected keys of finite numbers. Received: NaN or infinity"
-            )
-        return packed
+        return specs.pack(self, spec)
 
     def check(self, model) -> None:
         """Raises `PassportError` unless the passport fits the model."""
@@ -486,17 +352,15 @@ class Passport:
         """
         protected = above("layers.protected")
         function = protected.function_of(model)
-        check_function(function.name, self.function.name, "the model's")
+        specs.check_function(function.name, self.function.name, "the model's")
         layers = protected.protected_layers(model)
-        return self._match(
-            {path: layer.geometry for path, layer in layers.items()}
-        )
+        geometries = {path: layer.geometry for path, layer in layers.items()}
+        return match(geometries, self.geometries)
 
-    def _match(self, geometries: Mapping[str, Geometry]) -> dict[str, str]:
-        return match(
-            geometries,
-            {path: entry.geometry for path, entry in self.layers.items()},
-        )
+    @property
+    def geometries(self) -> dict[str, Geometry]:
+        """Each layer's geometry, by path."""
+        return {path: entry.geometry for path, entry in self.layers.items()}
 
     def fitted(self, model) -> "Passport":
         """This passport under the model's paths, in the model's order.
@@ -511,7 +375,9 @@ class Passport:
         if list(names.items()) == [(path, path) for path in self.layers]:
             return self
         fitted = copy.copy(self)
-        fitted.layers = {path: self.layers[own] for path, own in names.items()}
+        fitted.layers = {
+            path: self.layers[given] for path, given in names.items()
+        }
         return fitted
 
     def renamed(self, names: Mapping[str, str]) -> "Passport":
@@ -538,37 +404,9 @@ class Passport:
         >>> renamed = passport.renamed({"conv1": "backbone/conv1"})
         >>> renamed.save("owner_of_the_product.h5")
         """
-        names = dict(names)
-        unknown = set(names) - set(self.layers)
-        layers = {
-            names.get(path, path): entry for path, entry in self.layers.items()
-        }
-        if unknown or not all(isinstance(path, str) for path in layers):
-            raise PassportError(
-                "Expected a dict from paths of the passport's layers to new "
-                f"ones. Received: {difference(self.layers, unknown)}"
-            )
-        if len(layers) != len(self.layers):
-            raise PassportError(
-                f"Expected {len(self.layers)} different paths. "
-                f"Received: {len(layers)}"
-            )
-        renamed = copy.copy(self)
-        if self.kind == "random_pattern":
-            # Maps would be drawn anew by their paths: others. Keys stay.
-            renamed.kind = "feature_maps"
-            layers = {
-                path: PassportEntry(
-                    entry.geometry,
-                    **{
-                        f"{role}_key": entry.key(role)
-                        for role in self.function.roles
-                    },
-                )
-                for path, entry in layers.items()
-            }
-        renamed.layers = layers
-        return renamed
+        from keras_passport.passports import remaking
+
+        return remaking.renamed(self, names)
 
     def feature_maps(self, model=None, reference=None) -> dict[str, tuple]:
         """The feature maps that the passport's keys are digests of.
@@ -581,7 +419,7 @@ class Passport:
 
         Args:
             model: Protected model, for maps of images that are made anew.
-            reference: Network that the passport was made with, likewise.
+            reference: Network that the passport was made with, for the same.
 
         Returns:
             Dict from path to `(gamma, beta)`, as `from_feature_maps` takes
@@ -655,23 +493,3 @@ class Passport:
         from keras_passport.passports import passport_file
 
         return passport_file.load(path, cls)
-
-
-def _feature_map(path, role, expected, value) -> np.ndarray | None:
-    """The float32 array of a map that somebody brings; `None` stays."""
-    if value is None:
-        return None
-    # NumPy's own message has the values.
-    if not isinstance(value, np.ndarray) or value.dtype.kind not in "fiub":
-        raise PassportError(
-            f"Expected {role} of layer '{shown(path)}' to be an array of "
-            f"numbers. Received: a {type_of(value)}"
-        )
-    if len(value.shape) != len(expected) or any(
-        n not in (None, m) for n, m in zip(expected, value.shape, strict=True)
-    ):
-        raise PassportError(
-            f"Expected {role} of layer '{shown(path)}' to have the shape of "
-            f"the layer's input, {expected}. Received: shape={value.shape}"
-        )
-    return value.astype("float32")

@@ -1,5 +1,8 @@
 """Feature maps made anew, of a passport whose file holds their keys alone."""
 
+import copy
+from collections.abc import Mapping
+
 import numpy as np
 
 from keras_passport.errors import PassportError
@@ -11,8 +14,9 @@ from keras_passport.passports.derivation import (
     derive,
     uniform,
 )
-from keras_passport.passports.entries import ROLES
+from keras_passport.passports.entries import ROLES, PassportEntry
 from keras_passport.passports.geometry import digest
+from keras_passport.passports.matching import difference
 from keras_passport.texts import shown
 
 # Of a key's norm. Machines differ in a reference's last bits; another image
@@ -91,16 +95,16 @@ def _seen(passport, wanted, model, reference):
         reference,
         images,
         {
-            path: {*numbers[own].values()} - {None}
-            for path, own in names.items()
-            if own in numbers
+            path: {*numbers[given].values()} - {None}
+            for path, given in names.items()
+            if given in numbers
         },
     )
     seen = {names[path]: maps for path, maps in seen.items()}
     made = {}
-    for path, some in numbers.items():
+    for path, by_role in numbers.items():
         entry = passport.layers[path]
-        for role, index in some.items():
+        for role, index in by_role.items():
             value = seen[path].get(index)
             if value is None:
                 raise _another(path, role, "no image is named for it")
@@ -110,6 +114,39 @@ def _seen(passport, wanted, model, reference):
                 raise _another(path, role, "this reference makes another one")
             made[path, role] = value
     return made
+
+
+def renamed(passport, names: Mapping[str, str]):
+    """See `Passport.renamed`."""
+    names = dict(names)
+    unknown = set(names) - set(passport.layers)
+    layers = {
+        names.get(path, path): entry for path, entry in passport.layers.items()
+    }
+    if unknown or not all(isinstance(path, str) for path in layers):
+        raise PassportError(
+            "Expected a dict from paths of the passport's layers to new "
+            f"ones. Received: {difference(passport.layers, unknown)}"
+        )
+    if len(layers) != len(passport.layers):
+        raise PassportError(
+            f"Expected {len(passport.layers)} different paths. "
+            f"Received: {len(layers)}"
+        )
+    renamed = copy.copy(passport)
+    if passport.kind == "random_pattern":
+        # Maps would be drawn anew by their paths: others. Keys stay.
+        renamed.kind = "feature_maps"
+        roles = passport.function.roles
+        layers = {
+            path: PassportEntry(
+                entry.geometry,
+                **{f"{role}_key": entry.key(role) for role in roles},
+            )
+            for path, entry in layers.items()
+        }
+    renamed.layers = layers
+    return renamed
 
 
 def _another(path, role, why) -> PassportError:

@@ -6,10 +6,13 @@ import pathlib
 import sys
 from collections.abc import Mapping
 
+import numpy as np
+
 from keras_passport import files
 from keras_passport.errors import PassportError
 from keras_passport.lazy import above
 from keras_passport.passports.geometry import Geometry
+from keras_passport.passports.matching import match
 from keras_passport.texts import shown
 
 # What `serving.passport_spec` gives, and the name of its file.
@@ -17,6 +20,28 @@ SPEC_VERSION = 1
 SPEC_FILE = "passport_spec.json"
 # Bytes. A layer takes about 300.
 _LARGEST_SPEC = 2**24
+
+
+def pack(passport, spec) -> np.ndarray:
+    """See `Passport.pack`."""
+    function, geometries, offsets = layers_of(read_spec(spec))
+    check_function(function, passport.function.name, "the spec's")
+    rows = passport.rows()
+    names = match(geometries, passport.geometries)
+    rows = [rows[path] for path in names.values()]
+    ends = [0, *np.cumsum([row.size for row in rows]).tolist()]
+    if offsets != ends:
+        raise PassportError(
+            "Expected a spec whose offsets and size add up to "
+            f"{ends[-1]}. Received: size {shown(offsets[-1])}, "
+            f"{len(offsets) - 1} offsets"
+        )
+    packed = np.concatenate(rows, axis=1)
+    if not np.all(np.isfinite(packed)):
+        raise PassportError(
+            "Expected keys of finite numbers. Received: NaN or infinity"
+        )
+    return packed
 
 
 def read_spec(spec) -> Mapping:
