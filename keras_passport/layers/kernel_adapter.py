@@ -202,7 +202,7 @@ class KernelAdapter:
         return key_groups.join(response, groups, self.blocks(layer))
 
 
-# Tools of adapters -------------------------------------------------------------
+# Tools of adapters -----------------------------------------------------------
 
 
 def full_precision(kernel):
