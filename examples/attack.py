@@ -11,20 +11,23 @@ goes on:
 
 The attack gets what is published, and its own data. What it reached goes to
 the run's folder `attacks`, a file for each attack and budget, and as a row of
-the table to `attacks` in the run's `result.json`.
+the table to `attacks` in the run's `result.json`. For a run of
+`protect_model.py` give its `--images`, and `--import`, once more.
 """
+
+import dataclasses
+import sys
 
 from absl import app, flags
 
-from common import battery, verdict
-from common.attacks import ATTACKS, Budget
-from common.case import Owner
-from common.errors import UserError, in_one_line
-from common.rundir import RunDirectory, read_json, write_json
+import keras_passport as kp
+from common import finished
+from common.errors import UserError, in_one_line, users_mistakes
+from common.rundir import read_json, write_json
 
-_RUN_DIR = flags.DEFINE_string("run_dir", None, "A finished run of a trainer.")
-_DATA_DIR = flags.DEFINE_string("data_dir", None, "As for the trainer.")
-_ATTACK = flags.DEFINE_enum("attack", None, list(ATTACKS), "What to try.")
+_ATTACK = flags.DEFINE_enum(
+    "attack", None, list(kp.evaluation.ATTACKS), "What to try."
+)
 # What the attack may spend; `Budget` has the values of what is left out.
 flags.DEFINE_integer("num_fakes", None, "Fake passports to try.", 1)
 flags.DEFINE_integer("examples", None, "Pictures that each is tried on.", 1)
@@ -43,48 +46,52 @@ flags.DEFINE_integer(
     1,
 )
 flags.DEFINE_integer("seed", None, "Of all draws of the attack.", 0)
-flags.mark_flags_as_required(["run_dir", "attack"])
+flags.mark_flag_as_required("attack")
+flags.adopt_module_key_flags(finished)
 
 
 def main(_):
     with in_one_line():
-        name = _ATTACK.value
-        given = {
-            field: flags.FLAGS[field].value
-            for field in Budget.__dataclass_fields__
-            if flags.FLAGS[field].value is not None
-        }
-        uses = ATTACKS[name].uses
-        if useless := sorted(given.keys() - set(uses)):
-            takes = f"--{', --'.join(uses)}" if uses else "nothing to spend"
-            raise UserError(
-                f"--attack={name} takes {takes}. "
-                f"Received: --{', --'.join(useless)}"
-            )
-        if given.get("fraction") == 0:
-            raise UserError("Expected a --fraction in (0, 1]. Received: 0.0")
-        budget = Budget(**given)
-        owner = Owner(_RUN_DIR.value, _DATA_DIR.value)
-        numbers = owner.reference_numbers()
-        folder = owner.directory.attacks
-        with owner.directory.locked():
-            record = battery.perform(owner.case, name, budget, folder)
-            count = budget.examples if "examples" in uses else None
-            labels = owner.case.judges(count)[1]
-            rows = [verdict.row(record, numbers, labels)]
-            print(*verdict.table(rows, numbers), sep="\n")
-            print(*verdict.verdict(rows, numbers, []), sep="\n")
-            path = battery.record_path(folder, owner.case, name, budget)
-            _add_to_result(owner.directory, path.stem, rows[0])
-            print(f"The record is {path}")
+        budget = _budget(_ATTACK.value)
+        run = finished.FinishedRun.of_flags()
+        with run.directory.locked():
+            with users_mistakes():
+                evaluation = kp.evaluation.evaluate(
+                    **run.given,
+                    attacks={_ATTACK.value: budget},
+                    directory=run.directory.path,
+                    progress=sys.stdout.isatty(),
+                )
+            print(evaluation)
+            if not evaluation.rows:
+                raise UserError(f"{_ATTACK.value} came to no result.")
+            [row] = evaluation.rows
+            result = read_json(run.directory.result)
+            # Without one the trainer is not done yet: it would be taken for
+            # its own.
+            if result is not None:
+                result.setdefault("attacks", {})[row["record"]] = row
+                write_json(run.directory.result, result)
+            print(f"The record is {run.directory.attacks / row['record']}.json")
 
 
-def _add_to_result(directory: RunDirectory, name: str, row: dict) -> None:
-    result = read_json(directory.result)
-    # Without one the trainer is not done yet: it would be taken for its own.
-    if result is not None:
-        result.setdefault("attacks", {})[name] = row
-        write_json(directory.result, result)
+def _budget(name: str) -> kp.evaluation.Budget:
+    """What the flags allow this attack to spend."""
+    fields = [field.name for field in dataclasses.fields(kp.evaluation.Budget)]
+    given = {
+        field: flags.FLAGS[field].value
+        for field in fields
+        if flags.FLAGS[field].value is not None
+    }
+    uses = kp.evaluation.ATTACKS[name].uses
+    if useless := sorted(given.keys() - set(uses)):
+        takes = f"--{', --'.join(uses)}" if uses else "nothing to spend"
+        raise UserError(
+            f"--attack={name} takes {takes}. Received: --{', --'.join(useless)}"
+        )
+    if given.get("fraction") == 0:
+        raise UserError("Expected a --fraction in (0, 1]. Received: 0.0")
+    return kp.evaluation.Budget(**given)
 
 
 if __name__ == "__main__":

@@ -6,27 +6,30 @@
 Interrupted, the same command goes on: an attack that is finished is read, not
 tried again. In the run's directory it writes
 
-    attacks/          a record for each attack, and what it found of γ and β
-    protection.json   the table, the worst case, the verdict
-    report.html       the same with figures, one page that needs nothing else
-    owner/noise.json  accuracies with noise on the passport (Figure 5)
-    owner/hits.json   how many guesses of fakes were right: for the owner alone
+    attacks/           a record for each attack, and what it found of γ and β
+    protection.json    the table, the worst case, the verdict
+    report.html        the same with figures, one page that needs nothing else
+    owner/noise.json   accuracies with noise on the passport (Figure 5)
+    owner/changes.json what changes of the network leave to its owner
+    owner/hits.json    how many guesses of fakes were right
+
+What is in `owner` is for the owner alone. For a run of `protect_model.py` give
+its `--images`, and `--import`, once more.
 """
 
 import sys
 
 from absl import app, flags
 
-from common import battery
-from common.attacks import ATTACKS
-from common.case import Owner
-from common.errors import UserError, in_one_line
-from common.evaluation import evaluate
+import keras_passport as kp
+from common import finished
+from common.errors import UserError, in_one_line, users_mistakes
 
-_RUN_DIR = flags.DEFINE_string("run_dir", None, "A finished run of a trainer.")
-_DATA_DIR = flags.DEFINE_string("data_dir", None, "As for the trainer.")
 _BUDGET = flags.DEFINE_enum(
-    "budget", "standard", list(battery.LEVELS), "How much attackers spend."
+    "budget",
+    "standard",
+    list(kp.evaluation.LEVELS),
+    "How much attackers spend.",
 )
 _ONLY = flags.DEFINE_list(
     "only", None, "Attacks to try, by name; all if not given."
@@ -38,39 +41,40 @@ _FRACTIONS = flags.DEFINE_list(
     "given.",
 )
 _SEED = flags.DEFINE_integer("seed", 0, "Of all draws of the attacks.", 0)
-flags.mark_flag_as_required("run_dir")
+flags.adopt_module_key_flags(finished)
 
 
 def main(_):
     with in_one_line():
-        if unknown := sorted(set(_ONLY.value or ()) - ATTACKS.keys()):
-            raise UserError(
-                f"Expected --only of {', '.join(ATTACKS)}. "
-                f"Received: {', '.join(unknown)}"
-            )
-        fractions = _fractions(_FRACTIONS.value)
-        owner = Owner(_RUN_DIR.value, _DATA_DIR.value)
-        with owner.directory.locked():
-            lines, complete = evaluate(
-                owner, _BUDGET.value, _ONLY.value, _SEED.value, fractions
-            )
-        print("", *lines, sep="\n")
-        print(f"The report is {owner.directory.report}")
-        if not complete:
+        run = finished.FinishedRun.of_flags()
+        with run.directory.locked():
+            with users_mistakes():
+                evaluation = kp.evaluation.evaluate(
+                    **run.given,
+                    budget=_BUDGET.value,
+                    attacks=_ONLY.value,
+                    fractions=_numbers(_FRACTIONS.value),
+                    seed=_SEED.value,
+                    directory=run.directory.path,
+                    tell=lambda line: print(line, flush=True),
+                    progress=sys.stdout.isatty(),
+                )
+            evaluation.save(run.directory.protection)
+            evaluation.save_page(run.directory.report)
+        print("", evaluation, sep="\n")
+        print(f"The report is {run.directory.report}")
+        if not evaluation.complete:
             sys.exit("Not all attacks came to a result; see above.")
 
 
-def _fractions(given: list[str] | None) -> list[float] | None:
+def _numbers(given: list[str] | None) -> list[float] | None:
     try:
-        fractions = given and [float(part) for part in given]
-    except ValueError:
-        fractions = [0.0]
-    if fractions and not all(0 < part <= 1 for part in fractions):
+        return given and [float(part) for part in given]
+    except ValueError as error:
         raise UserError(
             "Expected --fractions of numbers in (0, 1]. "
             f"Received: {','.join(given)}"
-        )
-    return fractions
+        ) from error
 
 
 if __name__ == "__main__":

@@ -17,7 +17,6 @@ Interrupted runs go on when they are started again with the same flags.
 
 from __future__ import annotations
 
-import os
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -26,10 +25,10 @@ from absl import app, flags
 import keras_passport as kp
 from common import data, pictures, run, training
 from common.distribution import Distribution
-from common.errors import UserError
+from common.errors import UserError, users_mistakes
 from common.rundir import load_model
 from common.settings import settings
-from keras_passport import scores
+from keras_passport.attacks.training import gives_logits
 from keras_passport.cli import given
 from keras_passport.cli.pictures import PREPROCESSING
 
@@ -48,20 +47,20 @@ _IMAGES = flags.DEFINE_string(
 _DATA_DIR = flags.DEFINE_string(
     "data_dir", None, "TensorFlow Datasets' folder, if not its own choice."
 )
-_CLASS_NAMES = flags.DEFINE_list(
+flags.DEFINE_list(
     "class_names",
     None,
     "The folders in the order of the model's outputs; sorted by name if not "
     "given, as Keras's own loader sorts them.",
 )
-_TEST_FRACTION = flags.DEFINE_float(
+flags.DEFINE_float(
     "test_fraction",
     0.2,
     "Part of every class kept for testing, where there is no test folder.",
     lower_bound=0.01,
     upper_bound=0.9,
 )
-_IMAGE_SIZE = flags.DEFINE_integer(
+flags.DEFINE_integer(
     "image_size", None, "Pixels a side, where the model leaves it open.", 1
 )
 flags.DEFINE_enum(
@@ -107,29 +106,20 @@ class ProtectModel(run.Job):
     def __init__(self, spread: Distribution):
         config = settings(__name__, _DEFAULTS)
         self.inserts = config["insert"]
-        try:
+        with users_mistakes():
             given.import_modules(_OWN.value or [])
-        except ValueError as error:
-            raise UserError(str(error)) from error
         self._model = load_model(_MODEL.value)
-        shape = _picture_shape(self._model)
-        arrays, names = _read(shape, config["seed"])
-        classes = scores.only_shape(self._model.output_shape)[-1]
-        if len(names) != classes:
-            raise UserError(
-                f"--model has {classes} outputs. Received: {len(names)} "
-                f"classes in --images ({', '.join(names[:10])})"
-            )
-        dataset, accuracy, mode = _preprocessed(
-            self._model, arrays, config["preprocessing"]
+        arrays = pictures.read(
+            self._model, _IMAGES.value, _DATA_DIR.value, config
         )
+        dataset, accuracy, mode = _preprocessed(self._model, arrays, config)
         print(
             f"{self._model.name} on {len(dataset.x_train):,} training and "
-            f"{len(dataset.x_test):,} test pictures of {classes} classes, "
-            f"preprocessing {mode}: it classifies {100 * accuracy:.1f} % of "
-            "the training pictures."
+            f"{len(dataset.x_test):,} test pictures of {dataset.num_classes} "
+            f"classes, preprocessing {mode}: it classifies "
+            f"{100 * accuracy:.1f} % of the training pictures."
         )
-        if accuracy < 2 / classes:
+        if accuracy < 2 / dataset.num_classes:
             print(
                 "That is hardly better than chance: are the folders in the "
                 "order of the outputs (--class_names), and is it trained?"
@@ -139,11 +129,13 @@ class ProtectModel(run.Job):
             f"{self._model.name}-{config['images']}",
             {**config, "dataset": config["images"], "preprocessing": mode},
             dataset,
-            from_logits=not _gives_probabilities(self._model, dataset),
+            from_logits=gives_logits(
+                self._model, dataset.normalize(dataset.x_test[:8])
+            ),
         )
 
     def prepare(self) -> None:
-        try:
+        with users_mistakes():
             everything = kp.inspect(self._model, self.function, insert=True)
             self.selects = given.selection(
                 self.config["select"],
@@ -152,8 +144,6 @@ class ProtectModel(run.Job):
             report = kp.inspect(
                 self._model, self.function, self.selects, insert=self.inserts
             )
-        except ValueError as error:
-            raise UserError(str(error)) from error
         print(report)
         if not report.protected:
             raise UserError(
@@ -166,100 +156,31 @@ class ProtectModel(run.Job):
             return load_model(_MODEL.value)
 
 
-def _picture_shape(model: keras.Model) -> tuple[int, int, int]:
-    """The one input's shape; the user's word where it is open."""
-    shape = scores.only_shape(getattr(model, "input_shape", None))
-    gives = scores.only_shape(getattr(model, "output_shape", None))
-    size = _IMAGE_SIZE.value
-    if (
-        not isinstance(shape, tuple)
-        or len(shape) != 4
-        or shape[-1] not in (1, 3)
-        or not isinstance(gives, tuple)
-        or len(gives) != 2
-        or gives[-1] < 2
-    ):
-        raise UserError(
-            "--model should be a classifier with one input of pictures "
-            "(height, width, 1 or 3 channels) and one output per class. "
-            f"Received: inputs {shape}, outputs {gives}"
-        )
-    if None in shape[1:3] and size is None:
-        raise UserError(
-            f"--model leaves its input size open {shape}: give --image_size."
-        )
-    if size is not None and any(n not in (None, size) for n in shape[1:3]):
-        raise UserError(
-            f"--model takes pictures of {shape[1]}x{shape[2]} pixels. "
-            f"Received: --image_size={size}"
-        )
-    return (shape[1] or size, shape[2] or size, shape[3])
-
-
-def _read(shape, seed) -> tuple[pictures.Arrays, list[str]]:
-    options = dict(test_fraction=_TEST_FRACTION.value, seed=seed)
-    if os.path.isdir(_IMAGES.value):
-        return pictures.read_folder(
-            _IMAGES.value,
-            shape,
-            names=_CLASS_NAMES.value,
-            progress=os.isatty(1),
-            **options,
-        )
-    if os.sep in _IMAGES.value:
-        raise UserError(f"--images={_IMAGES.value} is not a folder.")
-    try:
-        return pictures.read_tfds(
-            _IMAGES.value, _DATA_DIR.value, shape, **options
-        )
-    except UserError as error:
-        raise UserError(f"--images is not a folder, and {error}") from error
-
-
 def _preprocessed(
-    model: keras.Model, arrays: pictures.Arrays, mode: str
+    model: keras.Model, arrays: pictures.Arrays, config: dict
 ) -> tuple[data.Dataset, float, str]:
     """The dataset as the model sees it best, how well, and by which mode."""
-    x_train, y_train, x_test, y_test = arrays
-    channels = x_train.shape[-1]
+    mode, labels = config["preprocessing"], arrays[1]
+    # Folders are read class by class: a part of all of them.
+    part = slice(None, None, max(1, len(labels) // _TRIED))
     found = {}
-    for name, (mean, std, bgr) in PREPROCESSING.items():
-        if mode not in ("auto", name) or len(mean) > channels:
+    for name in PREPROCESSING if mode == "auto" else (mode,):
+        dataset = pictures.dataset(
+            model, arrays, {**config, "preprocessing": name}
+        )
+        if dataset is None:
             continue
-        dataset = data.Dataset(
-            name=_IMAGES.value,
-            num_classes=scores.only_shape(model.output_shape)[-1],
-            x_train=x_train,
-            y_train=y_train,
-            x_test=x_test,
-            y_test=y_test,
-            mean=np.resize(mean, channels),
-            std=np.resize(std, channels),
-            pad=flags.FLAGS.shift,
-            flip=flags.FLAGS.flip,
-            bgr=bgr,
-        )
-        # Folders are read class by class: a part of all of them.
-        part = slice(None, None, max(1, len(y_train) // _TRIED))
-        labels = training.predict_labels(
-            model, dataset.normalize(x_train[part])
-        )
-        found[name] = (float(np.mean(labels == y_train[part])), dataset)
+        shown = dataset.normalize(dataset.x_train[part])
+        right = training.predict_labels(model, shown) == labels[part]
+        found[name] = (dataset, float(np.mean(right)), name)
     if not found:
         raise UserError(f"--preprocessing={mode} is for pictures in colour.")
-    best = max(found, key=lambda name: found[name][0])
-    if not found[best][0]:
+    best = max(found.values(), key=lambda tried: tried[1])
+    if not best[1]:
         # None of them right: is it a network at all?
-        shown = found[best][1].normalize(x_train[part])
-        training.count_right(model, shown, y_train[part], "given")
-    return found[best][1], found[best][0], best
-
-
-def _gives_probabilities(model: keras.Model, dataset: data.Dataset) -> bool:
-    outputs = scores.predict(model, dataset.normalize(dataset.x_test[:8]))
-    # Of bfloat16, too, whose numbers have two to three digits.
-    sums = np.sum(outputs, axis=-1)
-    return bool(np.all(outputs >= 0) and np.allclose(sums, 1, atol=0.02))
+        shown = best[0].normalize(best[0].x_train[part])
+        training.count_right(model, shown, labels[part], "given")
+    return best
 
 
 def main(_):

@@ -16,6 +16,7 @@ __version__ = "0.2.0"
 _WHERE = {
     "attacks": None,
     "audit": None,
+    "evaluation": None,
     "metrics": None,
     "plots": None,
     "PassportError": "errors",

@@ -7,6 +7,7 @@ or be replaced.
 
 import contextlib
 import ctypes
+import json
 import os
 import pathlib
 import secrets
@@ -14,8 +15,9 @@ import shutil
 import stat
 import threading
 from collections.abc import Collection, Iterator
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
+from keras_passport.errors import PassportError
 from keras_passport.texts import shown
 
 # What a SavedModel's folder holds: no more than this is ever replaced.
@@ -89,6 +91,39 @@ def write_bytes(
         open(temporary, "wb") as file,
     ):
         file.write(content)
+
+
+def read_json(path: str | os.PathLike) -> Any:
+    """What a JSON file holds, or `None` where there is no such file.
+
+    Args:
+        path: The file.
+
+    Raises:
+        PassportError: If it is damaged.
+    """
+    try:
+        return json.loads(pathlib.Path(path).read_text())
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        raise PassportError(
+            f"Expected a JSON file. Received: '{shown(path)}', which is not "
+            f"one: {shown(error)}"
+        ) from error
+
+
+def write_json(
+    path: str | os.PathLike, content: Any, mode: int | None = None
+) -> None:
+    """Writes plain values as JSON; see `replacing`.
+
+    Args:
+        path: File to write.
+        content: Dicts, lists, strings and numbers.
+        mode: Permission bits.
+    """
+    write_bytes(path, (json.dumps(content, indent=2) + "\n").encode(), mode)
 
 
 @contextlib.contextmanager

@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 
 import keras_passport as kp
-from common import battery
-from common.case import Owner
+from common.finished import FinishedRun
 from support.processes import REPOSITORY, run_in_fresh_process
 
 OLD = REPOSITORY / "tests" / "data" / "version_0_1_0"
@@ -104,17 +103,22 @@ def old_run(tmp_path):
 
 
 def test_records_of_attacks_are_read_not_made_again(old_run):
-    owner = Owner(old_run)
-    for name, budget in battery.plan("quick"):
-        if name in ("fake_random_pattern", "spectral_blind"):
-            path = battery.record_path(
-                owner.directory.attacks, owner.case, name, budget
-            )
-            assert path.exists(), name
-            record = battery.perform(
-                owner.case, name, budget, owner.directory.attacks
-            )
-            assert record == json.loads(path.read_text())
+    before = {p.name: p.read_bytes() for p in (old_run / "attacks").iterdir()}
+    found = kp.evaluation.evaluate(
+        **FinishedRun(old_run).given,
+        attacks=["fake_random_pattern", "spectral_blind"],
+        directory=old_run,
+    )
+    after = {p.name: p.read_bytes() for p in (old_run / "attacks").iterdir()}
+    assert after == before
+    old = json.loads((old_run / "protection.json").read_text())
+    for now, then in zip(found.rows, old["rows"], strict=True):
+        assert now["attack"] == then["attack"]
+        assert now["accuracy"] == then["accuracy"]
+        assert now["budget"] == then["budget"]
+    assert found.to_dict().keys() == old.keys()
+    assert found.network.keys() == old["network"].keys()
+    assert found.numbers["valid"] == pytest.approx(old["numbers"]["valid"], 3)
 
 
 @needs_tensorflow

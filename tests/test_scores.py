@@ -149,12 +149,12 @@ def test_a_trial_that_diverged_is_not_chosen():
 def test_a_run_of_nan_is_named(tmp_path):
     from support.planted_runs import linear_classifier, planted
 
-    owner = planted(tmp_path / "run", linear_classifier())
-    model = owner.case.model
+    run = planted(tmp_path / "run", linear_classifier())
+    model = run.given["model"]
     weights = model.get_weights()
     weights[-1] = np.full_like(weights[-1], NAN)
     model.set_weights([np.full_like(w, NAN) for w in weights])
-    model.save(owner.directory.protected)
+    model.save(run.directory.protected)
     for name, flags in (
         ("attack", ("--attack=fake_random_pattern",)),
         ("evaluate_protection", ()),
@@ -166,4 +166,4 @@ def test_a_run_of_nan_is_named(tmp_path):
         )
         assert (status, errors.count("\n")) == (2, 1)
         assert "finite scores of the valid network" in errors
-    assert json.loads(owner.directory.config.read_text())
+    assert json.loads(run.directory.config.read_text())

@@ -21,6 +21,15 @@ class UserError(Exception):
 
 
 @contextlib.contextmanager
+def users_mistakes() -> Iterator[None]:
+    """Within, a `ValueError` is the user's to put right."""
+    try:
+        yield
+    except ValueError as error:
+        raise UserError(str(error)) from error
+
+
+@contextlib.contextmanager
 def in_one_line() -> Iterator[None]:
     """Ends the program with one line where the user can put it right.
 

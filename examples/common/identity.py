@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from common.data import Dataset
-from common.errors import UserError
+from common.errors import UserError, users_mistakes
 from common.pictures import read_picture
 from keras_passport.cli import pictures as kp_pictures
 
@@ -43,10 +43,8 @@ def identity_images(
     else:
         least, most = 2, None
     if files:
-        try:
+        with users_mistakes():
             files = kp_pictures.listed(files)
-        except (OSError, ValueError) as error:
-            raise UserError(str(error)) from error
         if len(files) < least or (most and len(files) > most):
             raise UserError(
                 f"--passport={kind} with --function={function} takes "

@@ -4,14 +4,16 @@ import os
 import pathlib
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import keras
 import numpy as np
 
 from common import data
 from common.errors import UserError
+from keras_passport import scores
 from keras_passport.cli import pictures as kp_pictures
-from keras_passport.cli.pictures import SUFFIXES
+from keras_passport.cli.pictures import PREPROCESSING, SUFFIXES
 
 _TEST_NAMES = ("test", "val", "validation")
 
@@ -28,6 +30,107 @@ def read_picture(
         raise UserError(
             f"{path} cannot be read as a picture ({error})."
         ) from error
+
+
+def read(
+    model: keras.Model,
+    images: str,
+    data_dir: str | None,
+    config: dict[str, Any],
+) -> Arrays:
+    """The pictures of a run of `protect_model.py`.
+
+    Args:
+        model: a classifier of them.
+        images: a folder as `read_folder` takes it, or a tfds dataset's name.
+        data_dir: TensorFlow Datasets' folder.
+        config: `image_size`, `class_names`, `test_fraction` and `seed`.
+    """
+    shape = _picture_shape(model, config["image_size"])
+    options = {name: config[name] for name in ("test_fraction", "seed")}
+    if os.path.isdir(images):
+        arrays, names = read_folder(
+            images,
+            shape,
+            names=config["class_names"],
+            progress=os.isatty(1),
+            **options,
+        )
+    elif os.sep in images:
+        raise UserError(f"--images={images} is not a folder.")
+    else:
+        try:
+            arrays, names = read_tfds(images, data_dir, shape, **options)
+        except UserError as error:
+            raise UserError(f"--images is not a folder, and {error}") from error
+    classes = scores.only_shape(model.output_shape)[-1]
+    if len(names) != classes:
+        raise UserError(
+            f"--model has {classes} outputs. Received: {len(names)} "
+            f"classes in --images ({', '.join(names[:10])})"
+        )
+    return arrays
+
+
+def dataset(
+    model: keras.Model, arrays: Arrays, config: dict[str, Any]
+) -> data.Dataset | None:
+    """The pictures as a model sees them; None if they lack its colours.
+
+    Args:
+        model: a classifier of them.
+        arrays: as `read` returns them.
+        config: `images`, `preprocessing`, `shift` and `flip`.
+    """
+    mean, std, bgr = PREPROCESSING[config["preprocessing"]]
+    x_train, y_train, x_test, y_test = arrays
+    channels = x_train.shape[-1]
+    if len(mean) > channels:
+        return None
+    return data.Dataset(
+        name=config["images"],
+        num_classes=scores.only_shape(model.output_shape)[-1],
+        x_train=x_train,
+        y_train=y_train,
+        x_test=x_test,
+        y_test=y_test,
+        mean=np.resize(mean, channels),
+        std=np.resize(std, channels),
+        pad=config["shift"],
+        flip=config["flip"],
+        bgr=bgr,
+    )
+
+
+def _picture_shape(
+    model: keras.Model, size: int | None
+) -> tuple[int, int, int]:
+    """The one input's shape; the user's word where it is open."""
+    shape = scores.only_shape(getattr(model, "input_shape", None))
+    gives = scores.only_shape(getattr(model, "output_shape", None))
+    if (
+        not isinstance(shape, tuple)
+        or len(shape) != 4
+        or shape[-1] not in (1, 3)
+        or not isinstance(gives, tuple)
+        or len(gives) != 2
+        or gives[-1] < 2
+    ):
+        raise UserError(
+            "--model should be a classifier with one input of pictures "
+            "(height, width, 1 or 3 channels) and one output per class. "
+            f"Received: inputs {shape}, outputs {gives}"
+        )
+    if None in shape[1:3] and size is None:
+        raise UserError(
+            f"--model leaves its input size open {shape}: give --image_size."
+        )
+    if size is not None and any(n not in (None, size) for n in shape[1:3]):
+        raise UserError(
+            f"--model takes pictures of {shape[1]}x{shape[2]} pixels. "
+            f"Received: --image_size={size}"
+        )
+    return (shape[1] or size, shape[2] or size, shape[3])
 
 
 def read_folder(

@@ -12,9 +12,10 @@ from typing import Any
 import keras
 
 import keras_passport as kp
-from common.errors import UserError
+from common.errors import UserError, users_mistakes
 from keras_passport import files
 from keras_passport.cli import given
+from keras_passport.files import read_json
 from keras_passport.texts import shown
 
 try:
@@ -66,9 +67,6 @@ class RunDirectory:
         self.attacks = self.path / "attacks"
         self.protection = self.path / "protection.json"
         self.report = self.path / "report.html"
-        self.noise = self.owner / "noise.json"
-        self.changes = self.owner / "changes.json"
-        self.hits = self.owner / "hits.json"
         self.lock = self.path / ".lock"
 
     def checkpoint(self, stage: str) -> pathlib.Path:
@@ -180,16 +178,6 @@ class RunDirectory:
             )
 
 
-def read_json(path: pathlib.Path) -> Any:
-    """The content of a JSON file, or None where there is no such file."""
-    try:
-        return json.loads(path.read_text())
-    except FileNotFoundError:
-        return None
-    except ValueError as error:
-        raise UserError(f"{path} is not a JSON file: {error}") from error
-
-
 @contextlib.contextmanager
 def replacing(
     path: pathlib.Path, mode: int | None = None
@@ -246,7 +234,5 @@ def save_model(
 
 def load_model(path: str | os.PathLike) -> keras.Model:
     """Reads a `.keras` file."""
-    try:
+    with users_mistakes():
         return given.load_model(path)
-    except ValueError as error:
-        raise UserError(str(error)) from error

@@ -1,4 +1,4 @@
-"""Run directories around networks that were never trained."""
+"""Networks that were planted, not trained, and run directories around them."""
 
 import json
 
@@ -6,14 +6,13 @@ import keras
 import numpy as np
 
 import keras_passport as kp
-from common.case import Owner
+from common import data
+from common.finished import FinishedRun
 from common.rundir import RunDirectory
 
 
 def linear_classifier(scale=1.0):
     """Classifies digits by their pixels; a convolution's part is `0`."""
-    from common import data
-
     digits = data.load("digits")
     x = digits.normalize(digits.x_train).reshape(len(digits.x_train), -1)
     x = np.concatenate([x, np.ones((len(x), 1))], axis=1)
@@ -37,18 +36,39 @@ def linear_classifier(scale=1.0):
     return model
 
 
-def planted(folder, base):
-    """A run's directory around a network that was never trained here."""
-    directory = RunDirectory(folder)
-    directory.public.mkdir(parents=True)
-    directory.owner.mkdir()
+def given(base, count=None):
+    """What `kp.evaluation.evaluate` takes, as keywords.
+
+    Args:
+        base: classifies digits.
+        count: of training and of test pictures.
+    """
+    digits = data.load("digits")
     model = kp.protect(base)
     images = np.random.default_rng(0).normal(size=(5, 8, 8, 1))
     passport = kp.Passport.random_image(
         model, images.astype("float32"), reference=base
     )
-    passport.save(directory.passport)
+    return {
+        "model": model,
+        "passport": passport,
+        "train": (
+            digits.normalize(digits.x_train[:count]),
+            digits.y_train[:count],
+        ),
+        "test": (digits.normalize(digits.x_test[:count]), digits.y_test[:count]),
+        "reference": base,
+    }
+
+
+def planted(folder, base):
+    """A run's directory around a network that was never trained here."""
+    directory = RunDirectory(folder)
+    directory.public.mkdir(parents=True)
+    directory.owner.mkdir()
+    parts = given(base)
+    parts["passport"].save(directory.passport)
     base.save(directory.original)
-    model.save(directory.protected)
+    parts["model"].save(directory.protected)
     directory.config.write_text(json.dumps({"dataset": "digits"}))
-    return Owner(folder)
+    return FinishedRun(folder)

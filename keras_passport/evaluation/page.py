@@ -11,9 +11,9 @@ import tempfile
 from collections.abc import Callable
 from typing import Any
 
-import keras_passport as kp
-from common import verdict
+from keras_passport import plots
 from keras_passport.attacks import AttackResult
+from keras_passport.evaluation import verdict
 from keras_passport.files import replacing
 
 _STYLE = """
@@ -70,7 +70,7 @@ def write(path: pathlib.Path, content: dict[str, Any]) -> None:
     Args:
         path: of the page.
         content: `title`, `facts` (dict), `numbers`, `rows`, `verdict` (as of
-            `common.verdict`), `changes` (as for `verdict.changes_table`) and
+            `verdict`), `changes` (as for `verdict.changes_table`) and
             `figures`: list of tuples of a drawing
             function of `kp.plots`, its mapping and a caption.
     """
@@ -205,9 +205,9 @@ def figures(
     """The paper's figures of what was found; see `write`.
 
     Args:
-        records: as `battery.perform` returns them.
+        records: as `Records.perform` returns them.
         rows: one for each record.
-        numbers: as `Owner.reference_numbers` returns them.
+        numbers: as `Owner.numbers` returns them.
         noise: from a name to what `kp.audit.accuracy_under_noise` returns.
     """
     lines = {
@@ -218,7 +218,7 @@ def figures(
     chance = {"chance": numbers["chance"]}
     found = [
         (
-            kp.plots.plot_fakes,
+            plots.plot_fakes,
             {
                 **lines,
                 "fake_accuracies": _per_cent(record["result"]["accuracies"]),
@@ -230,7 +230,7 @@ def figures(
     ]
     found += [
         (
-            kp.plots.plot_fakes,
+            plots.plot_fakes,
             {
                 **lines,
                 "fake_accuracies": _per_cent(record["result"]["accuracies"]),
@@ -289,7 +289,7 @@ def figures(
         if curves:
             figure = {**lines, **chance, "x_label": label, "curves": curves}
             figure["log"] = curves is by_data
-            found.append((kp.plots.plot_curves, figure, caption))
+            found.append((plots.plot_curves, figure, caption))
     return found
 
 

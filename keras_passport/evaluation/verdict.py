@@ -15,8 +15,8 @@ def row(record: dict[str, Any], numbers: dict[str, Any], labels) -> dict:
     """One attack against the valid passport, in per cent.
 
     Args:
-        record: as `battery.perform` returns it.
-        numbers: as `Owner.reference_numbers` returns them.
+        record: as `Records.perform` returns it.
+        numbers: as `Owner.numbers` returns them.
         labels: of the pictures that the attack was judged on.
 
     Returns:
@@ -106,7 +106,7 @@ def verdict(
 
     Args:
         rows: as `row` returns them.
-        numbers: as `Owner.reference_numbers` returns them.
+        numbers: as `Owner.numbers` returns them.
         missing: what ended with an error, or could not be tried.
         left_out: what was not asked for, or is no part of this battery.
     """

@@ -1,0 +1,97 @@
+"""A finished run, for those who attack it."""
+
+import functools
+import hashlib
+from typing import Any
+
+import numpy as np
+from absl import flags
+
+import keras_passport as kp
+from common import data, pictures
+from common.errors import UserError, users_mistakes
+from common.rundir import RunDirectory, load_model, read_json
+from keras_passport.cli import given
+
+_RUN_DIR = flags.DEFINE_string("run_dir", None, "A finished run of a trainer.")
+_DATA_DIR = flags.DEFINE_string("data_dir", None, "As for the trainer.")
+_IMAGES = flags.DEFINE_string(
+    "images", None, "As for protect_model.py, for a run of it."
+)
+_OWN = flags.DEFINE_multi_string(
+    "import", None, "As for protect_model.py, for a run of it."
+)
+flags.mark_flag_as_required("run_dir")
+
+
+class FinishedRun:
+    """A finished run of a trainer or of `protect_model.py`.
+
+    Args:
+        run_dir: its directory.
+        data_dir: as for the program that made it.
+        images: as for `protect_model.py`.
+
+    Attributes:
+        directory: its `RunDirectory`.
+        given: all that `kp.evaluation.evaluate` needs of it, as keywords.
+    """
+
+    def __init__(
+        self,
+        run_dir: str,
+        data_dir: str | None = None,
+        images: str | None = None,
+    ):
+        self.directory = RunDirectory(run_dir)
+        config = read_json(self.directory.config)
+        if config is None:
+            raise UserError(f"--run_dir={self.directory.path} holds no run.")
+        name = config.get("dataset")
+        if name not in data.SOURCES and "images" not in config:
+            raise UserError(
+                f"Runs on {', '.join(sorted(data.SOURCES))}, and of "
+                f"protect_model.py, can be attacked here. Received: {name}"
+            )
+        if not self.directory.protected.exists():
+            raise UserError(
+                f"--run_dir={self.directory.path} holds no finished run: "
+                f"{self.directory.protected} is missing."
+            )
+        model = load_model(self.directory.protected)
+        passport = kp.Passport.load(self.directory.passport).fitted(model)
+        reference = None
+        if self.directory.original.exists():
+            reference = load_model(self.directory.original)
+        digest = hashlib.sha256(self.directory.protected.read_bytes())
+        digest.update(passport.fingerprint.encode())
+        if "images" in config:
+            arrays = pictures.read(model, images or name, data_dir, config)
+            dataset = pictures.dataset(model, arrays, config)
+        else:
+            dataset = data.load(name, data_dir)
+        self.given: dict[str, Any] = {
+            "model": model,
+            "passport": passport,
+            "train": (dataset.normalize(dataset.x_train), dataset.y_train),
+            "test": (dataset.normalize(dataset.x_test), dataset.y_test),
+            "reference": reference,
+            "augment": functools.partial(_augment, dataset),
+            "fingerprint": digest.hexdigest(),
+            "title": name,
+        }
+
+    @classmethod
+    def of_flags(cls) -> "FinishedRun":
+        """The run that the user names."""
+        with users_mistakes():
+            given.import_modules(_OWN.value or [])
+        return cls(_RUN_DIR.value, _DATA_DIR.value, _IMAGES.value)
+
+
+def _augment(
+    dataset: data.Dataset, x: np.ndarray, rng: np.random.Generator
+) -> np.ndarray:
+    """Normalised pictures as the defender's training shows them."""
+    black = dataset.normalize(np.zeros((1, *x.shape[1:]), "uint8"))
+    return data.augment(x - black, rng, dataset.pad, dataset.flip) + black

@@ -1,0 +1,193 @@
+"""`Case`: a protected model as an attacker has it, and as its judge does."""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import keras
+import numpy as np
+
+from keras_passport import scores
+from keras_passport.attacks import kept, labelled
+from keras_passport.layers.protected import protected_layers
+from keras_passport.models import protected_model
+from keras_passport.passports.passport import Passport
+
+# Part of the test set that an attacker may have: the judge uses the rest.
+_DISJOINT = 0.4
+# Images that an attacker makes fakes of.
+_IMAGES = 100
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """All that attacks may be given, and what they are judged by.
+
+    Args:
+        model: What is published; no passport is bound to it.
+        train: The defender's inputs, float array `(examples, ...)` or a
+            structure of them as the model takes it, and integer labels
+            `(examples,)`.
+        test: The same, of data that the model was not trained on. The judge
+            has 60 % of each class; an attacker may have the rest.
+        fingerprint: Of all that a record of an attack is made of, but for the
+            attack's own budget.
+        key_scaling: Of the passport; no secret.
+        disclosed: Returns γ and β of the valid passport by path, as a holder
+            may give them away.
+        reference: A network of the same architecture: the original itself,
+            which is more than a real attacker has. `None` if there is none.
+        known_images: The owner's identity images, for the attacker who knows
+            them; `None` if the passport has none to guess.
+        augment: Function `(x, rng)` of a batch of inputs and a NumPy
+            generator that returns them as the defender's training shows them;
+            `None` for as they are.
+    """
+
+    model: keras.Model
+    train: tuple
+    test: tuple
+    fingerprint: str
+    key_scaling: str
+    disclosed: Callable[[], dict] = dataclasses.field(repr=False)
+    reference: keras.Model | None = None
+    known_images: Any = None
+    augment: Callable[[Any, np.random.Generator], Any] | None = None
+
+    @classmethod
+    def of(
+        cls,
+        model: keras.Model,
+        passport: Passport,
+        train: tuple,
+        test: tuple,
+        *,
+        reference: keras.Model | None = None,
+        augment: Callable[[Any, np.random.Generator], Any] | None = None,
+        fingerprint: str | None = None,
+    ) -> "Case":
+        """The case of somebody's protected model.
+
+        Args:
+            model: Protected classifier with one output. Keys that are bound
+                to it are not used.
+            passport: Its valid passport.
+            train: As for `Case`.
+            test: As for `Case`.
+            reference: As for `Case`.
+            augment: As for `Case`.
+            fingerprint: As for `Case`; of the model's weights, the passport,
+                the reference and all data if not given.
+
+        Raises:
+            PassportError: If the model is not protected, or the passport does
+                not fit it.
+            ValueError: If a label is no class.
+        """
+        passport = passport.fitted(model)
+        public = protected_model.public(model)
+        classes = scores.only_shape(model.output_shape)[-1]
+        train, test = (
+            (x, scores.labels_of(y, _count(x), classes, f"labels of {name}"))
+            for (x, y), name in ((train, "train"), (test, "test"))
+        )
+        if fingerprint is None:
+            weights = [] if reference is None else reference.get_weights()
+            fingerprint = kept.fingerprint(
+                [
+                    np.frombuffer(passport.fingerprint.encode(), "uint8"),
+                    *public.get_weights(),
+                    *weights,
+                    *keras.tree.flatten([train, test]),
+                ]
+            )
+        is_guessed = passport.kind == "random_image"
+        return cls(
+            model=public,
+            train=train,
+            test=test,
+            fingerprint=fingerprint,
+            key_scaling=passport.key_scaling,
+            disclosed=lambda: hidden_parameters(public, passport),
+            reference=reference,
+            known_images=passport.images if is_guessed else None,
+            augment=augment,
+        )
+
+    @functools.cached_property
+    def _parts(self) -> tuple:
+        """The judge's part of the test set, and the attacker's."""
+        parts = labelled.divide(self.test, 1 - _DISJOINT, seed=0)
+        if len(parts[1][1]) < 2:
+            raise ValueError(
+                "Expected test data of several examples per class, which judge "
+                f"and attackers share. Received: {len(self.test[1])} examples"
+            )
+        return parts
+
+    def examples(self, source: str) -> tuple:
+        """An attacker's labelled data: inputs and labels.
+
+        Args:
+            source: `"defender"`, the very training set, or `"disjoint"`, a
+                part of the test set that the judge leaves alone.
+        """
+        return self._parts[1] if source == "disjoint" else self.train
+
+    def judges(self, count: int | None = None) -> tuple:
+        """The judge's inputs and labels: `count` of them, or all."""
+        x, y = self._parts[0]
+        if count is None or count >= len(y):
+            return x, y
+        return labelled.share((x, y), count / len(y), seed=0)
+
+    @property
+    def images(self) -> Any:
+        """The attacker's own images for fakes."""
+        return first(self._parts[1], _IMAGES)
+
+    def unlabelled(self, source: str, count: int, seed: int) -> Any:
+        """An attacker's inputs without labels, as training shows them.
+
+        Args:
+            source: As for `examples`.
+            count: How many.
+            seed: Of what `augment` draws.
+        """
+        x = first(self.examples(source), count)
+        if self.augment is None:
+            return x
+        return self.augment(x, np.random.default_rng(seed))
+
+
+def first(data: tuple, count: int) -> Any:
+    """The first inputs; spread over all where those come class by class.
+
+    Args:
+        data: Inputs and labels.
+        count: How many, at most.
+    """
+    x, y = data
+    step = 1
+    if np.count_nonzero(np.diff(y)) < len(np.unique(y)):
+        step = max(1, len(y) // count)
+    return labelled.take(x, slice(0, count * step, step))
+
+
+def hidden_parameters(model: keras.Model, passport: Passport) -> dict:
+    """γ and β of a passport by path; None for what is not hidden."""
+    rows = passport.rows()
+    return {
+        path: layer.hidden_parameters(rows[path])
+        for path, layer in protected_layers(model).items()
+    }
+
+
+def chance(labels: np.ndarray) -> float:
+    """Accuracy in per cent of always saying the most frequent class."""
+    return 100 * float(np.bincount(labels).max() / len(labels))
+
+
+def _count(x) -> int:
+    return len(keras.tree.flatten(x)[0])

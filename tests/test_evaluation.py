@@ -1,0 +1,521 @@
+"""`kp.evaluation`: planted networks, records, verdicts, pages."""
+
+import dataclasses
+import json
+import stat
+
+import numpy as np
+import pytest
+
+import keras_passport as kp
+from keras_passport.attacks import AttackResult, training
+from keras_passport.evaluation import (
+    ATTACKS,
+    LEVELS,
+    Budget,
+    Case,
+    Level,
+    Records,
+    battery,
+    evaluate,
+    owner,
+    page,
+    registry,
+    verdict,
+)
+from support.plain_models import inputs_of, multi_input_model
+from support.planted_runs import given, linear_classifier
+
+FAKES = [name for name in ATTACKS if name.startswith("fake_")]
+FEW = Level(Budget(num_fakes=4, examples=60, epochs=1), (1.0,))
+
+
+@pytest.fixture(autouse=True)
+def few(monkeypatch):
+    monkeypatch.setitem(battery.LEVELS, "quick", FEW)
+
+
+def by_record(rows):
+    """Rows without the times that they took."""
+    return [{**row, "seconds": 0} for row in json.loads(json.dumps(rows))]
+
+
+class TestPlanted:
+    def test_a_network_that_ignores_its_passport(self, tmp_path):
+        told = []
+        found = evaluate(
+            **given(linear_classifier()), attacks=FAKES, tell=told.append
+        )
+        assert found.complete and len(told) == 4
+        assert [row["attack"] for row in found.rows] == FAKES
+        assert {row["status"] for row in found.rows} == {"falls"}
+        for row in found.rows:
+            assert row["successes"] == row["trials"] == 4
+            assert not row["paralysed"]
+        assert found.worst in found.rows
+        assert "not well-protected (S > 50)" in str(found)
+        assert ": well-protected" not in str(found)
+        found.save_page(tmp_path / "page.html")
+        assert "not well-protected" in (tmp_path / "page.html").read_text()
+
+    def test_a_network_that_always_says_the_same(self, tmp_path):
+        found = evaluate(**given(linear_classifier(scale=0.0)), attacks=FAKES)
+        assert {row["status"] for row in found.rows} == {"void"}
+        assert all(row["paralysed"] for row in found.rows)
+        assert {row["entropy"] for row in found.rows} == {0.0}
+        assert found.worst is None
+        text = "\n".join(found.verdict)
+        assert "No verdict" in text
+        assert "paralysed for its owner too" in text
+        assert "well-protected" not in text
+        found.save_page(tmp_path / "page.html")
+        page_of_it = (tmp_path / "page.html").read_text()
+        assert '<div class="verdict ">' in page_of_it
+
+    def test_nothing_is_written_where_nobody_asked(self, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        evaluate(**given(linear_classifier()), attacks=FAKES[:1])
+        assert not list(tmp_path.iterdir())
+
+    def test_what_was_found_is_written_as_it_is(self, tmp_path):
+        found = evaluate(
+            **given(linear_classifier()), attacks=FAKES[:1], title="digits"
+        )
+        found.save(tmp_path / "found.json")
+        written = json.loads((tmp_path / "found.json").read_text())
+        assert written == json.loads(json.dumps(found.to_dict()))
+        assert written["network"]["Data"] == "digits"
+        assert written["network"]["Battery"] == "quick"
+
+    def test_an_attack_with_a_budget_of_its_own(self):
+        budget = Budget(num_fakes=2, examples=30)
+        found = evaluate(
+            **given(linear_classifier()),
+            attacks={"fake_random_pattern": budget},
+        )
+        [row] = found.rows
+        assert row["budget"] == {"num_fakes": 2, "examples": 30, "seed": 0}
+        assert row["trials"] == 2
+        assert found.noise == found.changes == {}
+        assert not any("Left out" in line for line in found.verdict)
+
+    @pytest.mark.parametrize(
+        "arguments, message",
+        [
+            ({"budget": "huge"}, "budget to be one of quick.*'huge'"),
+            ({"attacks": ["magic"]}, "attacks of fake_random.*magic"),
+            ({"attacks": ["spectral_reva"]}, "the budget quick has"),
+            ({"fractions": [0.1, 2.0]}, r"in \(0, 1\].*2.0"),
+        ],
+    )
+    def test_wrong_arguments(self, arguments, message):
+        with pytest.raises(ValueError, match=message):
+            evaluate(None, None, None, None, **arguments)
+
+    def test_a_label_that_is_no_class(self):
+        some = given(linear_classifier(), 50)
+        x, y = some["test"]
+        with pytest.raises(ValueError, match="labels of test"):
+            evaluate(**{**some, "test": (x, y + 1)}, attacks=FAKES)
+
+    def test_a_model_that_is_not_protected(self):
+        some = given(linear_classifier(), 50)
+        with pytest.raises(kp.PassportError):
+            evaluate(**{**some, "model": some["reference"]}, attacks=FAKES)
+
+    def test_too_few_examples_to_judge_by(self):
+        some = given(linear_classifier(), 50)
+        x, y = some["test"]
+        with pytest.raises(ValueError, match="several examples per class"):
+            evaluate(**{**some, "test": (x[:1], y[:1])}, attacks=FAKES)
+
+
+class TestPage:
+    def test_all_trials_of_a_search_are_figure_7(self, tmp_path):
+        result = AttackResult(
+            *("RevA", (0.3, 0.6), (1.0, 1.0), {}, {"trials": 2}, 1.0),
+            validation=(0.3, 0.6),
+        )
+        searched = {
+            **record(0.6, title="RevA, tuned"),
+            "attack": "reverse_engineering_tuned",
+            "budget": {"fraction": 0.1, "trials": 1},
+            "result": result.to_dict(),
+        }
+        row = verdict.row(searched, NUMBERS, LABELS)
+        assert "2 trainings" in verdict.spent(row)
+        figures = page.figures([searched], [row], NUMBERS, {})
+        captions = [caption for *_, caption in figures]
+        assert "the paper's Figure 7" in captions[0]
+        for draw, numbers, _ in figures:
+            draw(numbers, tmp_path / "figure.png")
+
+
+NUMBERS = {"valid": 285, "total": 300, "chance": 10.0}
+LABELS = np.arange(300) % 10
+
+
+def record(accuracy, validation=(), control=False, title="An attack"):
+    result = AttackResult(
+        name="attack",
+        accuracies=(accuracy,),
+        entropies=(1.0,),
+        knowledge={},
+        budget={},
+        seconds=1.0,
+        validation=validation,
+    )
+    return {
+        "attack": "attack",
+        "title": title,
+        "knowledge": "nothing",
+        "control": control,
+        "budget": {},
+        "examples": 300,
+        "result": result.to_dict(),
+    }
+
+
+def judged(*records, missing=()):
+    rows = [verdict.row(some, NUMBERS, LABELS) for some in records]
+    return rows, verdict.verdict(rows, NUMBERS, list(missing))
+
+
+class TestVerdict:
+    def test_a_failed_training_is_no_strength(self):
+        rows, lines = judged(record(0.11, validation=(0.1,)))
+        assert rows[0]["status"] == "failed"
+        assert lines[0] == "No verdict: no attack came to a result."
+        assert "Failed attacks" in lines[1]
+
+    def test_the_worst_case_comes_first(self):
+        rows, lines = judged(
+            record(0.1, title="Weak"),
+            record(0.8, validation=(0.8,), title="Strong"),
+            record(0.9, validation=(0.9,), control=True, title="Scratch"),
+        )
+        statuses = [row["status"] for row in rows]
+        assert statuses == ["holds", "falls", "control"]
+        assert lines[0].startswith("Worst case: Strong reaches 80.0 %")
+        assert "not well-protected" in lines[0]
+        assert rows[1]["strength"] == pytest.approx(15.0)
+
+    def test_what_holds_is_said_of_what_was_tried(self):
+        _, lines = judged(record(0.1), missing=["RevA (error: no memory)"])
+        assert "well-protected (S > 50) against the attacks tried" in lines[0]
+        assert "Not tried: RevA (error: no memory)." in lines
+
+    def test_a_close_call_is_said(self):
+        _, lines = judged(record(0.44))
+        assert "The interval of S has 50 in it" in lines[1]
+
+
+class TestBattery:
+    @pytest.fixture
+    def some(self):
+        return given(linear_classifier())
+
+    @pytest.fixture
+    def case(self, some):
+        return Case.of(**some)
+
+    @pytest.fixture
+    def records(self, case, tmp_path):
+        return Records(case, tmp_path / "attacks")
+
+    def test_a_killed_battery_goes_on(self, some, tmp_path, monkeypatch):
+        calls = []
+        tried = kp.attacks.fake_passports
+
+        def stopped(model, kind, *args, **options):
+            calls.append(kind)
+            if len(calls) == 3:
+                raise KeyboardInterrupt
+            return tried(model, kind, *args, **options)
+
+        monkeypatch.setattr(kp.attacks, "fake_passports", stopped)
+        options = {**some, "attacks": FAKES, "directory": tmp_path / "kept"}
+        with pytest.raises(KeyboardInterrupt):
+            evaluate(**options)
+        before = evaluate(**options)
+        assert calls == [
+            "random_pattern",
+            "fixed_image",
+            "random_image",
+            "random_image",
+            "known_images",
+        ]
+        # What tells secrets is the owner's alone.
+        mode = (tmp_path / "kept" / "owner").stat().st_mode
+        assert stat.S_IMODE(mode) == 0o700
+        for name in ("hits.json", "noise.json"):
+            mode = (tmp_path / "kept" / "owner" / name).stat().st_mode
+            assert stat.S_IMODE(mode) == 0o600
+        for path in (tmp_path / "kept" / "attacks").iterdir():
+            path.unlink()
+        again = evaluate(**options)
+        assert by_record(before.rows) == by_record(again.rows)
+
+    def test_a_long_series_goes_on(self, records, monkeypatch):
+        budget = Budget(num_fakes=7, examples=60)
+        name = "fake_random_image"
+        whole = records.perform(name, budget)
+        records.path(name, budget).unlink()
+        monkeypatch.setattr(registry, "_BETWEEN", 3 * 60)
+        tried, calls = kp.attacks.fake_passports, []
+
+        def stopped(*args, start, **options):
+            calls.append(start)
+            if len(calls) == 2:
+                raise KeyboardInterrupt
+            return tried(*args, start=start, **options)
+
+        monkeypatch.setattr(kp.attacks, "fake_passports", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            records.perform(name, budget)
+        parts = records.perform(name, budget)
+        assert calls == [0, 3, 3, 6]
+        for key in ("accuracies", "entropies", "history", "budget"):
+            assert parts["result"][key] == whole["result"][key]
+        assert len(list(records.folder.iterdir())) == 1
+
+    def test_a_killed_search_goes_on(self, records, monkeypatch):
+        budget = Budget(fraction=0.2, epochs=1)
+        name = "reverse_engineering_tuned"
+        monkeypatch.setattr(registry, "_TUNED", 2)
+        trained, calls = training.run, []
+
+        def stopped(*args, **options):
+            calls.append(1)
+            if len(calls) == 2:
+                raise KeyboardInterrupt
+            return trained(*args, **options)
+
+        monkeypatch.setattr(training, "run", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            records.perform(name, budget)
+        [part] = records.folder.iterdir()
+        assert part.suffix == ".part"
+        record = records.perform(name, budget)
+        assert len(record["result"]["accuracies"]) == 2
+        # Two trials, the one that was stopped, and the leader once more.
+        assert len(calls) == 4
+        assert [path.suffix for path in records.folder.iterdir()] == [".json"]
+
+    def test_what_an_attack_found_is_kept_for_the_next(
+        self, records, monkeypatch
+    ):
+        calls, starts = [], []
+        found = kp.attacks.statistics_matching
+        reva = kp.attacks.reverse_engineering
+
+        def counted(*args, **options):
+            calls.append("statistics")
+            return found(*args, restarts=1, rounds=1, **options)
+
+        def started(*args, start, **options):
+            starts.append(start)
+            return reva(*args, start=start, **options)
+
+        monkeypatch.setattr(kp.attacks, "statistics_matching", counted)
+        monkeypatch.setattr(kp.attacks, "reverse_engineering", started)
+        for fraction in (0.5, 1.0):
+            budget = Budget(fraction=fraction, epochs=1)
+            record = records.perform("statistics_reva", budget)
+        assert record["result"]["name"].startswith("statistics matching, then")
+        # Unlabelled pictures are the same whatever part of the labels is had.
+        assert len(calls) == 1
+        [path] = records.folder.glob("statistics-*.json")
+        history = json.loads(path.read_text())["result"]["history"]
+        assert "parameters" not in history[0]
+        written = json.loads(path.with_suffix(".found").read_text())
+        assert starts == [written, written]
+        # Without it, the first attack is tried again.
+        path.with_suffix(".found").unlink()
+        budget = Budget(fraction=0.2, epochs=1)
+        records.perform("statistics_reva", budget)
+        assert len(calls) == 2 and starts[2] == written
+
+    def test_data_and_epochs_are_those_of_the_budget(self, records):
+        few, all_of_them = (
+            records.perform(
+                "reverse_engineering",
+                Budget(source="disjoint", fraction=fraction, epochs=2),
+            )
+            for fraction in (0.5, 1.0)
+        )
+        mine = len(records.case.examples("disjoint")[1])
+        assert all_of_them["result"]["budget"]["images"] == mine
+        assert few["result"]["budget"]["images"] == pytest.approx(mine / 2, 0.1)
+        [history] = few["result"]["history"]
+        assert len(history["history"]["val_accuracy"]) == 2
+        # The pixels' part alone is as good as that.
+        assert few["result"]["accuracies"][0] > 0.8
+
+    def test_an_attack_that_breaks_costs_no_other(
+        self, some, tmp_path, monkeypatch
+    ):
+        def broken(case, budget, progress):
+            raise RuntimeError("out of memory\nand more")
+
+        attack = ATTACKS["fake_fixed_image"]
+        worse = dataclasses.replace(attack, title="Broken", run=broken)
+        monkeypatch.setitem(ATTACKS, "fake_fixed_image", worse)
+        options = {**some, "attacks": FAKES, "directory": tmp_path}
+        found = evaluate(**options)
+        assert not found.complete
+        assert len(found.rows) == 3
+        assert found.errors == [
+            "Broken (error: RuntimeError: out of memory)",
+        ]
+        assert found.errors[0] in found.verdict[-2]
+        monkeypatch.setitem(ATTACKS, "fake_fixed_image", attack)
+        found = evaluate(**options)
+        assert found.complete
+        assert len(found.rows) == 4
+
+    def test_what_can_not_be_tried_says_why(self, some, tmp_path):
+        case = Case.of(**{**some, "reference": None})
+        records = Records(case, tmp_path)
+        with pytest.raises(kp.PassportError, match="there is no original"):
+            records.perform("fake_fixed_image", Budget())
+        assert not list(tmp_path.iterdir())
+
+    def test_a_damaged_record_is_named(self, records):
+        records.folder.mkdir()
+        path = records.path("spectral_blind", Budget())
+        path.write_text("{")
+        with pytest.raises(kp.PassportError, match="JSON file.*spectral_bl"):
+            records.perform("spectral_blind", Budget())
+
+    def test_a_record_of_forged_keys_tells_no_norm(self, records):
+        record = records.perform("key_forgery", Budget())
+        [about] = record["result"]["history"]
+        assert about["systems"]
+        for system in about["systems"]:
+            assert {"rank", "residual"} <= system.keys()
+            assert "norm" not in system
+
+    def test_the_spectral_attack_spends_its_epochs(self, some, tmp_path):
+        case = Case.of(**some, augment=lambda x, rng: x + rng.normal(x.shape))
+        record = Records(case, tmp_path).perform(
+            "spectral", Budget(source="disjoint", fraction=0.5, epochs=2)
+        )
+        [told] = record["result"]["history"]
+        assert told["epochs"] == len(told["history"]["val_accuracy"]) == 2
+        assert told["augment"]
+
+    def test_hidden_statistics_are_nothing_to_match(self, some):
+        for layer in kp.protected_layers(some["model"]).values():
+            layer.normalization.moving_mean.assign(np.zeros(4))
+        names = ["statistics", "statistics_reva", "spectral_blind"]
+        found = evaluate(**some, budget="standard", attacks=names)
+        assert found.complete
+        assert {row["attack"] for row in found.rows} == {"spectral_blind"}
+        assert (
+            "Statistics matching (the statistics are hidden)"
+            in (found.verdict[-2])
+        )
+
+    def test_what_a_battery_leaves_out_is_said(self, some):
+        line = evaluate(**some, attacks=FAKES[:1]).verdict[-1]
+        assert line.startswith("Left out of this battery: Fakes, fixed images")
+        assert "Fakes, random patterns" not in line
+
+    def test_changes_go_on_where_they_were_ended(
+        self, some, case, tmp_path, monkeypatch
+    ):
+        def never(*args, **options):
+            raise AssertionError("no training here")
+
+        monkeypatch.setattr(owner, "fine_tuned", never)
+        monkeypatch.setattr(owner, "_PRUNED", (0.5,))
+        prune, calls = kp.attacks.prune, []
+
+        def pruned(*args):
+            calls.append(args)
+            return prune(*args)
+
+        monkeypatch.setattr(kp.attacks, "prune", pruned)
+        for _ in range(2):
+            errors = []
+            changes = owner.Owner(case, some["passport"], tmp_path).changes(
+                "quick", 0, errors
+            )
+            assert list(changes)[:2] == ["none", "50 % of the weights pruned"]
+            assert len(changes) == 5
+            # What broke is told, and tried again.
+            assert len(errors) == 1 and "no training here" in errors[0]
+            assert len(calls) == 1
+
+    def test_another_network_has_other_records(self, some, tmp_path):
+        x, y = some["test"]
+        kinds = (
+            some,
+            given(linear_classifier(scale=2.0)),
+            {**some, "test": (x[:400], y[:400])},
+            {**some, "reference": None},
+        )
+        paths = {
+            Records(Case.of(**kind), tmp_path).path("fake_fixed_image", budget)
+            for kind in (*kinds, some)
+            for budget in (Budget(), Budget(seed=1), Budget(epochs=3))
+        }
+        # Epochs are nothing to fakes.
+        assert len(paths) == 8
+
+    def test_every_attack_names_what_it_uses(self):
+        fields = set(Budget.__dataclass_fields__)
+        for name, attack in ATTACKS.items():
+            assert set(attack.uses) <= fields, name
+            spends = name not in ("key_forgery", "spectral_blind")
+            assert ("seed" in attack.uses) == spends, name
+        for level in LEVELS:
+            names = {name for name, _ in battery.plan(level)}
+            assert names >= {*FAKES, "reverse_engineering", "from_scratch"}
+        assert {name for name, _ in battery.plan("full")} == set(
+            ATTACKS
+        )
+
+    def test_a_battery_on_other_parts_of_the_data(self):
+        budgets = dict(battery.plan("quick", fractions=[0.25]))
+        assert budgets["fine_tuning_ftal"].fraction == 0.25
+        level = LEVELS["quick"].budget
+        assert budgets["fine_tuning_ftal"].epochs == 4 * level.epochs
+        assert budgets["fake_random_image"].fraction == Budget.fraction
+
+    def test_attackers_and_judge_share_no_picture(self, case):
+        mine, _ = case.examples("disjoint")
+        judges, labels = case.judges()
+        assert len(mine) + len(judges) == len(case.test[1])
+        assert len(case.judges(60)[1]) == 60
+        assert set(labels) == set(range(10))
+        rows = {row.tobytes() for row in mine}
+        # A few digits are in the data twice.
+        assert sum(row.tobytes() in rows for row in judges) <= 2
+
+    def test_some_pictures_of_a_folder_are_of_every_class(self, some):
+        """Folders are read class by class."""
+        x, y = some["train"]
+        order = np.argsort(y, kind="stable")
+        for chosen, expected in (
+            (slice(None), x[:20]),
+            (order, x[order][:: len(y) // 20][:20]),
+        ):
+            data = x[chosen], y[chosen]
+            found = Case.of(**{**some, "train": data})
+            np.testing.assert_array_equal(
+                found.unlabelled("defender", 20, 0), expected
+            )
+
+    def test_a_model_of_several_inputs(self, tmp_path):
+        base = multi_input_model()
+        model = kp.protect(base)
+        passport = kp.Passport.random_pattern(model)
+        x = inputs_of(model, 40)
+        y = np.arange(40) % 4
+        case = Case.of(model, passport, (x, y), (x, y), reference=base)
+        for name in ("fake_random_pattern", "reverse_engineering"):
+            budget = Budget(num_fakes=1, epochs=1)
+            record = Records(case, tmp_path).perform(name, budget)
+            assert record["examples"] == 24
