@@ -4,6 +4,7 @@ import dataclasses
 import json
 import stat
 
+import keras
 import numpy as np
 import pytest
 
@@ -23,7 +24,6 @@ from keras_passport.evaluation import (
     registry,
     verdict,
 )
-from support.plain_models import inputs_of, multi_input_model
 from support.planted_runs import given, linear_classifier
 
 FAKES = [name for name in ATTACKS if name.startswith("fake_")]
@@ -59,7 +59,9 @@ class TestPlanted:
         assert "not well-protected" in (tmp_path / "page.html").read_text()
 
     def test_a_network_that_always_says_the_same(self, tmp_path):
-        found = evaluate(**given(linear_classifier(scale=0.0)), attacks=FAKES)
+        found = evaluate(
+            **given(linear_classifier(scale=0.0)), attacks=FAKES[:1]
+        )
         assert {row["status"] for row in found.rows} == {"void"}
         assert all(row["paralysed"] for row in found.rows)
         assert {row["entropy"] for row in found.rows} == {0.0}
@@ -229,20 +231,19 @@ class TestBattery:
 
         def stopped(model, kind, *args, **options):
             calls.append(kind)
-            if len(calls) == 3:
+            if len(calls) == 2:
                 raise KeyboardInterrupt
             return tried(model, kind, *args, **options)
 
         monkeypatch.setattr(kp.attacks, "fake_passports", stopped)
-        options = {**some, "attacks": FAKES, "directory": tmp_path / "kept"}
+        names = ["fake_random_pattern", "fake_known_images"]
+        options = {**some, "attacks": names, "directory": tmp_path / "kept"}
         with pytest.raises(KeyboardInterrupt):
             evaluate(**options)
         before = evaluate(**options)
         assert calls == [
             "random_pattern",
-            "fixed_image",
-            "random_image",
-            "random_image",
+            "known_images",
             "known_images",
         ]
         # What tells secrets is the owner's alone.
@@ -361,10 +362,10 @@ class TestBattery:
         attack = ATTACKS["fake_fixed_image"]
         worse = dataclasses.replace(attack, title="Broken", run=broken)
         monkeypatch.setitem(ATTACKS, "fake_fixed_image", worse)
-        options = {**some, "attacks": FAKES, "directory": tmp_path}
+        options = {**some, "attacks": FAKES[:2], "directory": tmp_path}
         found = evaluate(**options)
         assert not found.complete
-        assert len(found.rows) == 3
+        assert len(found.rows) == 1
         assert found.errors == [
             "Broken (error: RuntimeError: out of memory)",
         ]
@@ -372,7 +373,7 @@ class TestBattery:
         monkeypatch.setitem(ATTACKS, "fake_fixed_image", attack)
         found = evaluate(**options)
         assert found.complete
-        assert len(found.rows) == 4
+        assert len(found.rows) == 2
 
     def test_what_can_not_be_tried_says_why(self, some, tmp_path):
         case = Case.of(**{**some, "reference": None})
@@ -397,7 +398,7 @@ class TestBattery:
             assert "norm" not in system
 
     def test_the_spectral_attack_spends_its_epochs(self, some, tmp_path):
-        case = Case.of(**some, augment=lambda x, rng: x + rng.normal(x.shape))
+        case = Case.of(**some, augment=lambda x, rng: x + rng.random(x.shape))
         record = Records(case, tmp_path).perform(
             "spectral", Budget(source="disjoint", fraction=0.5, epochs=2)
         )
@@ -473,9 +474,7 @@ class TestBattery:
         for level in LEVELS:
             names = {name for name, _ in battery.plan(level)}
             assert names >= {*FAKES, "reverse_engineering", "from_scratch"}
-        assert {name for name, _ in battery.plan("full")} == set(
-            ATTACKS
-        )
+        assert {name for name, _ in battery.plan("full")} == set(ATTACKS)
 
     def test_a_battery_on_other_parts_of_the_data(self):
         budgets = dict(battery.plan("quick", fractions=[0.25]))
@@ -509,12 +508,17 @@ class TestBattery:
             )
 
     def test_a_model_of_several_inputs(self, tmp_path):
-        base = multi_input_model()
+        inputs = {name: keras.Input((6,), name=name) for name in "ab"}
+        hidden = keras.layers.Concatenate()(list(inputs.values()))
+        hidden = keras.layers.Dense(8, use_bias=False)(hidden)
+        hidden = keras.layers.BatchNormalization()(hidden)
+        base = keras.Model(inputs, keras.layers.Dense(4)(hidden))
         model = kp.protect(base)
+        rng = np.random.default_rng(0)
+        x = {name: rng.normal(size=(40, 6)).astype("float32") for name in "ab"}
+        data = x, np.arange(40) % 4
         passport = kp.Passport.random_pattern(model)
-        x = inputs_of(model, 40)
-        y = np.arange(40) % 4
-        case = Case.of(model, passport, (x, y), (x, y), reference=base)
+        case = Case.of(model, passport, data, data, reference=base)
         for name in ("fake_random_pattern", "reverse_engineering"):
             budget = Budget(num_fakes=1, epochs=1)
             record = Records(case, tmp_path).perform(name, budget)

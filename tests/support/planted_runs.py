@@ -56,7 +56,10 @@ def given(base, count=None):
             digits.normalize(digits.x_train[:count]),
             digits.y_train[:count],
         ),
-        "test": (digits.normalize(digits.x_test[:count]), digits.y_test[:count]),
+        "test": (
+            digits.normalize(digits.x_test[:count]),
+            digits.y_test[:count],
+        ),
         "reference": base,
     }
 
