@@ -96,9 +96,10 @@ def evaluate(
     Example:
 
     >>> evaluation = kp.evaluation.evaluate(
-    ...     model, passport, (x, y), (x_test, y_test), reference=original
+    ...     model, passport, data, test, attacks=["key_forgery"]
     ... )
-    >>> print(evaluation)
+    >>> [row["title"] for row in evaluation.rows]
+    ['Key forgery']
     >>> evaluation.save_page("report.html")
     """
     planned = _planned(budget, attacks, seed, fractions)

@@ -34,8 +34,11 @@ class Records:
 
     Example:
 
+    >>> case = kp.evaluation.Case.of(model, passport, data, test)
     >>> records = kp.evaluation.Records(case, "attacks")
-    >>> record = records.perform("fake_random_pattern", kp.evaluation.Budget())
+    >>> record = records.perform("spectral_blind", kp.evaluation.Budget())
+    >>> record["title"]
+    'Spectral, without data'
     """
 
     def __init__(

@@ -41,7 +41,8 @@ class Budget:
 
     Example:
 
-    >>> kp.evaluation.Budget(fraction=0.04, epochs=30)
+    >>> kp.evaluation.Budget(fraction=0.04, epochs=30).num_fakes
+    100
     """
 
     num_fakes: int = 100
