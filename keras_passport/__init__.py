@@ -37,6 +37,7 @@ _WHERE = {
     "inspect": "models.protecting",
     "presented": "models.binding",
     "protect": "models.protecting",
+    "protect_trained": "models.exact",
     "public": "models.protected_model",
     "reinitialize": "models.protecting",
     "secret_checkpoint": "models.binding",

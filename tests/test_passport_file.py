@@ -287,7 +287,7 @@ def external_link(file):
         (text_header, "can't be read"),
         (external_link, "plain HDF5"),
         (header(lambda about: about.update(version=2)), "version 1.*version 2"),
-        (header(lambda about: about.update(version=3)), "nothing else"),
+        (header(lambda about: about.update(version=3)), "version 1.*version 3"),
         (header(lambda about: about.update(version=4)), "1 to 3.*version 4"),
         (header(lambda about: about.update(kind="x")), "kind"),
         (header(lambda about: about.update(function="V4")), "V1, V2, V3|read"),

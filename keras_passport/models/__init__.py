@@ -17,6 +17,7 @@ __getattr__, __dir__, __all__ = exported(
         "keyed_function": "binding",
         "presented": "binding",
         "protect": "protecting",
+        "protect_trained": "exact",
         "protected_layers": ".layers.protected",
         "public": "protected_model",
         "reinitialize": "protecting",

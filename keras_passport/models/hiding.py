@@ -111,7 +111,7 @@ def hide_statistics(model: keras.Model, batches) -> keras.Model:
         gamma, _, variance = hidden[path]
         if layer.gamma is not None:
             layer.gamma.assign(gamma)
-        _publish(layer, variance)
+        publish_statistics(layer, variance)
     binding.forget_compiled(model)
     return model
 
@@ -146,8 +146,13 @@ class _Step:
         return float(np.max(np.abs(gap)))
 
 
-def _publish(layer, variance):
-    """Gives a layer's statistics values that stay, also once it is loaded."""
+def publish_statistics(layer, variance=1.0):
+    """Gives a layer's statistics values that stay, also once it is loaded.
+
+    Args:
+        layer: `PassportNormalization` with a batch normalisation.
+        variance: Of all its channels; their mean is 0.
+    """
     found = layer.normalization
     found.moving_mean.assign(np.zeros(found.moving_mean.shape))
     found.moving_variance.assign(np.full(found.moving_mean.shape, variance))

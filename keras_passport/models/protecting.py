@@ -68,7 +68,7 @@ def protect(
     - Fan, Ng, Chan: Digital Passport, Sections 2.2 and 2.3.
     """
     function = functions.get(function)
-    _check_source(model)
+    check_source(model)
     if protected_layers(model) and function_of(model) != function:
         raise PassportError(
             "Expected the function of the layers that are protected already, "
@@ -84,8 +84,8 @@ def protect(
             f"{plan.report}"
         )
     made = {}
-    protected = _protect(model, function, plan, made, ProtectedModel)
-    _copy_state(model, protected, plan, made)
+    protected = rebuild(model, function, plan, made, ProtectedModel)
+    copy_state(model, protected, plan, made, _take_over)
     protected.report = plan.report
     compiling.compile_like(model, protected)
     return protected
@@ -122,7 +122,7 @@ def inspect(
     ...
     2 of 3 kernel layers protected
     """
-    _check_source(model)
+    check_source(model)
     if protected_layers(model):
         function = function_of(model)
         if select is None and not insert:
@@ -157,7 +157,8 @@ def reinitialize(model: keras.Model, seed: int | None = None) -> keras.Model:
     return model
 
 
-def _check_source(model):
+def check_source(model):
+    """Raises `ValueError` unless it is a model that can be protected."""
     if not isinstance(model, keras.Model):
         if type(model).__module__.partition(".")[0] == "tf_keras":
             raise ValueError(
@@ -206,10 +207,16 @@ def _insertable(model, function, insert) -> str:
     )
 
 
-def _protect(model, function, plan, made, model_class):
-    """Rebuilds one graph, and those nested in it, after the plan.
+def rebuild(model, function, plan, made, model_class):
+    """Rebuilds one graph, and those nested in it, after a plan.
 
-    Notes in `made` which new layer came of which, by the old one's id.
+    Args:
+        model: The model.
+        function: Passport function of the new layers.
+        plan: `sites.Plan` of it.
+        made: Dict that takes which new layer came of which, by the old one's
+            id.
+        model_class: As for `graph.rebuild`.
     """
 
     def replace(operation):
@@ -222,7 +229,7 @@ def _protect(model, function, plan, made, model_class):
     def make(operation):
         inside = plan.opened.get(id(operation), operation)
         if graph.is_model(inside):
-            return _protect(inside, function, plan, made, None)
+            return rebuild(inside, function, plan, made, None)
         site = plan.sites.get(id(operation))
         if site is None:
             return graph.clone(operation)
@@ -256,8 +263,17 @@ def _protect(model, function, plan, made, model_class):
     return graph.rebuild(model, replace, call, model_class, size=size)
 
 
-def _copy_state(model, protected, plan, made):
-    """Copies weights and `trainable` flags from layer to layer."""
+def copy_state(model, protected, plan, made, take_over):
+    """Copies weights and `trainable` flags from layer to layer.
+
+    Args:
+        model: The model.
+        protected: What `rebuild` made of it.
+        plan: As for `rebuild`.
+        made: Likewise.
+        take_over: Function of a site and its passport layer, which has the
+            kernel layer's weights already.
+    """
 
     def special(layer, target):
         if id(layer) in plan.opened:
@@ -269,12 +285,17 @@ def _copy_state(model, protected, plan, made):
             return False
         graph.copy_state(layer, target.layer)
         _copy_trainable(site, target)
-        if site.normalization is not None:
-            _copy_normalization(site.normalization, target)
-        target.fold_bias()
+        take_over(site, target)
         return True
 
     graph.copy_states(model, protected, made, special)
+
+
+def _take_over(site, wrapper):
+    """Copies the state of a normalisation to the layer in its place."""
+    if site.normalization is not None:
+        _copy_normalization(site.normalization, wrapper)
+    wrapper.fold_bias()
 
 
 def _copy_trainable(site, wrapper):

@@ -65,10 +65,12 @@ def unlock(model: keras.Model, passport=None, fold: bool = True) -> keras.Model:
             f"{type(model).__name__}, derived from it"
         )
     hidden = {}
-    rows = {}
+    rows, scales = {}, {}
     if passport is not None:
         check_passport(passport)
-        rows = passport.fitted(model).rows()
+        fitted = passport.fitted(model)
+        rows = fitted.rows()
+        scales = {path: entry.scales for path, entry in fitted.layers.items()}
     for path, layer in layers.items():
         if passport is None and not layer.is_bound:
             raise PassportRequiredError(
@@ -76,11 +78,14 @@ def unlock(model: keras.Model, passport=None, fold: bool = True) -> keras.Model:
                 "keras_passport.unlock(model, passport)"
             )
         hidden[path] = layer.hidden_parameters(rows.get(path))
-    return with_parameters(model, hidden, fold)
+    return with_parameters(model, hidden, fold, scales)
 
 
 def with_parameters(
-    model: keras.Model, parameters: dict, fold: bool
+    model: keras.Model,
+    parameters: dict,
+    fold: bool,
+    scales: dict | None = None,
 ) -> keras.Model:
     """An ordinary Keras model that has these γ and β, whoever they are from.
 
@@ -89,9 +94,14 @@ def with_parameters(
         parameters: Dict from the path of every protected layer to a tuple of
             γ and β, arrays `(channels,)`; `None` for the layer's own.
         fold: As for `unlock`.
+        scales: Dict from path to what the layer's filters were multiplied by
+            before they were published, `(channels,)` or `None`.
     """
     layers = protected_layers(model)
-    hidden = {id(layer): parameters[path] for path, layer in layers.items()}
+    hidden = {
+        id(layer): (*parameters[path], (scales or {}).get(path))
+        for path, layer in layers.items()
+    }
     made = {}
     plain = _unlock(model, hidden, fold, made)
     for path, layer in layers.items():
@@ -126,10 +136,9 @@ def _unlock(model, hidden, fold, made):
             return _unlock(operation, hidden, fold, made)
         if not isinstance(operation, PassportNormalization):
             return graph.clone(operation)
-        gamma, beta = hidden[id(operation)]
-        if fold and _folds(operation):
-            return _folded(operation, gamma, beta)
-        return _unfolded(operation, gamma, beta)
+        if (fold or operation.identity) and _folds(operation):
+            return _folded(operation, *hidden[id(operation)], fold)
+        return _unfolded(operation, *hidden[id(operation)])
 
     def call(operation, new, args, kwargs):
         if not isinstance(operation, PassportNormalization):
@@ -143,6 +152,8 @@ def _unlock(model, hidden, fold, made):
     return graph.rebuild(model, replace, call)
 
 
+# Up to which difference float32 makes two numbers of one.
+_EQUAL = 1e-5
 _WITH_TRAINING = (keras.layers.BatchNormalization,)
 
 
@@ -167,8 +178,16 @@ def _parameters(wrapper, gamma, beta):
     return value(gamma, wrapper.gamma), value(beta, wrapper.beta)
 
 
-def _folded(wrapper, gamma, beta):
-    """One kernel layer, and what writes its weights once it is built."""
+def _folded(wrapper, gamma, beta, scales, always):
+    """One kernel layer, and what writes its weights once it is built.
+
+    Args:
+        wrapper: The passport layer.
+        gamma: As `with_parameters` has it.
+        beta: Likewise.
+        scales: Likewise.
+        always: Whether it is to have a bias although the original has none.
+    """
     gamma, beta = _parameters(wrapper, gamma, beta)
     statistics = wrapper.normalization
     mean, variance = (
@@ -180,22 +199,31 @@ def _folded(wrapper, gamma, beta):
     bias = getattr(wrapper.layer, "bias", None)
     bias = 0.0 if bias is None else ops.convert_to_numpy(bias)
     shift = (bias - mean) * scale + (0.0 if beta is None else beta)
-    config = wrapper.adapter.with_bias(wrapper.layer.get_config())
+    config = wrapper.layer.get_config()
+    if always or np.abs(shift).max() > _EQUAL * np.abs(scale).max():
+        config = wrapper.adapter.with_bias(config)
     if wrapper.activation is not keras.activations.linear:
         config["activation"] = keras.activations.serialize(wrapper.activation)
     layer = type(wrapper.layer).from_config(config)
 
     def write():
         weights = {variable.name: variable for variable in layer.weights}
-        for name, value in wrapper.adapter.folded(wrapper.layer, scale).items():
+        factors = scale
+        if not always and scales is not None:
+            # Bit for bit the original's, where nothing was trained since.
+            own = np.abs(scale * scales - 1.0) < _EQUAL
+            factors = np.where(own, 1.0 / scales.astype("float64"), scale)
+        scaled = wrapper.adapter.folded(wrapper.layer, factors)
+        for name, value in scaled.items():
             weights[name].assign(value.astype("float32"))
-        weights["bias"].assign(shift.astype("float32"))
+        if "bias" in weights:
+            weights["bias"].assign(shift.astype("float32"))
         graph.copy_trainable(wrapper.layer, layer)
 
     return [layer], [write]
 
 
-def _unfolded(wrapper, gamma, beta):
+def _unfolded(wrapper, gamma, beta, scales):
     """The original's layers, and what writes their weights once built."""
     gamma, beta = _parameters(wrapper, gamma, beta)
     layer = graph.clone(wrapper.layer)
@@ -218,11 +246,15 @@ def _unfolded(wrapper, gamma, beta):
 
     def write():
         graph.copy_state(wrapper.layer, layer)
+        if scales is not None:
+            _restore(wrapper, layer, scales)
         values = {
             variable.name: variable
             for variable in wrapper.normalization.variables
         }
         values.update(gamma=gamma, beta=beta)
+        if scales is not None:
+            values["gamma"] = gamma * scales
         for variable in normalization.variables:
             graph.copy_variable(values[variable.name], variable)
         graph.copy_trainable(wrapper.layer, layer)
@@ -234,3 +266,10 @@ def _unfolded(wrapper, gamma, beta):
                 variable.trainable = trained.trainable
 
     return parts, [write]
+
+
+def _restore(wrapper, layer, scales):
+    """Gives a kernel layer the filters that it had before it was protected."""
+    factors = 1.0 / scales.astype("float64")
+    for name, value in wrapper.adapter.folded(wrapper.layer, factors).items():
+        getattr(layer, name).assign(value.astype("float32"))

@@ -122,12 +122,16 @@ def choices(
     return hidden(chosen)
 
 
+def generator(seed: bytes) -> np.random.Generator:
+    """A generator that follows from what `derive` returns."""
+    key = int.from_bytes(seed[:16], "big")
+    return np.random.Generator(np.random.Philox(key=key))
+
+
 def uniform(seed: bytes, shape: tuple[int, ...]) -> np.ndarray:
     """Independent uniform elements in [-1, 1], float32 (Section 2.4 a)."""
-    generator = np.random.Generator(
-        np.random.Philox(key=int.from_bytes(seed[:16], "big"))
-    )
-    return hidden(generator.random(shape, dtype="float32") * 2 - 1)
+    drawn = generator(seed).random(shape, dtype="float32")
+    return hidden(drawn * 2 - 1)
 
 
 def secret_seed(seed: bytes | int | None) -> bytes:

@@ -1,0 +1,280 @@
+"""`protect_trained`: a trained model under a passport, without training.
+
+For filter c of a layer, the network computes a_c u_c + b_c, where u is the
+kernel's output and a, b are what the normalisation does at inference, with its
+statistics. For any sign f_c and size r_c > 0, the filter f_c r_c W_c with
+a_c f_c / r_c and the same b_c is the same function. So W' = f r W is what is
+published, normalised by the identity; a' and b come from the passport, whose
+keys are solved for: W'ᵀ κ = a' and W'ᵀ κ = b.
+"""
+
+import dataclasses
+
+import keras
+import numpy as np
+from keras import ops
+
+from keras_passport.errors import PassportError
+from keras_passport.layers.protected import protected_layers
+from keras_passport.models import compiling, exact_keys, exact_sites, protecting
+from keras_passport.models.binding import bind
+from keras_passport.models.hiding import publish_statistics
+from keras_passport.models.protected_model import ProtectedModel
+from keras_passport.models.sites import Selection
+from keras_passport.passports import functions
+from keras_passport.passports.derivation import (
+    PASSPORT,
+    derive,
+    generator,
+    secret_seed,
+)
+from keras_passport.passports.entries import PassportEntry
+from keras_passport.passports.passport import Passport
+from keras_passport.secrecy import hidden
+
+# Norm of every published filter: He's initialisation has it, whatever the
+# fan-in.
+_NORM = np.sqrt(2.0)
+# A filter of a smaller one is dead.
+_DEAD = 1e-30
+
+
+@dataclasses.dataclass(frozen=True)
+class SolvedLayer:
+    """How exactly one layer's keys give what the original has.
+
+    Args:
+        path: The layer's path.
+        groups: Number of keys that γ and β have each; see `key_groups`.
+        dead: Number of filters that were zero, and are random now, with γ = 0.
+        residual: Largest gap between F(W', p) and the γ or β that is wanted,
+            as solved in float64, in parts of the layer's typical value.
+        error: The same once keys are rounded to float32.
+    """
+
+    path: str
+    groups: int
+    dead: int
+    residual: float
+    error: float
+
+
+def protect_trained(
+    model: keras.Model,
+    select: Selection = None,
+    sizes: bool = True,
+    seed: bytes | int | None = None,
+) -> tuple[ProtectedModel, Passport]:
+    """Protects a trained model: no training, no data, the same outputs.
+
+    Filters are negated at random and made equal in size, what normalisations
+    do moves into γ and β, and a passport is solved for that gives these.
+    Kernel layers without a normalisation get a passport layer too, whose
+    normalisation is the identity.
+
+    What this hides is which sign and size each filter has, and all of its
+    scale and shift. Who fine-tunes the published kernels is left with little
+    more than who trains from scratch; which of the filters belong together,
+    and their shapes, stay visible. Layer and group normalisations, and
+    batch normalisations that do not directly follow a kernel, stay as they
+    are: the report names them.
+
+    Args:
+        model: Functional or built Sequential model, trained, with nested ones
+            or without. It is left as it is.
+        select: Which kernel layers to protect; see `protect`. Defaults to
+            all.
+        sizes: Whether filters are made equal in size. With `False` signs
+            alone change, and `unlock(fold=False)` gives kernels back bit for
+            bit; but sizes tell of scales, and keys are more.
+        seed: Secret from which signs and keys are drawn; see
+            `Passport.random_pattern`.
+
+    Returns:
+        Tuple of the `ProtectedModel` and its `Passport`, which is bound to
+        it. The model's `report` says what was done with each layer, and its
+        `solution`, a tuple of `SolvedLayer`, how exactly. Its statistics are
+        frozen. If the source was compiled, so is it.
+
+    Raises:
+        PassportError: If the model is protected already, or not finite.
+        ValueError: If the model has no graph, is not built, or nothing in it
+            can be protected, or `select` names a layer that can't be.
+
+    Example:
+
+    >>> base = keras.applications.MobileNetV2()
+    >>> model, passport = protect_trained(base)
+    >>> model.save("protected.keras")
+    >>> passport.save("owner.h5")
+    """
+    seed = secret_seed(hidden(seed))
+    protecting.check_source(model)
+    if protected_layers(model):
+        raise PassportError(
+            "Expected a model without passport layers: what is protected "
+            "already has no scale and shift to solve for. Received: model "
+            f"'{model.name}', protected"
+        )
+    plan = exact_sites.ExactPlan(model, select)
+    if not plan.report.protected:
+        raise PassportError(
+            "Expected a model with kernel layers (Dense, or a convolution of "
+            f"any kind). Received: model '{model.name}' with nothing to "
+            f"protect\n{plan.report}"
+        )
+    made = {}
+    protected = protecting.rebuild(
+        model, functions.get("V3"), plan, made, ProtectedModel
+    )
+    paths = {
+        id(part): path for path, part in protected_layers(protected).items()
+    }
+    solved = {}
+
+    def take_over(site, target):
+        path = paths[id(target)]
+        solved[path] = _solve(path, site, target, seed, sizes)
+
+    protecting.copy_state(model, protected, plan, made, take_over)
+    protected.report = plan.report
+    protected.solution = tuple(solved[path][1] for path in paths.values())
+    passport = Passport(
+        "solved",
+        "V3",
+        {path: solved[path][0] for path in paths.values()},
+        seed,
+    )
+    compiling.compile_like(model, protected)
+    return bind(protected, passport), passport
+
+
+def _solve(path, site, target, seed, sizes):
+    """Publishes a layer's kernel, and solves for the keys to it.
+
+    Returns:
+        Tuple of the layer's `PassportEntry` and `SolvedLayer`.
+    """
+    adapter, layer = target.adapter, target.layer
+    scale, shift = map(hidden, exact_sites.affine(site))
+    if not (np.all(np.isfinite(scale)) and np.all(np.isfinite(shift))):
+        raise PassportError(
+            f"Expected a model of finite numbers. Received: layer '{path}' "
+            "with NaN or infinity"
+        )
+    if site.normalization is None:
+        target.identity = True
+        # Of what the layer gives out, not of what its kernel does.
+        target.activity_regularizer = layer.activity_regularizer
+        layer.activity_regularizer = None
+    publish_statistics(target)
+    if getattr(layer, "bias", None) is not None:
+        layer.bias.assign(np.zeros(layer.bias.shape))
+    signs = generator(derive(seed, PASSPORT, path, "signs"))
+    scales, dead = _publish_kernel(target, signs, sizes)
+    matrix = adapter.matrix(layer)
+    blocks = len(matrix)
+    wanted = {
+        "gamma": scale / scales * np.sqrt(1.0 + target.normalization.epsilon),
+        "beta": shift,
+    }
+    wanted["gamma"][dead] = 0.0
+    solution = exact_keys.solve(
+        matrix,
+        {role: value.reshape(blocks, -1) for role, value in wanted.items()},
+        generator(derive(seed, PASSPORT, path, "keys")),
+        np.random.default_rng(0),
+    )
+    target.split_keys(solution.groups)
+    shape = target.geometry.filter_shape
+    keys = {
+        f"{role}_key": _key(rows, shape).reshape(target.geometry.key_shape)
+        for role, rows in solution.keys.items()
+    }
+    return (
+        PassportEntry(target.geometry, scales=scales, **keys),
+        SolvedLayer(
+            path,
+            solution.groups,
+            int(dead.sum()),
+            solution.residual,
+            solution.error,
+        ),
+    )
+
+
+def _key(rows, shape):
+    """Keys `(groups, blocks, rows)` as filters `(groups, *shape)`."""
+    groups, blocks, _ = rows.shape
+    parts = rows.reshape(groups, blocks, -1, shape[-1] // blocks)
+    return parts.transpose(0, 2, 1, 3).reshape(groups, *shape)
+
+
+def _publish_kernel(target, signs, sizes):
+    """Gives a layer's kernel other signs and sizes.
+
+    Args:
+        target: The passport layer.
+        signs: Generator of signs.
+        sizes: Whether filters are made equal in size.
+
+    Returns:
+        Tuple of what filters were multiplied by, float32 `(channels,)`, and
+        which of them were dead, bool likewise.
+    """
+    adapter, layer = target.adapter, target.layer
+    norms = _norms(adapter.matrix(layer))
+    dead = norms < _DEAD
+    drawn = signs.choice((-1.0, 1.0), norms.size)
+    wanted = np.ones(norms.size)
+    if sizes:
+        np.divide(_NORM, norms, out=wanted, where=~dead)
+        if keras.backend.standardize_dtype(layer.variable_dtype) != "float32":
+            # What has fewer digits takes them over bit for bit.
+            wanted = 2.0 ** np.round(np.log2(wanted))
+    scales = hidden((drawn * wanted).astype("float32"))
+    for name, value in adapter.folded(
+        layer, scales.astype("float64"), read=_float64
+    ).items():
+        getattr(layer, name).assign(value)
+    if np.any(dead):
+        _revive(target, dead)
+    return scales, dead
+
+
+def _norms(matrix):
+    total = sum(
+        np.sum(piece**2, axis=1) for _, piece in exact_keys.pieces(matrix)
+    )
+    return np.sqrt(total).ravel()
+
+
+def _float64(variable):
+    return ops.convert_to_numpy(ops.cast(variable, "float32")).astype("float64")
+
+
+def _revive(target, dead):
+    """Makes filters that are zero random ones: a key reaches nothing of zero.
+
+    What they compute is multiplied by γ = 0.
+    """
+    adapter, layer = target.adapter, target.layer
+    noise = np.random.default_rng(0)
+
+    def read(variable):
+        return noise.standard_normal(variable.shape)
+
+    channels = adapter.folded(
+        layer, np.arange(dead.size, dtype="float64"), lambda v: np.ones(v.shape)
+    )
+    for name, value in adapter.folded(
+        layer, dead.astype("float64"), read
+    ).items():
+        # Of two kernels in a row one has no output channels.
+        if np.ptp(channels[name]) > 0 or dead.size == 1:
+            variable = getattr(layer, name)
+            variable.assign(_float64(variable) + value)
+    norms = _norms(adapter.matrix(layer))
+    factors = np.where(dead, _NORM / np.maximum(norms, _DEAD), 1.0)
+    for name, value in adapter.folded(layer, factors, read=_float64).items():
+        getattr(layer, name).assign(value)
