@@ -45,11 +45,10 @@ def test_each_channel_meets_the_key_of_its_group(make, shape, groups):
 
     # The kernel's matrix says the same.
     matrix = adapter.matrix(layer)
-    blocks, rows, _ = matrix.shape
-    parts = keys[:, 0].reshape(2, -1, blocks, key_shape[-1] // blocks)
-    parts = parts.transpose(0, 2, 1, 3).reshape(2, blocks, rows)
-    product = np.einsum("nbr,bru->nbu", parts, matrix).reshape(2, -1)
-    np.testing.assert_allclose(product, alone[0], atol=1e-5)
+    rows = rng.normal(size=(2, *matrix.shape[:2])).astype("float32")
+    product = np.einsum("nbr,bru->nbu", rows, matrix).reshape(2, -1)
+    response = adapter.response(layer, adapter.keys_of(layer, rows))
+    np.testing.assert_allclose(product, response, atol=1e-5)
 
     # And kernels can be changed for what is wanted.
     wanted = rng.normal(size=received.shape).astype("float32")

@@ -120,8 +120,8 @@ class KernelAdapter:
             layer: The built kernel layer.
 
         Returns:
-            float32 array `(blocks, rows, output channels of a block)`, where
-            rows are a block's part of a key in C order; see `blocks`.
+            float32 array `(blocks, rows, output channels of a block)`; see
+            `blocks` and `keys_of`.
         """
         shape = self.key_shape(layer)
         # Of one block, whatever there are: a subclass may know better.
@@ -129,6 +129,22 @@ class KernelAdapter:
         ones = ops.convert_to_tensor(ones.reshape(-1, *shape))
         response = self.apply(layer, ones)
         return ops.convert_to_numpy(response)[None]
+
+    def keys_of(self, layer, rows: np.ndarray) -> np.ndarray:
+        """The keys that the kernel meets as its `matrix` meets rows.
+
+        Args:
+            layer: The built kernel layer.
+            rows: Array of shape `(groups, blocks, rows)`.
+
+        Returns:
+            Array of shape `(groups, *key_shape)` in which each block's rows
+            are its part of a key in C order.
+        """
+        shape = self.key_shape(layer)
+        groups, blocks, _ = rows.shape
+        parts = rows.reshape(groups, blocks, -1, shape[-1] // blocks)
+        return parts.transpose(0, 2, 1, 3).reshape(groups, *shape)
 
     def folded(self, layer, scale, read=ops.convert_to_numpy) -> dict:
         """The layer's kernels with its output channels scaled.

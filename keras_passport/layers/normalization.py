@@ -260,9 +260,10 @@ def _fused(layer, inputs, gamma, beta, training):
         x=x,
         scale=gamma,
         offset=beta,
-        mean=empty if training else tf.convert_to_tensor(layer.moving_mean),
+        # Of a layer whose variables are bfloat16, too.
+        mean=empty if training else tf.cast(layer.moving_mean, "float32"),
         variance=(
-            empty if training else tf.convert_to_tensor(layer.moving_variance)
+            empty if training else tf.cast(layer.moving_variance, "float32")
         ),
         epsilon=layer.epsilon,
         is_training=training,

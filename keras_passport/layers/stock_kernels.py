@@ -135,12 +135,24 @@ class Separable(Depthwise):
         return 1  # The second kernel mixes the channels.
 
     def matrix(self, layer):
-        first = numpy_of(layer.depthwise_kernel)
-        last = numpy_of(layer.pointwise_kernel)
-        first = first.reshape(-1, *first.shape[-2:])
-        last = last.reshape(*first.shape[-2:], -1)
-        both = np.einsum("kcm,cmu->kcu", first, last)
-        return both.reshape(1, -1, both.shape[-1])
+        # Of the depthwise kernel, the part that says how large and alike its
+        # filters are: keys are sums of them, since nothing else gets through.
+        mixes = np.linalg.qr(self._depthwise(layer))[1]
+        last = _numpy(layer.pointwise_kernel)
+        last = last.reshape(len(mixes), -1, last.shape[-1])
+        last = np.matmul(mixes, last.astype("float64"))
+        return last.reshape(1, -1, last.shape[-1]).astype("float32")
+
+    def keys_of(self, layer, rows):
+        filters = np.linalg.qr(self._depthwise(layer))[0]
+        rows = rows.reshape(len(rows), len(filters), -1)
+        keys = np.einsum("ckr,gcr->gkc", filters, rows)
+        return keys.reshape(-1, *self.key_shape(layer)).astype(rows.dtype)
+
+    def _depthwise(self, layer):
+        """The depthwise kernel, float64 `(channels, elements, multiplier)`."""
+        kernel = _numpy(layer.depthwise_kernel).astype("float64")
+        return kernel.reshape(-1, *kernel.shape[-2:]).transpose(1, 0, 2)
 
     def folded(self, layer, scale, read=ops.convert_to_numpy):
         return {

@@ -186,9 +186,10 @@ def _solve(path, site, target, seed, sizes):
         np.random.default_rng(0),
     )
     target.split_keys(solution.groups)
-    shape = target.geometry.filter_shape
     keys = {
-        f"{role}_key": _key(rows, shape).reshape(target.geometry.key_shape)
+        f"{role}_key": adapter.keys_of(layer, rows).reshape(
+            target.geometry.key_shape
+        )
         for role, rows in solution.keys.items()
     }
     return (
@@ -201,13 +202,6 @@ def _solve(path, site, target, seed, sizes):
             solution.error,
         ),
     )
-
-
-def _key(rows, shape):
-    """Keys `(groups, blocks, rows)` as filters `(groups, *shape)`."""
-    groups, blocks, _ = rows.shape
-    parts = rows.reshape(groups, blocks, -1, shape[-1] // blocks)
-    return parts.transpose(0, 2, 1, 3).reshape(groups, *shape)
 
 
 def _publish_kernel(target, signs, sizes):

@@ -9,6 +9,7 @@ import dataclasses
 import math
 
 import numpy as np
+import scipy.linalg
 
 # What keys in float32 may cost a hidden parameter, in parts of a layer's
 # typical one.
@@ -68,55 +69,61 @@ def solve(
         A `Solution`. Its error is larger than the tolerance only where a
         single channel's key already has it.
     """
-    blocks, rows, units = matrix.shape
+    _, rows, units = matrix.shape
     sizes = np.sqrt(sum(np.sum(piece**2, 1) for _, piece in pieces(matrix)))
-    signs = probe.choice((-1.0, 1.0), (2, *sizes.shape))
-    probes = dict(zip(("gamma", "beta"), signs / sizes, strict=True))
+    signs = probe.choice((-1.0, 1.0), (*sizes.shape, len(wanted)))
+    probes = signs / sizes[..., None]
+    targets = np.stack(list(wanted.values()), -1)
+    # Both in one go: what takes time is to read the kernel.
+    sought = np.concatenate([probes, targets], -1)
+    # A random key's elements, and what γ or β does to outputs, typically.
+    widths, typical = (
+        np.concatenate([_rms(probes * by), _rms(targets * by)])
+        for by in (1.0 / sizes[..., None], sizes[..., None])
+    )
     groups = min(units, math.ceil(units / (_FILL * rows)))
     while True:
-        systems = [
-            _System(matrix[:, :, at::groups], sizes[:, at::groups])
-            for at in range(groups)
-        ]
-        tried = _solved(systems, sizes, probes, probe)
-        if tried.error <= tolerance or groups == units:
-            found = _solved(systems, sizes, wanted, generator)
-            if found.error <= 10 * tolerance or groups == units:
-                return found
+        keys, residuals, errors = [], [], []
+        for at in range(groups):
+            part = slice(at, None, groups)
+            system = _System(matrix[:, :, part], sizes[:, part])
+            start = np.concatenate(
+                [
+                    one.standard_normal((*system.shape, len(wanted)))
+                    for one in (probe, generator)
+                ],
+                -1,
+            )
+            allowed = typical / sizes[:, part, None]
+            key, left = system.solve(sought[:, part], start * widths)
+            residuals.append(np.max(np.abs(left) / allowed, (0, 1)))
+            key = key.astype("float32")
+            left = sought[:, part] - system.response(key)
+            errors.append(np.max(np.abs(left) / allowed, (0, 1)))
+            keys.append(key[..., len(wanted) :])
+        probed, error = np.split(np.max(errors, 0), 2)
+        if groups == units or (
+            np.max(probed) <= tolerance and np.max(error) <= 10 * tolerance
+        ):
+            break
         groups = min(units, 2 * groups)
-
-
-def _solved(systems, sizes, wanted, generator) -> Solution:
-    """Keys of all groups, and how far off they are."""
-    roles, groups = list(wanted), len(systems)
-    targets = np.stack([wanted[role] for role in roles], -1)
-    # As unit filters meet it: how large a random key must be to give values
-    # of the size that is wanted.
-    typical = np.sqrt(np.mean((targets / sizes[..., None]) ** 2)) or 1.0
-    scale = np.sqrt(np.mean((targets * sizes[..., None]) ** 2, (0, 1)))
-    scale = np.maximum(scale, np.max(scale)) / sizes[..., None]
-    scale[scale == 0] = 1.0
-    keys, residual, error = [], 0.0, 0.0
-    for at, system in enumerate(systems):
-        start = generator.standard_normal((*system.shape, len(roles)))
-        some, allowed = targets[:, at::groups], scale[:, at::groups]
-        key, left = system.solve(some, typical * start)
-        rounded = key.astype("float32")
-        residual = max(residual, np.max(np.abs(left) / allowed))
-        gap = np.abs(some - system.response(rounded))
-        error = max(error, np.max(gap / allowed))
-        keys.append(rounded)
     keys = np.stack(keys)
     return Solution(
         groups,
-        {role: keys[..., i] for i, role in enumerate(roles)},
-        float(residual),
-        float(error),
+        {role: keys[..., i] for i, role in enumerate(wanted)},
+        float(np.max(np.max(residuals, 0)[len(wanted) :])),
+        float(np.max(error)),
     )
 
 
+def _rms(values):
+    """Root mean squares `(roles,)`; of the smaller role, the larger one's."""
+    rms = np.sqrt(np.mean(values**2, (0, 1)))
+    return np.full(rms.shape, np.max(rms) or 1.0)
+
+
 class _System:
-    """One group's filters, and the inverse of their Gram matrix.
+    """One group's filters, and what solves for them.
 
     Args:
         matrix: Float array `(blocks, rows, columns)`.
@@ -132,31 +139,48 @@ class _System:
             for _, piece in pieces(matrix)
         )
         gram /= self._sizes * self._sizes.transpose(0, 2, 1)
-        gram += _RIDGE * np.eye(gram.shape[-1])
-        self._inverse = np.linalg.inv(gram)
+        self._solve = _solver(gram)
 
     def solve(self, wanted, start):
-        """The key nearest to `start`, and what its response lacks."""
-        key = start
+        """The keys nearest to `start`, and what their responses lack."""
+        keys, bound = start, _SOLVED * np.max(np.abs(wanted) * self._sizes)
+        left = wanted - self.response(keys)
         for _ in range(_ROUNDS):
-            left = wanted - self.response(key)
-            if np.max(np.abs(left) * self._sizes) <= _SOLVED * np.max(
-                np.abs(wanted) * self._sizes
-            ):
+            if np.max(np.abs(left) * self._sizes) <= bound:
                 break
-            change = np.matmul(self._inverse, left / self._sizes)
-            key = key + self._spread(change / self._sizes)
-        return key, wanted - self.response(key)
+            change = self._solve(left / self._sizes)
+            keys = keys + self._spread(change / self._sizes)
+            left = wanted - self.response(keys)
+        return keys, left
 
-    def response(self, key):
+    def response(self, keys):
+        """Wᵀ κ in float64."""
         return sum(
-            np.matmul(piece.transpose(0, 2, 1), key[:, rows])
+            np.matmul(piece.transpose(0, 2, 1), keys[:, rows])
             for rows, piece in pieces(self._matrix)
         )
 
     def _spread(self, values):
         parts = [np.matmul(part, values) for _, part in pieces(self._matrix)]
         return np.concatenate(parts, 1)
+
+
+def _solver(gram):
+    """What solves for right-hand sides, with as little ridge as it takes."""
+    ridge, one = _RIDGE, np.eye(gram.shape[-1])
+    while True:
+        try:
+            if len(gram) > 1:  # many small ones
+                inverse = np.linalg.inv(gram + ridge * one)
+                return lambda values: np.matmul(inverse, values)
+            factor = scipy.linalg.cho_factor(
+                gram[0] + ridge * one, check_finite=False
+            )
+            return lambda values: scipy.linalg.cho_solve(
+                factor, values[0], check_finite=False
+            )[None]
+        except np.linalg.LinAlgError:
+            ridge *= 100.0
 
 
 def pieces(matrix):

@@ -226,12 +226,18 @@ def _folded(wrapper, gamma, beta, scales, always):
 def _unfolded(wrapper, gamma, beta, scales):
     """The original's layers, and what writes their weights once built."""
     gamma, beta = _parameters(wrapper, gamma, beta)
+    values = {
+        variable.name: variable for variable in wrapper.normalization.variables
+    }
+    values.update(gamma=gamma, beta=beta)
+    if scales is not None:
+        values.update(_as_before(wrapper, gamma * scales, beta))
     layer = graph.clone(wrapper.layer)
     between = [graph.clone(part) for part in wrapper.between]
     options = {
         **wrapper.replaced["config"],
-        "scale": gamma is not None,
-        "center": beta is not None,
+        "scale": values["gamma"] is not None,
+        "center": values["beta"] is not None,
     }
     normalization = type(wrapper.normalization).from_config(options)
     parts = [layer, *between, normalization]
@@ -248,13 +254,6 @@ def _unfolded(wrapper, gamma, beta, scales):
         graph.copy_state(wrapper.layer, layer)
         if scales is not None:
             _restore(wrapper, layer, scales)
-        values = {
-            variable.name: variable
-            for variable in wrapper.normalization.variables
-        }
-        values.update(gamma=gamma, beta=beta)
-        if scales is not None:
-            values["gamma"] = gamma * scales
         for variable in normalization.variables:
             graph.copy_variable(values[variable.name], variable)
         graph.copy_trainable(wrapper.layer, layer)
@@ -266,6 +265,33 @@ def _unfolded(wrapper, gamma, beta, scales):
                 variable.trainable = trained.trainable
 
     return parts, [write]
+
+
+def _as_before(wrapper, gamma, beta):
+    """What a trained model's own normalisation is to hold.
+
+    The statistics that say the same, where it had no scale or no shift.
+
+    Args:
+        wrapper: The passport layer, of a batch normalisation.
+        gamma: γ of the original's filters, float64.
+        beta: β, likewise.
+
+    Returns:
+        Dict from `"gamma"`, `"beta"` and statistics to values.
+    """
+    normal, options = wrapper.normalization, wrapper.replaced["config"]
+    values = {"gamma": gamma, "beta": beta}
+    variance = ops.convert_to_numpy(normal.moving_variance).astype("float64")
+    scale = gamma / np.sqrt(variance + normal.epsilon)
+    if not options["scale"] and np.all(scale > 0):
+        variance = 1.0 / scale**2 - normal.epsilon
+        if np.all(variance >= 0):
+            values.update(gamma=None, moving_variance=variance)
+    if not options["center"] and np.all(scale != 0):
+        mean = ops.convert_to_numpy(normal.moving_mean) - beta / scale
+        values.update(beta=None, moving_mean=mean)
+    return values
 
 
 def _restore(wrapper, layer, scales):

@@ -1,0 +1,271 @@
+"""`protect_trained`: the truth is the trained model itself."""
+
+import keras
+import numpy as np
+import pytest
+from keras import layers
+
+import keras_passport as kp
+from exact_case import MODELS, gap, inputs_of, look_trained
+from keras_passport.layers import kernels
+
+_MADE = {}
+
+
+def case(name):
+    """A trained model, its protected copy, and the passport; made once."""
+    if name not in _MADE:
+        keras.utils.set_random_seed(0)
+        base = look_trained(MODELS[name]())
+        _MADE[name] = (base, *kp.protect_trained(base, seed=0))
+    base, model, passport = _MADE[name]
+    return base, kp.bind(model, passport), passport
+
+
+def outputs(model, *inputs):
+    return model(*inputs, training=False)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_computes_what_the_trained_model_computes(name, tmp_path):
+    base, model, passport = case(name)
+    inputs = inputs_of(base)
+    expected = outputs(base, inputs)
+    assert gap(outputs(model, inputs), expected) < 1e-5
+
+    # From a file, and with the passport as an input.
+    model.save(tmp_path / "protected.keras")
+    passport.save(tmp_path / "owner.h5")
+    loaded = keras.saving.load_model(tmp_path / "protected.keras")
+    with pytest.raises(kp.PassportRequiredError):
+        outputs(loaded, inputs)
+    owners = kp.Passport.load(tmp_path / "owner.h5")
+    assert owners.fingerprint == passport.fingerprint
+    assert gap(outputs(kp.bind(loaded, owners), inputs), expected) < 1e-5
+    served = kp.require_passport(model)
+    packed = owners.pack(kp.passport_spec(served))
+    given = kp.with_passport(inputs, packed)
+    assert gap(outputs(served, given), expected) < 1e-5
+
+    # Unlocked for whom is trusted; the original's architecture and kernels.
+    assert gap(outputs(kp.unlock(model, passport), inputs), expected) < 1e-5
+    plain = kp.unlock(model, owners, fold=False)
+    assert gap(outputs(plain, inputs), expected) < 1e-5
+    kinds = [
+        [type(part) for part in m._flatten_layers()] for m in (base, plain)
+    ]
+    assert sorted(map(str, kinds[0][1:])) == sorted(map(str, kinds[1][1:]))
+    assert base.count_params() == plain.count_params()
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_protects_every_kernel_layer(name):
+    base, model, _ = case(name)
+    kernel_layers = [
+        layer
+        for layer in base._flatten_layers()
+        if kernels.adapter_for(layer) is not None
+    ]
+    assert len(model.report.protected) == len(kernel_layers)
+    assert [row.path for row in model.solution] == list(
+        kp.protected_layers(model)
+    )
+    for row in model.solution:
+        assert row.residual < 1e-9 and row.error < 1e-6 and row.dead == 0
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_publishes_neither_sizes_nor_statistics(name):
+    _, model, _ = case(name)
+    for layer in kp.protected_layers(model).values():
+        matrix = layer.adapter.matrix(layer.layer)
+        norms = np.linalg.norm(matrix, axis=1)
+        np.testing.assert_allclose(norms, np.sqrt(2.0), rtol=1e-5)
+        assert np.all(layer.normalization.moving_mean == 0.0)
+        assert np.all(layer.normalization.moving_variance == 1.0)
+        assert not layer.normalization.trainable
+        if getattr(layer.layer, "bias", None) is not None:
+            assert np.all(layer.layer.bias == 0.0)
+
+
+@pytest.mark.parametrize("name", ["residual", "plain", "separable"])
+def test_another_passport_gives_something_else(name):
+    base, model, _ = case(name)
+    inputs = inputs_of(base)
+    kp.bind(model, kp.Passport.random_pattern(model, seed=1))
+    assert gap(outputs(model, inputs), outputs(base, inputs)) > 0.1
+
+
+def test_signs_alone_come_back_bit_for_bit():
+    base = look_trained(MODELS["residual"]())
+    model, passport = kp.protect_trained(base, sizes=False, seed=0)
+    plain = kp.unlock(model, passport, fold=False)
+    signs = []
+    for layer in base.layers:
+        if kernels.adapter_for(layer) is None:
+            continue
+        kernel = np.asarray(layer.kernel)
+        np.testing.assert_array_equal(
+            plain.get_layer(layer.name).kernel, kernel
+        )
+        published = np.asarray(model.get_layer(layer.name).layer.kernel)
+        np.testing.assert_array_equal(np.abs(published), np.abs(kernel))
+        signs.append(np.sign(published * kernel).reshape(-1, kernel.shape[-1]))
+        assert np.all(signs[-1] == signs[-1][0])
+    signs = np.concatenate([some[0] for some in signs])
+    assert 0.2 < np.mean(signs < 0) < 0.8
+    inputs = inputs_of(base)
+    assert gap(outputs(plain, inputs), outputs(base, inputs)) < 1e-5
+
+
+def test_what_is_published_follows_from_no_more_than_signs():
+    base = look_trained(MODELS["separable"]())
+    made = [kp.protect_trained(base, seed=seed)[0] for seed in (1, 1, 2)]
+    weights = [[np.asarray(w) for w in model.weights] for model in made]
+    for first, again, other in zip(*weights, strict=True):
+        np.testing.assert_array_equal(first, again)
+        np.testing.assert_allclose(np.abs(first), np.abs(other), rtol=1e-6)
+    groups = [[row.groups for row in model.solution] for model in made]
+    assert groups[0] == groups[1] == groups[2] and max(groups[0]) > 1
+    # A default seed is nobody's to guess.
+    passports = [kp.protect_trained(base)[1] for _ in range(2)]
+    assert passports[0].fingerprint != passports[1].fingerprint
+
+
+def test_dead_and_equal_filters():
+    base = look_trained(MODELS["plain"]())
+    for layer in (base.layers[0], base.layers[2], base.layers[4]):
+        kernel = np.array(layer.kernel)
+        kernel[..., 1] = 0.0
+        kernel[..., 3] = kernel[..., 2]
+        kernel[..., 4] *= 1e-20
+        layer.kernel.assign(kernel)
+    model, passport = kp.protect_trained(base, seed=0)
+    assert sum(row.dead for row in model.solution) == 3
+    inputs = inputs_of(base)
+    expected = outputs(base, inputs)
+    assert gap(outputs(model, inputs), expected) < 1e-5
+    for fold in (True, False):
+        plain = kp.unlock(model, passport, fold=fold)
+        assert gap(outputs(plain, inputs), expected) < 1e-5
+
+
+@pytest.mark.parametrize("policy", ["mixed_bfloat16", "float64", "bfloat16"])
+def test_dtype_policies(policy):
+    if keras.backend.backend() == "jax" and policy == "float64":
+        pytest.skip("JAX has float64 by a switch of its own alone")
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy(policy)
+    try:
+        base = look_trained(MODELS["residual"]())
+    finally:
+        keras.config.set_dtype_policy(before)
+    model, passport = kp.protect_trained(base, seed=0)
+    inputs = inputs_of(base)
+    received, expected = outputs(model, inputs), outputs(base, inputs)
+    assert received.dtype == expected.dtype
+    assert gap(received, expected) < (1e-6 if policy == "float64" else 0.05)
+    for old, new in zip(
+        base.layers, kp.unlock(model, passport, fold=False).layers, strict=True
+    ):
+        if policy == "bfloat16" and kernels.adapter_for(old) is not None:
+            np.testing.assert_array_equal(old.kernel, new.kernel)
+
+
+def test_it_trains_on_from_there():
+    base = look_trained(MODELS["residual"]())
+    base.layers[1].trainable = False
+    base.compile(keras.optimizers.SGD(0.01), "sparse_categorical_crossentropy")
+    model, passport = kp.protect_trained(base, seed=0)
+    images = inputs_of(base, 16)
+    labels = np.arange(16) % 4
+    frozen = np.array(model.layers[1].layer.kernel)
+    start = model.evaluate(images, labels, verbose=0)
+    np.testing.assert_allclose(
+        start, base.evaluate(images, labels, verbose=0), rtol=1e-4
+    )
+    model.fit(images, labels, epochs=3, verbose=0)
+    assert model.evaluate(images, labels, verbose=0) < start
+    np.testing.assert_array_equal(model.layers[1].layer.kernel, frozen)
+    # What is unlocked then is the network of then.
+    expected = outputs(model, images)
+    for fold in (True, False):
+        plain = kp.unlock(model, passport, fold=fold)
+        assert gap(outputs(plain, images), expected) < 1e-5
+
+
+def test_some_layers_can_be_chosen():
+    base = look_trained(MODELS["plain"]())
+    model, passport = kp.protect_trained(base, select=["first"], seed=0)
+    assert model.report.protected == ["first"] == list(passport.layers)
+    inputs = inputs_of(base)
+    assert gap(outputs(model, inputs), outputs(base, inputs)) < 1e-5
+    with pytest.raises(kp.PassportError, match="no kernel layer"):
+        kp.protect_trained(base, select="fist")
+
+
+def test_reports_say_what_stays_public():
+    _, model, _ = case("pooled")
+    reasons = " ".join(
+        row.reason for row in model.report.rows if not row.protected
+    )
+    for what in ("pads a bias", "not linear", "the activation of"):
+        assert what in reasons
+    _, model, _ = case("sequence")
+    assert "mixes the channels" in str(model.report)
+
+
+def test_a_passport_keeps_its_scales_when_it_is_renamed(tmp_path):
+    base, model, passport = case("plain")
+    renamed = passport.renamed({"first": "foremost"})
+    renamed.save(tmp_path / "owner.h5")
+    again = kp.Passport.load(tmp_path / "owner.h5")
+    scales = again.layers["foremost"].scales
+    np.testing.assert_array_equal(scales, passport.layers["first"].scales)
+    assert (scales < 0).any() and (scales > 0).any()
+    assert "scales" not in repr(again.layers["foremost"])
+
+
+def test_an_activity_regularizer_sees_what_the_layer_gives_out():
+    base = keras.Sequential(
+        [
+            keras.Input((4,)),
+            layers.Dense(3, "relu", activity_regularizer="l2", name="dense"),
+        ]
+    )
+    model, _ = kp.protect_trained(look_trained(base), seed=0)
+    inputs = inputs_of(base)
+    losses = []
+    for one in (base, model):
+        outputs(one, inputs)
+        losses.append(float(one.losses[0]))
+    np.testing.assert_allclose(losses[0], losses[1], rtol=1e-5)
+    again = keras.Model.from_config(model.get_config())
+    regularizer = again.get_layer("dense").activity_regularizer
+    assert isinstance(regularizer, keras.regularizers.L2)
+
+
+class Subclassed(keras.Model):
+    def __init__(self):
+        super().__init__()
+        self.dense = layers.Dense(2)
+
+    def call(self, inputs):
+        return self.dense(inputs)
+
+
+def test_what_is_refused():
+    base, model, _ = case("plain")
+    with pytest.raises(kp.PassportError, match="protected already"):
+        kp.protect_trained(model)
+    with pytest.raises(ValueError, match="subclassed"):
+        kp.protect_trained(Subclassed())
+    with pytest.raises(ValueError, match="keras.Model"):
+        kp.protect_trained(base.layers[0])
+    empty = keras.Sequential([keras.Input((3,)), layers.ReLU()])
+    with pytest.raises(kp.PassportError, match="nothing to protect"):
+        kp.protect_trained(empty)
+    broken = MODELS["plain"]()
+    broken.layers[0].bias.assign(np.full(8, np.nan))
+    with pytest.raises(kp.PassportError, match="finite"):
+        kp.protect_trained(broken)
