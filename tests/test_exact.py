@@ -6,8 +6,9 @@ import pytest
 from keras import layers
 
 import keras_passport as kp
-from exact_case import MODELS, gap, inputs_of, look_trained
+from keras_passport.cli import parser
 from keras_passport.layers import kernels
+from support.trained_models import MODELS, gap, inputs_of, look_trained
 
 _MADE = {}
 
@@ -269,3 +270,31 @@ def test_what_is_refused():
     broken.layers[0].bias.assign(np.full(8, np.nan))
     with pytest.raises(kp.PassportError, match="finite"):
         kp.protect_trained(broken)
+
+
+def run_command(*words):
+    return parser.main(parser.parse(["keras-passport", *map(str, words)]))
+
+
+def test_the_command_writes_a_model_and_its_passport(tmp_path, capsys):
+    base, _, _ = case("residual")
+    base.save(tmp_path / "original.keras")
+    words = ("protect", "--exact", tmp_path / "original.keras")
+    out, owner = tmp_path / "protected.keras", tmp_path / "owner.h5"
+    assert run_command(*words, out, owner) == 0
+    assert "4 of 4 kernel layers protected" in capsys.readouterr().out
+    assert owner.stat().st_mode & 0o777 == 0o600
+    model = keras.saving.load_model(out)
+    kp.bind(model, kp.Passport.load(owner))
+    inputs = inputs_of(base)
+    assert gap(outputs(model, inputs), outputs(base, inputs)) < 1e-5
+    for wrong in (
+        (*words, out, "--overwrite"),
+        (words[0], *words[2:], out, owner, "--overwrite"),
+        (*words, out, owner, "--overwrite", "--function=V1"),
+        (*words, out, owner, "--overwrite", "--insert"),
+        (*words, out, out, "--overwrite"),
+        (*words, out, owner),
+    ):
+        assert run_command(*wrong) == 2
+        assert "Expected" in capsys.readouterr().err

@@ -53,8 +53,15 @@ def protect(args) -> None:
     The copy, not compiled, has the original's weights. It MUST BE TRAINED,
     bound to a passport, before it is of any use: bind, calibrate(like=
     original), compile and fit, as in the README.
+
+    With --exact it needs no training: filters get other signs and sizes, and
+    OWNER.h5 a passport that is solved for, with which the copy gives out what
+    the original does. All kernel layers are protected then.
     """
     out = _new_file(args.out, args.overwrite, ".keras", args.model)
+    if args.exact or args.owner is not None:
+        _protect_exactly(args, out)
+        return
     model = given.load_model(args.model)
     select = _selected(args, model)
     report = kp.inspect(model, args.function, select, insert=args.insert)
@@ -71,6 +78,41 @@ def protect(args) -> None:
     print(
         f"Wrote {shown(out)}. Next: make a passport ({PROGRAM} new), and "
         "train it."
+    )
+
+
+def _protect_exactly(args, out):
+    """`protect --exact`: writes the passport too, before the copy."""
+    if not args.exact or args.owner is None:
+        raise ValueError(
+            "Expected --exact and a file to write its passport to, OWNER.h5: "
+            "one needs the other. Received: "
+            f"{'no file' if args.owner is None else 'no --exact'}"
+        )
+    if args.function != "V3" or args.insert:
+        raise ValueError(
+            "Expected neither --function nor --insert with --exact, which "
+            "hides scale and shift of all kernel layers. Received: "
+            f"{'--insert' if args.insert else f'--function={args.function}'}"
+        )
+    owner = _new_file(
+        args.owner, args.overwrite, None, args.model, makes_passport=True
+    )
+    if owner.absolute() == out.absolute():
+        raise ValueError(
+            "Expected two files to write to. "
+            f"Received: '{shown(owner)}' for both"
+        )
+    model = given.load_model(args.model)
+    with quiet():
+        protected, passport = kp.protect_trained(model, _selected(args, model))
+    print(protected.report)
+    # A model whose passport could not be written would be of no use.
+    passport.save(owner)
+    _save(protected, out)
+    print(
+        f"Wrote {shown(owner)}, a secret, and {shown(out)}, which gives out "
+        "with it what the original does. Keep the original to yourself."
     )
 
 

@@ -1,8 +1,7 @@
 """The command `keras-passport`: passports and models without a program.
 
     keras-passport inspect original.keras
-    keras-passport protect original.keras protected.keras
-    keras-passport new protected.keras owner.h5
+    keras-passport protect --exact original.keras protected.keras owner.h5
     keras-passport unlock protected.keras owner.h5 trusted.keras
 
 Its flags, its errors and its exit status; `commands` does the work.
@@ -22,7 +21,7 @@ from absl.flags import argparse_flags
 from keras_passport.cli import commands, given, pictures
 from keras_passport.cli.commands import DONE, NO, PROGRAM
 from keras_passport.errors import PassportError
-from keras_passport.passports import derivation, passport
+from keras_passport.passports import derivation
 from keras_passport.texts import shown
 
 _MISTAKE, _BUG, _INTERRUPTED, _PIPE = 2, 3, 130, 141
@@ -36,7 +35,8 @@ exit status:
 
 KERAS_BACKEND chooses the backend, as everywhere in Keras.
 """
-_KINDS = [kind for kind in passport.KINDS if kind != "feature_maps"]
+# What `new` makes: of a protected model alone.
+_KINDS = ("random_pattern", "fixed_image", "random_image")
 _DTYPES = ("uint8", "int8", "int32", "int64", "float16", "float32", "float64")
 
 
@@ -253,9 +253,22 @@ def _parser() -> tuple[_Parser, dict[str, _Parser]]:
     add_report_flags(command)
     add_json(command)
 
-    command = add(commands.protect, "original.keras protected.keras")
+    command = add(
+        commands.protect, "--exact original.keras protected.keras owner.h5"
+    )
     add_model(command, "original model, a .keras file")
     add_out(command, "file to write", "OUT.keras")
+    command.add_argument(
+        "owner",
+        metavar="OWNER.h5",
+        nargs="?",
+        help="passport file to write, with --exact",
+    )
+    command.add_argument(
+        "--exact",
+        action="store_true",
+        help="of a trained model, one that gives out the same, untrained",
+    )
     add_report_flags(command)
 
     command = add(

@@ -103,10 +103,11 @@ def protect_trained(
 
     Example:
 
-    >>> base = keras.applications.MobileNetV2()
-    >>> model, passport = protect_trained(base)
-    >>> model.save("protected.keras")
-    >>> passport.save("owner.h5")
+    >>> protected, passport = kp.protect_trained(base)
+    >>> np.allclose(protected(images), base(images), atol=1e-5)
+    True
+    >>> protected.save("protected.keras")
+    >>> passport.save("owner_of_protected.h5")
     """
     seed = secret_seed(hidden(seed))
     protecting.check_source(model)
