@@ -138,7 +138,7 @@ class Separable(Depthwise):
         # Of the depthwise kernel, the part that says how large and alike its
         # filters are: keys are sums of them, since nothing else gets through.
         mixes = np.linalg.qr(self._depthwise(layer))[1]
-        last = _numpy(layer.pointwise_kernel)
+        last = numpy_of(layer.pointwise_kernel)
         last = last.reshape(len(mixes), -1, last.shape[-1])
         last = np.matmul(mixes, last.astype("float64"))
         return last.reshape(1, -1, last.shape[-1]).astype("float32")
@@ -151,7 +151,7 @@ class Separable(Depthwise):
 
     def _depthwise(self, layer):
         """The depthwise kernel, float64 `(channels, elements, multiplier)`."""
-        kernel = _numpy(layer.depthwise_kernel).astype("float64")
+        kernel = numpy_of(layer.depthwise_kernel).astype("float64")
         return kernel.reshape(-1, *kernel.shape[-2:]).transpose(1, 0, 2)
 
     def folded(self, layer, scale, read=ops.convert_to_numpy):
