@@ -181,6 +181,7 @@ def accuracy_under_noise(
     repeats: int = 5,
     seed: int = 0,
     batch_size: int = 500,
+    judge: Judge | None = None,
 ) -> dict:
     """Accuracy against the part of a passport's elements that has noise.
 
@@ -194,6 +195,7 @@ def accuracy_under_noise(
         repeats: Noisy passports per fraction.
         seed: Of all noise.
         batch_size: Examples per call.
+        judge: Of the model on the data, where there is one already.
 
     Returns:
         Dict of the arguments and `"accuracies"`: per fraction a list of
@@ -205,7 +207,7 @@ def accuracy_under_noise(
         PassportError: If the passport does not fit the model.
     """
     passport = passport.fitted(model)
-    judge = Judge(model, *data, batch_size)
+    judge = judge or Judge(model, *data, batch_size)
 
     def measure(number, fraction, repeat):
         noisy = add_noise(

@@ -2,6 +2,7 @@
 
 import dataclasses
 import warnings
+from collections.abc import Callable
 
 import keras
 import numpy as np
@@ -86,6 +87,7 @@ def calibrate(
     like: keras.Model | None = None,
     batches=None,
     max_change: float | None = None,
+    signs: Callable[[str, int], np.ndarray] | None = None,
 ) -> keras.Model:
     """Starts a bound model's hidden parameters where training starts well.
 
@@ -119,6 +121,9 @@ def calibrate(
         max_change: Layers whose kernels would change by more than this part
             of their norm stay as they are; the report names them. What they
             compute follows from their passport alone then. For `like` only.
+        signs: Function from a layer's path and number of channels to 1 and
+            -1, `(channels,)`, such as an `ownership.Signature`: the signs that
+            γ starts with. Not with `like`, whose γ has signs of its own.
 
     Returns:
         The model itself.
@@ -127,7 +132,8 @@ def calibrate(
         PassportRequiredError: If no passport is bound.
         PassportError: If `like` is another network than the model's original.
         ValueError: If `batches` or `max_change` come without `like`, or there
-            are no batches.
+            are no batches; if `signs` come with `like`, or are not what they
+            must be.
 
     Example:
 
@@ -148,11 +154,16 @@ def calibrate(
             "Expected like, the original, along with batches or max_change. "
             "Received: like=None"
         )
+    if signs is not None and like is not None:
+        raise ValueError(
+            "Expected signs or like, whose γ has signs of its own. Received: "
+            "both"
+        )
     if batches is not None:
         batches = list(batches)
         if not batches:
             raise ValueError("Expected at least one batch. Received: none")
-    wanted = _wanted(layers, like, batches)
+    wanted = _wanted(layers, like, batches, signs)
     planned = [
         _plan(path, layer, wanted[path], batches is not None, max_change)
         for path, layer in layers.items()
@@ -173,7 +184,7 @@ def calibrate(
     return model
 
 
-def _wanted(layers, like, batches) -> dict:
+def _wanted(layers, like, batches, signs) -> dict:
     """γ and β that each layer is to have; `None` for one that can't be set."""
     wanted, inserted = {}, {}
     originals = None
@@ -187,7 +198,7 @@ def _wanted(layers, like, batches) -> dict:
         if originals is None:
             gamma, beta = hidden
             wanted[path] = (
-                None if gamma is None else np.where(gamma < 0, -1.0, 1.0),
+                None if gamma is None else _signs(path, gamma, signs),
                 None if beta is None else np.zeros_like(beta),
             )
             continue
@@ -205,6 +216,19 @@ def _wanted(layers, like, batches) -> dict:
             stacklevel=3,
         )
     return wanted
+
+
+def _signs(path, gamma, signs):
+    """γ of size 1: by the signs that it has, or is to have."""
+    if signs is None:
+        return np.where(gamma < 0, -1.0, 1.0)
+    values = np.asarray(signs(path, gamma.size), "float64")
+    if values.shape != gamma.shape or not np.all(np.abs(values) == 1.0):
+        raise ValueError(
+            f"Expected signs, 1 or -1, of shape {gamma.shape} for layer "
+            f"'{path}'. Received: shape={values.shape}, or other values"
+        )
+    return values
 
 
 def _plan(path, layer, targets, may_grow, max_change):

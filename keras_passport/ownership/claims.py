@@ -1,0 +1,413 @@
+"""A claim before the release: a commitment to secrets, and its opening.
+
+What is published is one hash. It says nothing until its owner opens it, and
+then it says that the owner knew, at its date, which signs γ was to have, which
+image each layer was to take, and the passport itself.
+"""
+
+import dataclasses
+import hashlib
+import os
+import secrets
+
+import keras
+import numpy as np
+
+from keras_passport import sealed
+from keras_passport.errors import PassportError
+from keras_passport.layers.protected import protected_layers
+from keras_passport.passports.derivation import (
+    array_hash,
+    derive,
+    image_arrays,
+)
+from keras_passport.passports.functions import get
+from keras_passport.passports.passport import Passport
+from keras_passport.secrecy import SecretBytes, hidden, type_of
+from keras_passport.texts import shown
+
+SECRET_BYTES = 32
+_VERSION = 1
+_LONGEST_OWNER = 200
+
+
+def new_secret() -> bytes:
+    """A secret of 256 bits, of which nothing but its owner's files tells."""
+    return hidden(secrets.token_bytes(SECRET_BYTES))
+
+
+def passport_seed(secret: bytes) -> bytes:
+    """The seed of a passport whose choices follow from the claim's secret.
+
+    Args:
+        secret: As `new_secret` returns it.
+
+    Returns:
+        32 bytes, for `Passport.random_image(..., seed=)` and its like.
+
+    Example:
+
+    >>> secret = kp.ownership.new_secret()
+    >>> seed = kp.ownership.passport_seed(secret)
+    >>> passport = kp.Passport.random_pattern(model, seed=seed)
+    """
+    return derive(_checked(secret), "passport")
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class Signature:
+    """Signs for γ that follow from a secret and a name, and tell neither.
+
+    b = HMAC(s, "signature" ‖ owner ‖ layer), as many bits as a layer has
+    channels. `calibrate(model, signs=signature)` starts a network's γ with
+    these signs, and `protect_trained(model, signs=signature)` scrambles a
+    trained network's with them.
+
+    Args:
+        secret: The claim's, 32 bytes.
+        owner: Whose it is.
+
+    Example:
+
+    >>> secret = kp.ownership.new_secret()
+    >>> signature = kp.ownership.Signature(secret, "Ada Ltd")
+    >>> signature("conv", 16).shape
+    (16,)
+    """
+
+    secret: bytes
+    owner: str
+
+    def __post_init__(self):
+        object.__setattr__(self, "secret", _checked(self.secret))
+
+    def __repr__(self):
+        return f"<Signature of '{shown(self.owner)}'>"
+
+    def __call__(self, path: str, channels: int) -> np.ndarray:
+        """Signs for one layer.
+
+        Args:
+            path: The layer's path.
+            channels: How many it has.
+
+        Returns:
+            float64 array `(channels,)` of 1 and -1.
+        """
+        drawn = b"".join(
+            derive(self.secret, "signature", self.owner, path, str(block))
+            for block in range(-(-channels // 256))
+        )
+        bits = np.unpackbits(np.frombuffer(drawn, np.uint8))[:channels]
+        return hidden(1.0 - 2.0 * bits)
+
+
+@dataclasses.dataclass(frozen=True)
+class Claim:
+    """What is published: a commitment, and nothing else.
+
+    Publish it before or with the network, where others see when: a
+    time-stamp of RFC 3161, a transparency log, a signed commit. What it
+    proves is as old as that.
+
+    Args:
+        commitment: SHA-256, 64 hexadecimal digits.
+    """
+
+    commitment: str
+
+    def __post_init__(self):
+        text = self.commitment
+        if not (
+            isinstance(text, str)
+            and len(text) == 64
+            and set(text) <= set("0123456789abcdef")
+        ):
+            raise PassportError(
+                "Expected a commitment of 64 hexadecimal digits. Received: "
+                f"{shown(text, 80)}"
+            )
+
+    def save(self, path: str | os.PathLike) -> None:
+        """Writes `claim.json`, which is to be published.
+
+        Args:
+            path: File to write, replaced if it exists.
+        """
+        sealed.save(path, "claim", self.to_dict(), private=False)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike) -> "Claim":
+        """Reads what `save` wrote.
+
+        Args:
+            path: The file.
+
+        Raises:
+            PassportError: If it is missing, no claim, or changed.
+        """
+        content = sealed.load(path, "claim")
+        if content.keys() != {"commitment", "version"}:
+            raise PassportError(
+                f"Expected a claim in '{shown(path)}'. Received: one that "
+                "says other things"
+            )
+        return cls(content["commitment"])
+
+    def to_dict(self) -> dict:
+        """What the file says."""
+        return {"commitment": self.commitment, "version": _VERSION}
+
+
+_NAMES = {
+    "fingerprint",
+    "function",
+    "images",
+    "key_scaling",
+    "kind",
+    "layers",
+    "owner",
+    "reference",
+    "secret",
+    "seed",
+    "version",
+}
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class Opening:
+    """What opens a claim. It is a secret until the dispute.
+
+    Args:
+        secret: s, 32 bytes.
+        owner: Whose network it is.
+        function: Passport function.
+        kind: Kind of the passport.
+        key_scaling: Of its keys.
+        seed: The passport's, hexadecimal.
+        fingerprint: The passport's.
+        layers: Dict from path to the number of channels of each layer.
+        images: SHA-256 of each input's identity images.
+        reference: SHA-256 of the reference network's weights; `None` for
+            none.
+    """
+
+    secret: bytes
+    owner: str
+    function: str
+    kind: str
+    key_scaling: str
+    seed: str
+    fingerprint: str
+    layers: dict
+    images: tuple = ()
+    reference: str | None = None
+
+    def __post_init__(self):
+        object.__setattr__(self, "secret", _checked(self.secret))
+        object.__setattr__(self, "seed", hidden(self.seed))
+        object.__setattr__(self, "images", tuple(self.images))
+
+    def __repr__(self):
+        return (
+            f"<Opening of the claim of '{shown(self.owner)}', "
+            f"{len(self.layers)} layers>"
+        )
+
+    @property
+    def signature(self) -> Signature:
+        """The signs that γ was to have."""
+        return Signature(self.secret, self.owner)
+
+    @property
+    def seed_follows(self) -> bool:
+        """Whether the passport's seed, and so its choices, follow from s."""
+        return str(passport_seed(self.secret).hex()) == self._plain_seed()
+
+    def _plain_seed(self) -> str:
+        return self.seed.encode().decode()
+
+    def claim(self) -> Claim:
+        """The claim that this opens, computed anew."""
+        text = sealed.canonical(self._content())
+        return Claim(hashlib.sha256(text).hexdigest())
+
+    def check(self, passport: Passport, reference=None) -> list[str]:
+        """What of a passport is not what was committed to.
+
+        Args:
+            passport: The one that is presented.
+            reference: The network that its images went through, if there is
+                one.
+
+        Returns:
+            List of what differs, in words; empty if nothing does.
+        """
+        presented = _about(passport, reference)
+        mine = self._content()
+        return [
+            name
+            for name, value in presented.items()
+            if not (name == "reference" and reference is None)
+            and mine[name] != value
+        ]
+
+    def save(self, path: str | os.PathLike) -> None:
+        """Writes a file that only its owner can read.
+
+        Args:
+            path: File to write, replaced if it exists.
+        """
+        sealed.save(path, "opening", self._content(), self.secret)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike) -> "Opening":
+        """Reads what `save` wrote.
+
+        Args:
+            path: The file.
+
+        Raises:
+            PassportError: If it is missing, no opening, or changed.
+        """
+        content = _unsealed(path)
+        if content.keys() != _NAMES or content.pop("version") != _VERSION:
+            raise PassportError(
+                f"Expected an opening in '{shown(path)}'. Received: one that "
+                "says other things; a newer keras_passport may read it"
+            )
+        content["secret"] = bytes.fromhex(content["secret"])
+        return cls(**content)
+
+    def _content(self) -> dict:
+        return {
+            "fingerprint": self.fingerprint,
+            "function": self.function,
+            "images": list(self.images),
+            "key_scaling": self.key_scaling,
+            "kind": self.kind,
+            "layers": dict(self.layers),
+            "owner": self.owner,
+            "reference": self.reference,
+            "secret": bytes(self.secret).hex(),
+            "seed": self._plain_seed(),
+            "version": _VERSION,
+        }
+
+
+def claim(
+    passport: Passport,
+    *,
+    owner: str,
+    model: keras.Model,
+    reference: keras.Model | None = None,
+    secret: bytes | None = None,
+) -> tuple[Claim, Opening]:
+    """Claims a network before it is released (Section 3.2, step 1).
+
+    The commitment is SHA-256 over a canonical text of the secret s, the
+    owner's name, the identity images' hashes, the reference network's weights,
+    passport function, key scaling, the passport's seed and fingerprint.
+
+    Args:
+        passport: The owner's, made for `model`.
+        owner: A name, at most 200 characters.
+        model: The protected model.
+        reference: The network that the passport's images went through, for
+            image kinds.
+        secret: s, 32 bytes, where the passport's seed and the signs of γ were
+            made of it before. Defaults to a new one.
+
+    Returns:
+        Tuple of the `Claim`, to be published, and its `Opening`, to be kept
+        with the passport.
+
+    Raises:
+        PassportError: If the passport does not fit the model, images are
+            there without a reference, or an argument is not what it must be.
+
+    Example:
+
+    >>> secret = kp.ownership.new_secret()
+    >>> passport = kp.Passport.random_pattern(
+    ...     model, seed=kp.ownership.passport_seed(secret)
+    ... )
+    >>> claim, opening = kp.ownership.claim(
+    ...     passport, owner="Ada Ltd", model=model, secret=secret
+    ... )
+    >>> claim.save("claim.json")
+
+    Reference:
+
+    - Fan, Ng, Chan: Digital Passport, Section 3.2.
+    """
+    passport, secret = hidden(passport), hidden(secret)
+    if not isinstance(owner, str) or not 0 < len(owner) <= _LONGEST_OWNER:
+        raise PassportError(
+            f"Expected an owner's name of 1 to {_LONGEST_OWNER} characters. "
+            f"Received: {shown(owner, 80)!r}"
+        )
+    passport = passport.fitted(model)
+    if passport.images is not None and reference is None:
+        raise PassportError(
+            "Expected the reference network that the passport's images went "
+            "through. Received: reference=None"
+        )
+    about = _about(passport, reference)
+    about["layers"] = {
+        path: layer.adapter.units(layer.layer)
+        for path, layer in protected_layers(model).items()
+    }
+    secret = new_secret() if secret is None else _checked(secret)
+    opening = Opening(secret=secret, owner=owner, **about)
+    return opening.claim(), opening
+
+
+def _about(passport, reference) -> dict:
+    """What of a passport a claim commits to."""
+    return {
+        "fingerprint": passport.fingerprint,
+        "function": get(passport.function).name,
+        "images": [
+            array_hash(array) for array in image_arrays(passport.images)
+        ],
+        "key_scaling": passport.key_scaling,
+        "kind": passport.kind,
+        "reference": None if reference is None else weights_hash(reference),
+        "seed": bytes(passport.seed).hex(),
+    }
+
+
+def weights_hash(model: keras.Model) -> str:
+    """SHA-256 over a network's variables, in its own order.
+
+    Args:
+        model: A built model.
+    """
+    total = hashlib.sha256()
+    for variable in model.variables:
+        values = keras.ops.convert_to_numpy(variable)
+        total.update(f"{values.dtype}{values.shape}".encode())
+        total.update(np.ascontiguousarray(values).tobytes())
+    return total.hexdigest()
+
+
+def _checked(secret) -> bytes:
+    secret = hidden(secret)
+    if not isinstance(secret, SecretBytes) or len(secret) != SECRET_BYTES:
+        raise PassportError(
+            f"Expected a secret of {SECRET_BYTES} bytes, as new_secret makes "
+            f"it. Received: a {type_of(secret)}"
+        )
+    return secret
+
+
+def _unsealed(path) -> dict:
+    """An opening's content, sealed with the secret that it holds itself."""
+    text = sealed.read(path, "opening")
+    secret = sealed.peek(text, "secret")
+    try:
+        key = bytes.fromhex(secret)
+    except (TypeError, ValueError):
+        key = b"-"
+    return sealed.loads(text, "opening", key, os.fspath(path))

@@ -1,0 +1,306 @@
+"""What each step of a verification measures, and against which nulls."""
+
+import dataclasses
+
+import keras
+import numpy as np
+from scipy import stats
+
+from keras_passport import audit
+from keras_passport.errors import PassportError
+from keras_passport.layers.protected import protected_layers
+from keras_passport.ownership import networks
+from keras_passport.ownership.alignment import align, similarity
+from keras_passport.ownership.claims import SECRET_BYTES, Signature
+from keras_passport.ownership.report import Step
+from keras_passport.passports.derivation import (
+    FAKE,
+    PASSPORT,
+    choices,
+    count_images,
+    images_hash,
+)
+from keras_passport.passports.passport import Passport
+
+# A binomial chance as small as this is no accident.
+SIGNS_P = 1e-9
+# Mean cosine of matched filters: foreign networks reach about 0.3 to 0.6 where
+# filters have few elements, fine-tuned and pruned ones stay over 0.8.
+KERNELS = 0.7
+# What a network may lose before the passport no longer counts as its own.
+ACCURACY_LOST = 0.1
+NOISE_GAP = 0.15
+# Gaussian kernels, searched as a suspect's are.
+DRAWN_NETWORKS = 30
+# Of the inputs of fakes, where a model leaves it open.
+_SIZE = 32
+
+
+def commitment(evidence, passport) -> Step:
+    """C recomputed from its opening, and the passport held against both."""
+    opens = evidence.opening.claim() == evidence.claim
+    differing = evidence.opening.check(passport, evidence.reference)
+    if not opens:
+        text = "the opening is of another claim"
+    elif differing:
+        text = f"not what was committed to: {', '.join(differing)}"
+    else:
+        text = "the claim opens, and the passport is what it committed to"
+    return Step("commitment", opens and not differing, text)
+
+
+def provenance(evidence, passport) -> Step:
+    """Choices and maps made anew from the seed, the images, the reference."""
+    name = "provenance"
+    follows = evidence.opening.seed_follows
+    source = "the claim's secret" if follows else "the seed committed to"
+    if passport.kind in ("feature_maps", "solved"):
+        return Step(
+            name,
+            None,
+            "solved keys follow from no image: what speaks is the commitment, "
+            "its date and the signs",
+        )
+    if passport.kind == "random_image" and not _choices_follow(passport):
+        return Step(name, False, "layers take other images than chosen")
+    try:
+        passport.feature_maps(evidence.published, evidence.reference)
+    except PassportError:
+        return Step(name, False, "maps made anew are not the passport's")
+    what = (
+        "patterns"
+        if passport.kind == "random_pattern"
+        else "images' maps through the reference"
+    )
+    return Step(name, True, f"keys made anew from {what} and {source}")
+
+
+def _choices_follow(passport) -> bool:
+    count = count_images(passport.images)
+    hashed = images_hash(passport.images)
+    roles = passport.function.roles
+    return all(
+        {role: getattr(entry, f"{role}_image") for role in roles}
+        == dict(choices(passport.seed, PASSPORT, hashed, count, path, roles))
+        for path, entry in passport.layers.items()
+    )
+
+
+def kernels(owners, matches, foreign, seed) -> Step:
+    """How much of the published kernels is in the suspect.
+
+    Args:
+        owners: `KernelLayer`s of the published network.
+        matches: The suspect's.
+        foreign: Independently trained networks, as `networks.read` takes
+            them.
+        seed: Of the networks that are drawn.
+    """
+    filters = sum(layer.filters for layer in owners)
+    figure = similarity(matches, filters)
+    nulls = [
+        similarity(align(owners, networks.read(network)), filters)
+        for network in foreign
+    ]
+    nulls += [
+        similarity(align(owners, _drawn(owners, [seed, number])), filters)
+        for number in range(DRAWN_NETWORKS)
+    ]
+    threshold = max(KERNELS, *nulls)
+    return Step(
+        "kernels",
+        figure >= KERNELS and figure > max(nulls),
+        f"of {filters} filters, mean cosine with the suspect's; nulls are "
+        f"{len(nulls) - DRAWN_NETWORKS} independent networks and "
+        f"{DRAWN_NETWORKS} drawn ones",
+        figure,
+        threshold,
+        (1 + sum(null >= figure for null in nulls)) / (1 + len(nulls)),
+        max(nulls),
+        len(nulls),
+    )
+
+
+def _drawn(owners, seed):
+    rng = np.random.default_rng(seed)
+    return [
+        dataclasses.replace(
+            layer,
+            kernel=rng.normal(size=layer.kernel.shape),
+            gamma=None,
+        )
+        for layer in owners
+    ]
+
+
+def signs(opening, found: dict, nulls: int, seed: int, source: str) -> Step:
+    """Bits of the signature that agree with the signs of γ.
+
+    Args:
+        opening: Of the claim.
+        found: Dict from path to the signs that γ has, `(channels,)`.
+        nulls: How many foreign secrets to try.
+        seed: Of those.
+        source: Where the signs come from.
+    """
+    name = "signs"
+    if not found:
+        return Step(name, None, "the suspect shows no γ")
+    agreeing, total = _agreement(opening.signature, found)
+    foreign = np.random.default_rng([seed, 1])
+    tried = [
+        _agreement(
+            Signature(foreign.bytes(SECRET_BYTES), opening.owner), found
+        )[0]
+        for _ in range(nulls)
+    ]
+    chance = float(stats.binom.sf(agreeing - 1, total, 0.5))
+    needed = int(stats.binom.isf(SIGNS_P, total, 0.5)) + 1
+    most = max(tried, default=0)
+    return Step(
+        name,
+        chance <= SIGNS_P and agreeing > most,
+        f"{agreeing} of {total} bits agree with the signs of γ ({source})",
+        agreeing / total,
+        min(needed, total) / total,
+        chance,
+        most / total,
+        len(tried),
+    )
+
+
+def _agreement(signature, found) -> tuple[int, int]:
+    agreeing = total = 0
+    for path, values in found.items():
+        bits = np.asarray(signature(path, len(values)))
+        agreeing += int(np.sum(bits == values))
+        total += len(values)
+    return agreeing, total
+
+
+def signs_of(matches, model, passport, protected) -> tuple[dict, str]:
+    """The signs that γ has in the owner's order, layer by layer.
+
+    Args:
+        matches: The suspect's.
+        model: The owner's network with the suspect's kernels.
+        passport: The owner's.
+        protected: Paths of the owner's passport layers.
+
+    Returns:
+        Tuple of a dict from path to signs, and of where they come from.
+    """
+    told = [match for match in matches if match.path in protected]
+    if all(
+        match.found.gamma is not None or match.found.mean is None
+        for match in told
+    ):
+        is_folded = all(match.found.gamma is None for match in told)
+        return (
+            {match.path: match.gamma_signs for match in told},
+            "folded into its kernels" if is_folded else "the suspect's own",
+        )
+    if "gamma" not in passport.function.roles:
+        return {}, ""
+    made = {}
+    keys = passport.keys()
+    for path, layer in protected_layers(model).items():
+        gamma = keras.ops.convert_to_numpy(
+            layer.adapter.response(
+                layer.layer, np.asarray(keys[path]["gamma"])[None]
+            )
+        )[0]
+        made[path] = np.where(gamma < 0, -1.0, 1.0)
+    return made, "F of its kernels and the passport"
+
+
+def passport_works(judge, model, passport, record, fakes, seed) -> Step:
+    """Accuracy with F(W, p) for the suspect's hidden parameters.
+
+    Args:
+        judge: Of `model` on the judge's data.
+        model: The owner's network with the suspect's kernels.
+        passport: The owner's.
+        record: The owner's; `None` for none.
+        fakes: How many foreign passports to try.
+        seed: Of those.
+    """
+    accuracy, _ = judge(passport.packed())
+    drawn = np.random.default_rng([seed, 2])
+    tried = [
+        judge(
+            Passport.random_pattern(
+                model,
+                seed=drawn.bytes(SECRET_BYTES),
+                key_scaling=passport.key_scaling,
+                domain=FAKE,
+                spatial_size=_SIZE if _is_open(model) else None,
+            ).packed()
+        )[0]
+        for _ in range(fakes)
+    ]
+    best = max(tried)
+    expected = None if record is None else record.accuracy - ACCURACY_LOST
+    return Step(
+        "passport",
+        accuracy > best and (expected is None or accuracy >= expected),
+        "accuracy under F(W, p) on the judge's examples"
+        + (
+            "" if record is None else f"; the record says {record.accuracy:.4f}"
+        ),
+        accuracy,
+        best if expected is None else max(best, expected),
+        (1 + sum(fake >= accuracy for fake in tried)) / (1 + fakes),
+        best,
+        fakes,
+    )
+
+
+def _is_open(model) -> bool:
+    """Whether a model leaves its inputs' size open."""
+    return any(None in tensor.shape[1:-1] for tensor in model.inputs)
+
+
+def noise(judge, model, passport, data, record) -> tuple[Step, dict]:
+    """The noise curve beside the record's (Section 3.2, step 3).
+
+    Both are in relation to the accuracy without noise; they agree if their
+    means differ by at most 0.15 and three standard errors at every level.
+    """
+    measured = audit.accuracy_under_noise(
+        model,
+        passport,
+        data,
+        fractions=record.noise["fractions"],
+        scale=record.noise["scale"],
+        replace=record.noise["replace"],
+        repeats=len(record.noise["accuracies"][0]),
+        seed=record.noise["seed"],
+        judge=judge,
+    )["accuracies"]
+    means, deviations = np.mean(measured, axis=1), np.std(measured, axis=1)
+    draws = len(measured[0])
+    expected = record.means / max(record.means[0], 1e-9)
+    found = means / max(means[0], 1e-9)
+    error = np.sqrt(
+        (deviations / max(means[0], 1e-9)) ** 2
+        + (record.deviations / max(record.means[0], 1e-9)) ** 2
+    ) / np.sqrt(draws)
+    gaps = np.abs(found - expected) - 3 * error
+    gap = float(np.max(gaps))
+    curves = {
+        "levels": [float(level) for level in record.noise["fractions"]],
+        "recorded": [float(mean) for mean in record.means],
+        "recorded_deviation": [float(d) for d in record.deviations],
+        "found": [float(mean) for mean in means],
+        "found_deviation": [float(d) for d in deviations],
+    }
+    step = Step(
+        "noise",
+        gap <= NOISE_GAP,
+        f"largest gap between the curves, in parts of their starts and beyond "
+        f"three standard errors, is {gap:.3f}; {NOISE_GAP} is allowed",
+        1.0 - max(gap, 0.0),
+        1.0 - NOISE_GAP,
+    )
+    return step, curves

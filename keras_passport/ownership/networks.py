@@ -1,0 +1,234 @@
+"""What of a suspect network can be compared: kernels, γ, β, statistics.
+
+A suspect comes in any form: a protected model, an ordinary Keras model, with
+normalisations or with all of them folded into kernels, or the bare variables
+of a file.
+"""
+
+import dataclasses
+import re
+from collections.abc import Mapping
+
+import keras
+import numpy as np
+from keras import ops
+
+from keras_passport import graph
+from keras_passport.errors import PassportError
+from keras_passport.layers import kernels
+from keras_passport.layers.passport_normalization import PassportNormalization
+from keras_passport.secrecy import type_of
+
+# Between a kernel and its normalisation these change no channel's sign.
+_BETWEEN = re.compile("ZeroPadding|AveragePooling|Cropping|Dropout|Identity")
+_PARAMETERS = {
+    "gamma": "gamma|scale|weight",
+    "beta": "beta|shift|offset",
+    "mean": "moving_mean|running_mean|mean",
+    "variance": "moving_variance|running_var|variance|var",
+}
+
+
+@dataclasses.dataclass(eq=False)
+class KernelLayer:
+    """One kernel layer of a network, in a form that is alike for all types.
+
+    Args:
+        path: Its name.
+        kernel: float64 array `(positions, inputs, filters)`: a window's
+            positions, input channels (of a filter's group), output channels.
+        kind: `"full"`, `"grouped"` or `"depthwise"`: whether a filter sees
+            all inputs, some of them, or one.
+        gamma: Scale after it, `(filters,)`; `None` if there is none to see.
+        beta: Shift, likewise; a bias where nothing normalises.
+        mean: Mean of what the normalisation saw; `None` for none.
+        variance: Variance of it, ε included; `None` for none.
+    """
+
+    path: str
+    kernel: np.ndarray
+    kind: str = "full"
+    gamma: np.ndarray | None = None
+    beta: np.ndarray | None = None
+    mean: np.ndarray | None = None
+    variance: np.ndarray | None = None
+
+    @property
+    def filters(self) -> int:
+        """Number of output channels."""
+        return self.kernel.shape[-1]
+
+    @property
+    def shape(self) -> tuple:
+        """What must be alike in two layers that may be the same."""
+        return (*self.kernel.shape, self.kind)
+
+    @property
+    def signs(self) -> np.ndarray:
+        """Signs of γ; 1 where nothing normalises, since kernels hold them."""
+        if self.gamma is None:
+            return np.ones(self.filters)
+        return np.where(self.gamma < 0, -1.0, 1.0)
+
+
+def read(network) -> list[KernelLayer]:
+    """All kernel layers of a network, in the order of its graph.
+
+    Args:
+        network: A Keras model, protected or not, whose passport, if one is
+            bound, is not used; or a dict from names to arrays, as of a
+            SavedModel's variables.
+
+    Raises:
+        PassportError: If it is neither, or has no kernel.
+
+    Example:
+
+    >>> [layer.path for layer in kp.ownership.networks.read(model)]
+    ['conv1', 'conv2', 'classes']
+    """
+    if isinstance(network, keras.Model):
+        layers = _of_model(network)
+    elif isinstance(network, Mapping):
+        layers = _of_arrays(network)
+    else:
+        raise PassportError(
+            "Expected a suspect that is a Keras model, or a dict from names "
+            f"to arrays. Received: a {type_of(network)}"
+        )
+    if not layers:
+        raise PassportError(
+            "Expected a network with kernel layers. Received: one without"
+        )
+    return layers
+
+
+def _of_model(model):
+    after_layers = normalizations(model)
+    layers = []
+    for path, layer in graph.walk(model, stop=(PassportNormalization,)):
+        if isinstance(layer, PassportNormalization):
+            read_layer = _kernel(path, layer.layer)
+            _read_normalization(
+                read_layer, layer.normalization, layer.gamma, layer.beta
+            )
+            layers.append(read_layer)
+        elif kernels.adapter_for(layer) is not None and layer.built:
+            read_layer = _kernel(path, layer)
+            if read_layer is None:
+                continue
+            after = after_layers.get(id(layer))
+            if after is None:
+                bias = getattr(layer, "bias", None)
+                read_layer.beta = None if bias is None else _array(bias)
+            else:
+                _read_normalization(
+                    read_layer,
+                    after,
+                    getattr(after, "gamma", None),
+                    getattr(after, "beta", None),
+                )
+            layers.append(read_layer)
+    return layers
+
+
+def _kernel(path, layer) -> KernelLayer | None:
+    name = type(layer).__name__
+    if name.startswith("Separable"):
+        values, kind = _array(layer.pointwise_kernel), "full"
+    else:
+        kernel = getattr(layer, "kernel", None)
+        if kernel is None:
+            return None
+        values, kind = _array(kernel), "full"
+        scale = getattr(layer, "kernel_scale", None)
+        if scale is not None:
+            # int8, of which the layer divides by a scale for each channel.
+            values = values / _array(scale)
+    if "Depthwise" in name:
+        values = values.reshape(-1, 1, values.shape[-1] * values.shape[-2])
+        kind = "depthwise"
+    elif "Transpose" in name:
+        values = np.moveaxis(values, -1, -2)
+    elif name == "EinsumDense":
+        values = values.reshape(values.shape[0], -1)
+    if getattr(layer, "groups", 1) > 1:
+        kind = "grouped"
+    values = values.reshape(-1, *values.shape[-2:])
+    return KernelLayer(path, values, kind)
+
+
+def _read_normalization(layer, normalization, gamma, beta):
+    mean = getattr(normalization, "moving_mean", None)
+    if mean is not None:
+        layer.mean = _array(mean)
+        layer.variance = (
+            _array(normalization.moving_variance) + normalization.epsilon
+        )
+    layer.gamma = _of_size(gamma, layer.filters)
+    layer.beta = _of_size(beta, layer.filters)
+
+
+def _of_size(values, size):
+    if values is None:
+        return None
+    values = _array(values).reshape(-1)
+    return values if values.size == size else None
+
+
+def normalizations(model) -> dict:
+    """The normalisation that reads each kernel layer, by the layer's id."""
+    read_by = {}
+    models = [model, *(m for _, m in graph.walk(model) if graph.is_model(m))]
+    for one in models:
+        if not graph.is_model(one):
+            continue
+        calls = graph.Graph(one)
+        for node in calls.nodes:
+            if type(node.operation).__name__ != "BatchNormalization":
+                continue
+            source = calls.producer(node)
+            while source is not None and _BETWEEN.search(
+                type(source.operation).__name__
+            ):
+                source = calls.producer(source)
+            if source is not None:
+                read_by.setdefault(id(source.operation), node.operation)
+    return read_by
+
+
+def _of_arrays(arrays):
+    """Kernels of bare variables, in their order, with what stands by them."""
+    layers, current = [], None
+    for name, values in arrays.items():
+        values = np.asarray(values, "float64")
+        if values.ndim >= 2 and min(values.shape[-2:]) > 0:
+            folder = name.rpartition("/")[0] or name
+            depthwise = "depthwise" in name.lower()
+            if depthwise:
+                kernel = values.reshape(-1, 1, np.prod(values.shape[-2:]))
+            else:
+                kernel = values.reshape(-1, *values.shape[-2:])
+            current = KernelLayer(
+                folder, kernel, "depthwise" if depthwise else "full"
+            )
+            layers.append(current)
+        elif values.ndim == 1 and current is not None:
+            _note(current, name, values)
+    return layers
+
+
+def _note(layer, name, values):
+    last = name.rpartition("/")[2].partition(":")[0].lower()
+    if values.size != layer.filters:
+        return
+    for parameter, pattern in _PARAMETERS.items():
+        if re.fullmatch(pattern, last) and getattr(layer, parameter) is None:
+            setattr(layer, parameter, values)
+            return
+    if "bias" in last and layer.beta is None:
+        layer.beta = values
+
+
+def _array(values) -> np.ndarray:
+    return ops.convert_to_numpy(values).astype("float64")

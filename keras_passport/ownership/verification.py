@@ -1,0 +1,293 @@
+"""`verify`: is a suspect network derived from the one that was claimed?"""
+
+import dataclasses
+from collections.abc import Iterable, Sequence
+
+import keras
+
+from keras_passport.attacks.fake import Judge
+from keras_passport.errors import PassportError
+from keras_passport.layers.protected import protected_layers
+from keras_passport.ownership import evidence as steps_of
+from keras_passport.ownership import networks
+from keras_passport.ownership.alignment import align
+from keras_passport.ownership.claims import Claim, Opening
+from keras_passport.ownership.records import Record
+from keras_passport.ownership.report import (
+    CONTESTED,
+    DERIVED,
+    NOT_SHOWN,
+    VerificationReport,
+)
+from keras_passport.ownership.restoring import AnyStatistics, restored
+from keras_passport.passports.passport import Passport
+from keras_passport.texts import shown
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class Evidence:
+    """What somebody brings who says that a network is theirs.
+
+    Args:
+        claim: What was published.
+        opening: Its opening.
+        passport: The passport.
+        published: The protected model as it was published.
+        reference: The network that identity images went through; needed for
+            image kinds.
+        record: What was written down at release; `None` for none.
+        dated: Since when the claim is known to others, as an ISO date or time
+            that the judge has checked; `None` for no proof.
+    """
+
+    claim: Claim
+    opening: Opening
+    passport: Passport
+    published: keras.Model
+    reference: keras.Model | None = None
+    record: Record | None = None
+    dated: str | None = None
+
+    def __post_init__(self):
+        if self.passport.images is not None and self.reference is None:
+            raise PassportError(
+                "Expected the reference network that the passport's identity "
+                "images went through. Received: reference=None"
+            )
+
+    def __repr__(self):
+        return f"<Evidence of '{shown(self.opening.owner)}'>"
+
+
+def verify(
+    suspect,
+    evidence: Evidence,
+    data: tuple,
+    *,
+    rivals: Sequence[Evidence] = (),
+    foreign: Iterable = (),
+    suspect_dated: str | None = None,
+    nulls: int = 1000,
+    fakes: int = 1000,
+    seed: int = 0,
+    batch_size: int = 500,
+) -> VerificationReport:
+    """Examines a claim against a suspect network (Section 3.2).
+
+    The verdict is `"derived"` where the claim opens, the published kernels
+    are in the suspect, and its γ has the signs that were committed to or the
+    passport gives the accuracy that was recorded. All must beat every null,
+    which get the same search. It is `"contested"` where another's claim holds
+    as well: a thief who knows γ and β forges keys, negates filters until
+    signs are theirs, and claims. What they can't have is the earlier date.
+
+    Test data are the judge's own. Pictures that a claimant chose prove
+    nothing: a network answers to chosen ones as anybody wishes, also one that
+    is not theirs (adversarial examples transfer).
+
+    Args:
+        suspect: A protected or ordinary Keras model, or a dict from names to
+            arrays, as of a SavedModel's variables.
+        evidence: What the claimant brings.
+        data: The judge's inputs and integer labels.
+        rivals: What others bring who claim it too.
+        foreign: Independently trained networks of the same task and
+            architecture: the claim must fail on them. 30 or more say
+            something.
+        suspect_dated: Since when the suspect is known, as an ISO date or
+            time. A claim that is not older proves nothing: whoever takes
+            somebody else's public network makes keys for it, and claims.
+        nulls: How many foreign secrets' signs to try.
+        fakes: How many foreign passports to try.
+        seed: Of all nulls.
+        batch_size: Examples per call.
+
+    Returns:
+        A `VerificationReport`.
+
+    Raises:
+        PassportError: If the suspect is no network, or the passport does not
+            fit the published model.
+        ValueError: If an argument is out of range.
+
+    Example:
+
+    >>> claim, opening = kp.ownership.claim(
+    ...     passport, owner="Ada Ltd", model=model
+    ... )
+    >>> evidence = kp.ownership.Evidence(claim, opening, passport, model)
+    >>> suspect = kp.unlock(model, passport)
+    >>> report = kp.ownership.verify(
+    ...     suspect, evidence, test, nulls=200, fakes=5
+    ... )
+    >>> report.verdict
+    'not shown'
+
+    Reference:
+
+    - Fan, Ng, Chan: Digital Passport, Section 3.2, steps 1 to 3.
+    """
+    if nulls < 1 or fakes < 1:
+        raise ValueError(
+            "Expected nulls and fakes of 1 or more. "
+            f"Received: nulls={nulls}, fakes={fakes}"
+        )
+    foreign = list(foreign)
+    report = _examined(
+        suspect, evidence, data, foreign, nulls, fakes, seed, batch_size
+    )
+    if report.verdict == DERIVED and _is_younger(evidence, suspect_dated):
+        return dataclasses.replace(
+            report,
+            verdict=NOT_SHOWN,
+            reason="the claim is not known to be older than the suspect, of "
+            f"{suspect_dated}",
+        )
+    holding = []
+    for rival in rivals:
+        theirs = _examined(
+            suspect, rival, data, foreign, nulls, fakes, seed, batch_size
+        )
+        if theirs.verdict == DERIVED and not _is_younger(rival, suspect_dated):
+            holding.append(rival)
+    if report.verdict != DERIVED or not holding:
+        return report
+    return dataclasses.replace(
+        report,
+        verdict=CONTESTED,
+        reason=_earlier([evidence, *holding]),
+        rivals=tuple(
+            {"owner": rival.opening.owner, "dated": rival.dated}
+            for rival in holding
+        ),
+    )
+
+
+def _is_younger(evidence, suspect_dated) -> bool:
+    return suspect_dated is not None and (
+        evidence.dated is None or evidence.dated >= suspect_dated
+    )
+
+
+def _earlier(claims) -> str:
+    undated = [shown(c.opening.owner) for c in claims if c.dated is None]
+    if undated:
+        return (
+            "several claims hold, and the earlier one decides; no date is "
+            f"proved for that of {', '.join(undated)}"
+        )
+    first, second, *_ = sorted(claims, key=lambda claim: claim.dated)
+    if first.dated == second.dated:
+        return f"several claims hold, and two are dated {first.dated}"
+    return (
+        f"several claims hold; that of {shown(first.opening.owner)} is the "
+        f"earlier, of {first.dated}, and decides"
+    )
+
+
+def _examined(
+    suspect, evidence, data, foreign, nulls, fakes, seed, batch_size
+) -> VerificationReport:
+    published = evidence.published
+    passport = evidence.passport.fitted(published)
+    protected = protected_layers(published)
+    owners = networks.read(published)
+    matches = align(owners, networks.read(suspect))
+    steps = [
+        steps_of.commitment(evidence, evidence.passport),
+        steps_of.provenance(evidence, evidence.passport),
+        steps_of.kernels(owners, matches, foreign, seed),
+    ]
+    curves = None
+    complete = {match.path for match in matches} >= set(protected)
+    found, source = {}, ""
+    if complete:
+        model = restored(published, matches)
+        judge = AnyStatistics(Judge(model, *data, batch_size), model, published)
+        found, source = steps_of.signs_of(matches, model, passport, protected)
+        steps.append(
+            steps_of.passport_works(
+                judge, model, passport, evidence.record, fakes, seed
+            )
+        )
+        if evidence.record is not None:
+            step, curves = steps_of.noise(
+                judge, model, passport, data, evidence.record
+            )
+            steps.append(step)
+    steps.insert(
+        3, steps_of.signs(evidence.opening, found, nulls, seed, source)
+    )
+    verdict, reason = _verdict({step.name: step for step in steps}, complete)
+    return VerificationReport(
+        owner=evidence.opening.owner,
+        verdict=verdict,
+        reason=reason,
+        steps=tuple(steps),
+        false_positive=_bound({step.name: step for step in steps}),
+        settings={
+            "fakes": fakes,
+            "foreign": len(foreign),
+            "nulls": nulls,
+            "seed": seed,
+            "batch_size": batch_size,
+        },
+        layers=tuple(_about(match, found, evidence) for match in matches),
+        noise=curves,
+    )
+
+
+def _about(match, found, evidence) -> dict:
+    about = {
+        "path": match.path,
+        "suspect": match.found.path,
+        "cosine": float(match.cosines.mean()),
+        "channels": len(match.order),
+        "agreeing": None,
+    }
+    if match.path in found:
+        signs = found[match.path]
+        bits = evidence.opening.signature(match.path, len(signs))
+        about["agreeing"] = int((bits == signs).sum())
+    return about
+
+
+def _verdict(steps, complete) -> tuple[str, str]:
+    if not steps["commitment"].holds:
+        return NOT_SHOWN, steps["commitment"].text
+    if steps["provenance"].holds is False:
+        return NOT_SHOWN, steps["provenance"].text
+    if not steps["kernels"].holds:
+        return NOT_SHOWN, "the published kernels are not in the suspect"
+    if not complete:
+        return NOT_SHOWN, "protected layers are missing from the suspect"
+    speaking = [
+        words
+        for name, words in (
+            ("signs", "its γ has the signs that were committed to"),
+            ("passport", "the passport gives the accuracy that it should"),
+        )
+        if steps[name].holds
+    ]
+    if not speaking:
+        return (
+            NOT_SHOWN,
+            "kernels are the published ones, which anybody has, and neither "
+            "signs nor passport speak for the claim",
+        )
+    return (
+        DERIVED,
+        f"it has the published kernels, and {' and '.join(speaking)}",
+    )
+
+
+def _bound(steps) -> float:
+    """A bound on the chance that a foreign network is found to be derived."""
+    chances = [steps["kernels"].p]
+    signs, works = steps["signs"], steps.get("passport")
+    either = 0.0
+    if signs.holds:
+        either += signs.p
+    if works is not None and works.holds:
+        either += works.p
+    return float(min(1.0, *chances, either or 1.0))

@@ -1,0 +1,364 @@
+"""A network's owner is shown to be it, and nobody else is."""
+
+import dataclasses
+import json
+
+import keras
+import numpy as np
+import pytest
+from keras import layers, ops
+
+import keras_passport as kp
+from keras_passport import attacks, ownership, sealed
+from keras_passport.attacks import reverse
+from keras_passport.attacks.forgery import forge_passport
+from keras_passport.models.unlocking import with_parameters
+from keras_passport.ownership import networks
+from keras_passport.ownership.alignment import align
+from support.owned_networks import (
+    OWNER,
+    VERIFY,
+    Owned,
+    arrays_of,
+    examples,
+    fitted,
+    network,
+)
+
+
+@pytest.fixture(scope="module")
+def base():
+    keras.utils.set_random_seed(1)
+    return fitted(network())
+
+
+@pytest.fixture(scope="module")
+def owned(base):
+    keras.utils.set_random_seed(2)
+    owned = Owned(OWNER, "V3", "random_image", base)
+    assert owned.accuracy > 0.9
+    return owned
+
+
+@pytest.fixture(scope="module")
+def foreign():
+    """Networks of the same kind that were trained by others."""
+    model = fitted(network(), 1)
+    models = []
+    for seed in range(30):
+        keras.utils.set_random_seed(100 + seed)
+        for layer in model.layers:
+            if hasattr(layer, "kernel"):
+                start = keras.initializers.HeNormal()
+                layer.kernel.assign(start(layer.kernel.shape))
+        for step in range(20):
+            model.train_on_batch(*examples(60, [seed, step]))
+        models.append(arrays_of(model))
+    return models
+
+
+def unlocked(owned):
+    return kp.unlock(owned.model, owned.passport, fold=False)
+
+
+def permuted(owned):
+    return attacks.permute_channels(owned.public, seed=3).model
+
+
+def rewritten(owned):
+    """Permuted, negated and rescaled, with γ and β that fit."""
+    model, parameters = owned.public, owned.parameters
+    for rewrite in (
+        attacks.permute_channels,
+        attacks.flip_signs,
+        attacks.scale_filters,
+    ):
+        done = rewrite(model, seed=5)
+        model, parameters = done.model, done.parameters(parameters)
+    return with_parameters(model, parameters, fold=False)
+
+
+def quantized(owned):
+    """Kernels of int8: one of 255 values for each filter."""
+    model = unlocked(owned)
+    for layer in model.layers:
+        if isinstance(layer, layers.Conv2D):
+            kernel = ops.convert_to_numpy(layer.kernel)
+            step = np.abs(kernel).max((0, 1, 2)) / 127
+            layer.kernel.assign(np.round(kernel / step) * step)
+    return model
+
+
+def renamed_arrays(owned):
+    """What a file holds of the unlocked network, under other names."""
+    return {
+        f"layer_{number // 5}/{variable.name}": ops.convert_to_numpy(variable)
+        for number, variable in enumerate(unlocked(owned).variables)
+    }
+
+
+SUSPECTS = {
+    "public": lambda owned: owned.public,
+    "unlocked": unlocked,
+    "folded": lambda owned: kp.unlock(owned.model, owned.passport),
+    "permuted": permuted,
+    "negated": lambda owned: attacks.flip_signs(owned.public, seed=4).model,
+    "rescaled": lambda owned: attacks.scale_filters(owned.public).model,
+    "rewritten": rewritten,
+    "fine-tuned": lambda owned: fitted(unlocked(owned), 5),
+    "pruned": lambda owned: attacks.prune(owned.public, 0.3),
+    "int8": quantized,
+    "arrays": renamed_arrays,
+}
+
+
+@pytest.mark.parametrize("name", SUSPECTS)
+def test_what_was_made_of_the_network_is_derived(name, owned):
+    report = owned.verify(SUSPECTS[name](owned))
+    assert report.verdict == "derived", str(report)
+    assert report["signs"].p < 1e-9
+    assert report["signs"].figure > report["signs"].null
+    assert report.false_positive < 0.05
+
+
+def test_the_same_accuracy_where_nothing_was_lost(owned):
+    """Rewrites make the passport fail; undone, it works as it did."""
+    for name in ("public", "rewritten", "folded"):
+        report = owned.verify(SUSPECTS[name](owned))
+        assert report["passport"].figure == pytest.approx(
+            owned.accuracy, abs=0.01
+        )
+        assert report["noise"].holds
+
+
+@pytest.mark.parametrize("function", ["V1", "V2", "V3"])
+def test_a_network_recovered_by_reverse_engineering_is_derived(
+    function, base, owned
+):
+    mine = owned
+    if function != "V3":
+        keras.utils.set_random_seed(3)
+        mine = Owned(OWNER, function, "random_pattern", base)
+    stolen = attacks.reverse_engineering(
+        mine.public,
+        examples(600, 1),
+        mine.test,
+        fraction=1.0,
+        recipe=dataclasses.replace(reverse.RECIPE, epochs=3),
+        keep_model=True,
+    )
+    report = mine.verify(stolen.model)
+    assert report.verdict == "derived", str(report)
+
+
+def test_no_independent_network_is_derived(owned, foreign):
+    for suspect in foreign[:2]:
+        report = owned.verify(suspect, fakes=2, nulls=100)
+        assert report.verdict == "not shown"
+        assert not report["kernels"].holds
+    # All of them beside the claim: it must beat each one.
+    report = owned.verify(owned.public, foreign=foreign)
+    assert report.verdict == "derived"
+    assert report["kernels"].nulls == 60
+    assert report["kernels"].null < 0.6
+
+
+def test_a_thousand_foreign_signatures_agree_with_no_network(owned, foreign):
+    """False positives of the signs alone, over pairs of network and owner."""
+    owners = networks.read(owned.public)
+    rng = np.random.default_rng(0)
+    smallest = 1.0
+    for suspect in [*foreign, owned.public]:
+        matches = align(owners, networks.read(suspect))
+        found = {m.path: m.gamma_signs for m in matches if m.path != "head"}
+        for _ in range(35):
+            opening = type(owned.opening)(
+                **{
+                    **vars(owned.opening),
+                    "secret": rng.bytes(ownership.claims.SECRET_BYTES),
+                }
+            )
+            step = ownership.evidence.signs(opening, found, 1, 0, "")
+            smallest = min(smallest, step.p)
+    assert smallest > 1e-9
+
+
+def test_others_claims_on_this_network(owned, base):
+    """Theirs is another network, or a passport that says nothing here."""
+    keras.utils.set_random_seed(4)
+    other = Owned("Eve", "V3", "random_pattern", base)
+    assert other.verify(owned.public).verdict == "not shown"
+    assert owned.verify(other.public).verdict == "not shown"
+    # Who copies the published network, and knows no γ, has nothing to show.
+    passport = kp.Passport.random_pattern(owned.public)
+    claim, opening = ownership.claim(passport, owner="Eve", model=owned.public)
+    evidence = ownership.Evidence(claim, opening, passport, owned.public)
+    report = ownership.verify(owned.public, evidence, owned.test, **VERIFY)
+    assert report.verdict == "not shown"
+    assert report["kernels"].holds and not report["signs"].holds
+
+
+def forged(owned, negated):
+    """A thief's claim with γ and β: keys forged to order."""
+    public, parameters = owned.public, owned.parameters
+    secret = ownership.new_secret()
+    if negated:
+        signature = ownership.Signature(secret, "Eve")
+        public = kp.public(public)
+        parameters = dict(parameters)
+        for path, layer in kp.protected_layers(public).items():
+            gamma, beta = parameters[path]
+            flips = np.asarray(signature(path, len(gamma))) * np.where(
+                gamma < 0, -1.0, 1.0
+            )
+            layer.layer.kernel.assign(
+                ops.convert_to_numpy(layer.layer.kernel) * flips
+            )
+            mean = layer.normalization.moving_mean
+            mean.assign(ops.convert_to_numpy(mean) * flips)
+            parameters[path] = gamma * flips, beta
+    passport, _ = forge_passport(public, parameters)
+    claim, opening = ownership.claim(
+        passport, owner="Eve", model=public, secret=secret
+    )
+    return ownership.Evidence(
+        claim, opening, passport, public, dated="2026-03-01"
+    )
+
+
+@pytest.mark.parametrize("negated", [False, True], ids=["keys", "signs"])
+def test_a_forgers_claim_is_contested_and_the_date_decides(owned, negated):
+    """Forged keys work, and negated filters have the thief's signs."""
+    thief = forged(owned, negated)
+    alone = ownership.verify(owned.public, thief, owned.test, **VERIFY)
+    assert alone.verdict == "derived"
+    assert alone["signs"].holds == negated
+    report = owned.verify(unlocked(owned), rivals=[thief])
+    assert report.verdict == "contested"
+    assert OWNER in report.reason and "2026-01-02" in report.reason
+    assert report.rivals == ({"owner": "Eve", "dated": "2026-03-01"},)
+    # Without a date nothing is decided.
+    undated = ownership.verify(
+        owned.public, owned.evidence(None), owned.test, rivals=[thief], **VERIFY
+    )
+    assert undated.verdict == "contested" and "no date" in undated.reason
+
+
+def test_a_claim_must_be_older_than_the_suspect(owned):
+    report = owned.verify(owned.public, suspect_dated="2025-12-31")
+    assert report.verdict == "not shown"
+    report = owned.verify(owned.public, suspect_dated="2026-02-01")
+    assert report.verdict == "derived"
+
+
+def test_another_passport_or_opening_is_not_what_was_committed_to(owned):
+    passport = kp.Passport.random_pattern(owned.public)
+    for changed in (
+        {"passport": passport},
+        {"claim": ownership.Claim("0" * 64)},
+    ):
+        report = ownership.verify(
+            owned.public, owned.evidence(**changed), owned.test, **VERIFY
+        )
+        assert report.verdict == "not shown"
+        assert not report["commitment"].holds
+
+
+def test_files_come_back_and_change_in_no_bit(owned, tmp_path):
+    kinds = {
+        "claim.json": (owned.claim, ownership.Claim),
+        "opening.json": (owned.opening, ownership.claims.Opening),
+        "record.json": (owned.record, ownership.Record),
+    }
+    for name, (value, kind) in kinds.items():
+        path = tmp_path / name
+        value.save(path)
+        loaded = kind.load(path)
+        assert vars(loaded) == vars(value)
+        text = path.read_bytes()
+        for at in range(0, len(text), max(1, len(text) // 60)):
+            for bit in (1, 128):
+                changed = bytearray(text)
+                changed[at] ^= bit
+                path.write_bytes(changed)
+                with pytest.raises(kp.PassportError):
+                    kind.load(path)
+        for changed in (text[:-1], text + b"\n", b" " + text, text[:40], b""):
+            path.write_bytes(changed)
+            with pytest.raises(kp.PassportError):
+                kind.load(path)
+    assert (tmp_path / "opening.json").stat().st_mode & 0o077 == 0
+
+
+def test_a_claim_tells_nothing(owned, tmp_path):
+    owned.claim.save(tmp_path / "claim.json")
+    text = (tmp_path / "claim.json").read_text()
+    assert set(json.loads(text)["content"]) == {"commitment", "version"}
+    for secret in (owned.secret.hex(), owned.passport.seed.hex()):
+        assert secret not in text
+        assert secret not in repr(owned.opening) + repr(owned.opening.signature)
+
+
+def test_the_report_is_the_same_byte_for_byte(owned, tmp_path):
+    one, other = (owned.verify(owned.public) for _ in range(2))
+    one.save(tmp_path / "report.json")
+    assert (tmp_path / "report.json").read_bytes() == other.to_json()
+    content = json.loads(other.to_json())
+    assert content["verdict"] == "derived"
+    assert content["settings"] == {
+        "batch_size": 500,
+        "fakes": 20,
+        "foreign": 0,
+        "nulls": 1000,
+        "seed": 0,
+    }
+    assert "derived" in str(one).lower()
+    assert sealed.canonical(content) + b"\n" == other.to_json()
+
+
+def test_the_page_shows_pictures(owned, tmp_path):
+    pytest.importorskip("matplotlib")
+    report = owned.verify(owned.public)
+    ownership.page.save(report, tmp_path / "report.html", owned.passport)
+    text = (tmp_path / "report.html").read_text()
+    assert text.count("<img") == 3 and "Derived" in text
+    assert owned.secret.hex() not in text
+
+
+def test_calibration_starts_from_the_signature(base):
+    model = kp.reinitialize(kp.protect(base))
+    kp.bind(model, kp.Passport.random_pattern(model))
+    signature = ownership.Signature(ownership.new_secret(), OWNER)
+    kp.calibrate(model, signs=signature)
+    for path, layer in kp.protected_layers(model).items():
+        gamma, _ = layer.hidden_parameters()
+        np.testing.assert_allclose(
+            gamma, signature(path, len(gamma)), atol=1e-3
+        )
+
+
+@pytest.mark.parametrize(
+    "signs",
+    [lambda path, n: np.ones(n + 1), lambda path, n: np.zeros(n)],
+    ids=["size", "value"],
+)
+def test_signs_must_be_signs(signs, base):
+    model = kp.reinitialize(kp.protect(base))
+    kp.bind(model, kp.Passport.random_pattern(model))
+    with pytest.raises(ValueError, match="Expected signs"):
+        kp.calibrate(model, signs=signs)
+    with pytest.raises(ValueError, match="signs or like"):
+        kp.calibrate(model, like=base, signs=signs)
+
+
+def test_who_brings_too_little_is_told_so(owned):
+    with pytest.raises(kp.PassportError, match="reference"):
+        owned.evidence(reference=None)
+    with pytest.raises(kp.PassportError, match="32 bytes"):
+        ownership.Signature(b"short", OWNER)
+    with pytest.raises(kp.PassportError, match="suspect"):
+        owned.verify("suspect.keras")
+    with pytest.raises(kp.PassportError, match="owner's name"):
+        ownership.claim(owned.passport, owner="", model=owned.model)
+    with pytest.raises(ValueError, match="nulls"):
+        owned.verify(owned.public, nulls=0)
