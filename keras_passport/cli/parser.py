@@ -18,7 +18,7 @@ import traceback
 from absl import app, flags, logging
 from absl.flags import argparse_flags
 
-from keras_passport.cli import commands, given, pictures
+from keras_passport.cli import commands, disputes, given, pictures
 from keras_passport.cli.commands import DONE, NO, PROGRAM
 from keras_passport.errors import PassportError
 from keras_passport.passports import derivation
@@ -388,4 +388,5 @@ def _parser() -> tuple[_Parser, dict[str, _Parser]]:
         "files", nargs="+", metavar="FILE", help="files and folders to search"
     )
     add_json(command)
+    disputes.add_commands(add, add_model, add_passport, add_overwrite, _count)
     return parser, commands_.choices

@@ -1,0 +1,314 @@
+"""Sub-commands for owners, licensees and judges: who owns what, who leaked it.
+
+Like `commands`, a function per sub-command; its docstring is what `--help`
+shows. `add_commands` gives them their flags.
+"""
+
+import json
+import os
+import pathlib
+
+import numpy as np
+
+import keras_passport as kp
+from keras_passport import files, licensing, ownership, sealed
+from keras_passport.cli import given
+from keras_passport.cli.commands import DONE, NO, PROGRAM
+from keras_passport.texts import shown
+
+_PRIVATE = 0o600
+
+
+def claim(args) -> None:
+    """Claims a network before it is released: a commitment, and its opening.
+
+    CLAIM.json tells nothing and is to be published, where others see when: a
+    time-stamp of RFC 3161, a transparency log, a signed commit. The opening
+    is a secret until a dispute; keep it with the passport.
+    """
+    _check_new(args.out, args.overwrite)
+    _check_new(args.opening, args.overwrite)
+    made, opening = ownership.claim(
+        kp.Passport.load(args.passport),
+        owner=args.owner,
+        model=given.load_model(args.model),
+        reference=_model_or_none(args.reference),
+        secret=_secret(args.secret),
+    )
+    opening.save(args.opening)
+    made.save(args.out)
+    print(f"Wrote {shown(args.out)}, to be published: {made.commitment}")
+    print(f"Wrote {shown(args.opening)}, a secret that opens it.")
+
+
+def record(args) -> None:
+    """Writes down what an owner expects of a network at release.
+
+    That is its accuracy, and how it falls as noise spoils the passport. It is
+    a secret until a dispute; its hash may be published with the claim.
+    """
+    _check_new(args.out, args.overwrite)
+    written = ownership.record(
+        given.load_model(args.model),
+        kp.Passport.load(args.passport),
+        _examples(args.data),
+        repeats=args.repeats,
+    )
+    written.save(args.out)
+    print(f"accuracy {written.accuracy:.4f} of {written.examples} examples")
+    for level, mean in zip(
+        written.noise["fractions"], written.means, strict=True
+    ):
+        print(f"  noise on {level:.2f} of the passport: {mean:.4f}")
+    print(f"Wrote {shown(args.out)}. Its hash: {written.commitment}")
+
+
+def verify(args) -> int:
+    """Examines a claim against a suspect network.
+
+    FOLDER holds the suspect (suspect.keras, or variables in suspect.npz), the
+    judge's test data (data.npz: x and y), and what the claimant brings:
+    claim.json, opening.json, passport.h5, published.keras; if there are any,
+    reference.keras, record.json, dated.txt. foreign/ may hold independent
+    networks, rivals/NAME/ what others bring. The same folder gives the same
+    report, byte for byte. The status is 1 if nothing is shown.
+    """
+    folder = pathlib.Path(args.folder)
+    foreign = sorted(folder.glob("foreign/*.keras"))
+    rivals = sorted(p for p in folder.glob("rivals/*") if p.is_dir())
+    evidence = _evidence(folder)
+    report = ownership.verify(
+        _suspect(folder),
+        evidence,
+        _examples(folder / "data.npz"),
+        rivals=[_evidence(rival) for rival in rivals],
+        foreign=[given.load_model(path) for path in foreign],
+        suspect_dated=args.suspect_dated,
+        nulls=args.nulls,
+        fakes=args.fakes,
+        seed=args.seed,
+    )
+    if args.out:
+        report.save(args.out)
+    if args.page:
+        ownership.page.save(report, args.page, evidence.passport)
+    print(report.to_json().decode().strip() if args.json else report)
+    return DONE if report.verdict != "not shown" else NO
+
+
+def license(args) -> None:
+    """Makes a licensee's key of an owner's passport, and writes it down.
+
+    The key runs the network as the passport does, and names its holder if it
+    leaks. LEDGER and the secret, which is made if there is none, stay with
+    the owner.
+    """
+    _check_new(args.out, args.overwrite)
+    secret = _secret(args.secret, create=True)
+    ledger = licensing.Ledger(args.ledger, secret)
+    licensor = licensing.Licensor(
+        kp.Passport.load(args.passport), given.load_model(args.model), secret
+    )
+    licence = licensor.issue(args.licensee, ledger)
+    licence.save(args.out)
+    print(
+        f"Wrote {shown(args.out)}, {shown(args.licensee)}'s alone. "
+        f"{len(ledger.licensees)} licences so far; up to "
+        f"{licensing.capacity(licensor.positions, len(ledger.licensees))} "
+        "who mix γ and β of theirs are found again."
+    )
+
+
+def trace(args) -> int:
+    """Says whose licence a leak is.
+
+    LEAK is a passport file, packed keys (.npy), γ and β by layer (.npz, with
+    names such as conv/gamma), or an unlocked model (.keras). The status is 1
+    if it names nobody.
+    """
+    secret = _secret(args.secret)
+    licensor = licensing.Licensor(
+        kp.Passport.load(args.passport), given.load_model(args.model), secret
+    )
+    found = licensor.trace(
+        _leak(args.leak), licensing.Ledger(args.ledger, secret)
+    )
+    print(json.dumps(found.to_dict(), indent=2) if args.json else found)
+    return DONE if found.licensees else NO
+
+
+def add_commands(add, add_model, add_passport, add_overwrite, count) -> None:
+    """Adds the flags of these commands to a parser.
+
+    Args:
+        add: Function from a command's function and an example to its parser.
+        add_model: Adds a model's argument to a parser.
+        add_passport: Adds a passport's.
+        add_overwrite: Adds `--overwrite`.
+        count: Type of a number above 0.
+    """
+
+    def add_secret(command, required, more=""):
+        command.add_argument(
+            "--secret",
+            required=required,
+            metavar="FILE",
+            help=f"file of the 32 bytes of a secret{more}",
+        )
+
+    def add_out(command, what):
+        command.add_argument("out", metavar="OUT", help=what)
+        add_overwrite(command)
+
+    command = add(
+        claim, "protected.keras owner.h5 claim.json --owner='Ada Ltd'"
+    )
+    add_model(command)
+    add_passport(command)
+    add_out(command, "claim to write, to be published")
+    command.add_argument("--owner", required=True, metavar="NAME")
+    command.add_argument(
+        "--opening",
+        default="opening.json",
+        metavar="FILE",
+        help="file to write, a secret (default: %(default)s)",
+    )
+    command.add_argument(
+        "--reference",
+        metavar="FILE",
+        help="network that the passport's images went through",
+    )
+    add_secret(
+        command, False, ", if signs of γ were made of one; else a new one"
+    )
+
+    command = add(
+        record, "protected.keras owner.h5 record.json --data=test.npz"
+    )
+    add_model(command)
+    add_passport(command)
+    add_out(command, "record to write, a secret")
+    command.add_argument("--data", required=True, metavar="FILE")
+    command.add_argument("--repeats", type=count, default=5, metavar="N")
+
+    command = add(verify, "dispute/ --out=report.json --page=report.html")
+    command.add_argument("folder", metavar="FOLDER")
+    command.add_argument("--out", metavar="FILE", help="JSON to write")
+    command.add_argument("--page", metavar="FILE", help="HTML to write")
+    command.add_argument("--json", action="store_true")
+    command.add_argument(
+        "--suspect_dated",
+        metavar="DATE",
+        help="since when the suspect is known (ISO)",
+    )
+    command.add_argument("--nulls", type=count, default=1000, metavar="N")
+    command.add_argument("--fakes", type=count, default=1000, metavar="N")
+    command.add_argument("--seed", type=int, default=0)
+    command.add_argument(
+        "--import", dest="imports", action="append", metavar="MODULE"
+    )
+
+    command = add(
+        license,
+        "protected.keras owner.h5 bob.h5 --licensee='Bob & Co' \\\n"
+        "      --ledger=ledger.jsonl --secret=licensing.secret",
+    )
+    add_model(command)
+    add_passport(command)
+    add_out(command, "licensee's passport to write")
+    command.add_argument("--licensee", required=True, metavar="NAME")
+    command.add_argument("--ledger", required=True, metavar="FILE")
+    add_secret(command, True, "; made if there is none")
+
+    command = add(
+        trace,
+        "protected.keras owner.h5 leaked.h5 --ledger=ledger.jsonl \\\n"
+        "      --secret=licensing.secret",
+    )
+    add_model(command)
+    add_passport(command)
+    command.add_argument("leak", metavar="LEAK")
+    command.add_argument("--ledger", required=True, metavar="FILE")
+    add_secret(command, True)
+    command.add_argument("--json", action="store_true")
+
+
+def _evidence(folder):
+    optional = {}
+    if (folder / "reference.keras").exists():
+        optional["reference"] = given.load_model(folder / "reference.keras")
+    if (folder / "record.json").exists():
+        optional["record"] = ownership.Record.load(folder / "record.json")
+    if (folder / "dated.txt").exists():
+        optional["dated"] = (folder / "dated.txt").read_text().strip()
+    return ownership.Evidence(
+        claim=ownership.Claim.load(folder / "claim.json"),
+        opening=ownership.claims.Opening.load(folder / "opening.json"),
+        passport=kp.Passport.load(folder / "passport.h5"),
+        published=given.load_model(folder / "published.keras"),
+        **optional,
+    )
+
+
+def _suspect(folder):
+    arrays = folder / "suspect.npz"
+    if arrays.exists():
+        with np.load(arrays, allow_pickle=False) as file:
+            return {name: file[name] for name in file.files}
+    return given.load_model(folder / "suspect.keras")
+
+
+def _leak(path):
+    suffix = pathlib.Path(path).suffix
+    if suffix == ".keras":
+        return given.load_model(path)
+    if suffix == ".npy":
+        return np.load(path, allow_pickle=False)
+    if suffix == ".npz":
+        with np.load(path, allow_pickle=False) as file:
+            found: dict = {}
+            for name in file.files:
+                layer, _, role = name.rpartition("/")
+                found.setdefault(layer, {})[role] = file[name]
+        return {
+            layer: (values.get("gamma"), values.get("beta"))
+            for layer, values in found.items()
+        }
+    return kp.Passport.load(path)
+
+
+def _examples(path) -> tuple:
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return file["x"], file["y"]
+    except (KeyError, ValueError):
+        raise ValueError(
+            "Expected x and y in a file of numpy.savez. "
+            f"Received: '{shown(path)}'"
+        ) from None
+
+
+def _model_or_none(path):
+    return given.load_model(path) if path else None
+
+
+def _secret(path, create: bool = False) -> bytes | None:
+    if path is None:
+        return None
+    if create and not os.path.exists(path):
+        files.write_bytes(path, ownership.new_secret(), _PRIVATE)
+    secret = sealed.read(path, "secret")
+    if len(secret) != 32:
+        raise ValueError(
+            f"Expected 32 bytes of a secret in '{shown(path)}'. "
+            f"Received: {len(secret)}"
+        )
+    return secret
+
+
+def _check_new(path, overwrite) -> None:
+    if not overwrite and os.path.exists(path):
+        raise ValueError(
+            f"Expected a file to write, or --overwrite. Received: "
+            f"'{shown(path)}', which {PROGRAM} would replace"
+        )

@@ -1,0 +1,264 @@
+"""Licences: keys to one network, each with its holder's marks."""
+
+import dataclasses
+
+import keras
+import numpy as np
+
+from keras_passport.errors import PassportError
+from keras_passport.layers.protected import protected_layers
+from keras_passport.licensing import codes, spaces
+from keras_passport.passports.derivation import derive
+from keras_passport.passports.entries import PassportEntry
+from keras_passport.passports.passport import Passport
+from keras_passport.secrecy import SecretBytes, hidden, type_of
+from keras_passport.texts import shown
+
+# A per cent of γ and β costs no accuracy to speak of.
+RANGE_STRENGTH = 0.01
+# As a part of a key's norm.
+NULL_STRENGTH = 0.5
+_LONGEST_NAME = 200
+
+
+class Licence(Passport):
+    """A licensee's own passport: `bind`, `save`, `pack` it as any other.
+
+    `Licensor.issue` makes it; its file is a passport's, in which no name
+    stands.
+    """
+
+    licensee: str | None = None
+
+
+class Licensor:
+    """Issues licences to a network, and says whose a leak is.
+
+    Two marks are in each key:
+
+    - the null-space mark, κ + n with Wᵀn = 0 and n from
+      HMAC(secret, licensee): exactly the same network, and found again in a
+      key of any precision. An expert strips it by projecting the key onto the
+      range of W, or by leaking γ and β instead, and it is gone where kernels
+      were trained on;
+    - the range mark: γ and β are changed by about a per cent of their size, by
+      a Tardos code over all channels. It is found again in projected keys, in
+      γ and β, in an unlocked model, and in averages and mixtures of several
+      keys. Whoever trains γ and β on for long enough loses it.
+
+    Args:
+        passport: The owner's.
+        model: The protected model.
+        secret: 32 bytes, such as `ownership.new_secret()`, which no licensee
+            ever sees.
+        range_strength: The range mark's size, in the root mean square of a
+            layer's γ or β; 0 for none.
+        null_strength: The null-space mark's size, in the norm of a key; 0 for
+            none.
+
+    Raises:
+        PassportError: If the passport does not fit the model, or the secret
+            is none.
+        ValueError: If a strength is negative.
+
+    Example:
+
+    >>> secret = kp.ownership.new_secret()
+    >>> licensor = kp.licensing.Licensor(passport, model, secret)
+    >>> licensor.issue("Bob & Co").save("bob.h5")
+    >>> licensor.trace(kp.Passport.load("bob.h5"), ["Bob & Co", "Eve"]).verdict
+    'Bob & Co'
+    """
+
+    def __init__(
+        self,
+        passport: Passport,
+        model: keras.Model,
+        secret: bytes,
+        *,
+        range_strength: float = RANGE_STRENGTH,
+        null_strength: float = NULL_STRENGTH,
+    ):
+        passport, secret = hidden(passport), hidden(secret)
+        if not isinstance(secret, SecretBytes) or len(secret) < 32:
+            raise PassportError(
+                "Expected a secret of 32 bytes, as ownership.new_secret makes "
+                f"it. Received: a {type_of(secret)}"
+            )
+        if not (range_strength >= 0 and null_strength >= 0):
+            raise ValueError(
+                "Expected strengths of 0 or more. Received: "
+                f"range_strength={range_strength}, "
+                f"null_strength={null_strength}"
+            )
+        self.secret = secret
+        self.range_strength = float(range_strength)
+        self.null_strength = float(null_strength)
+        self.model = model
+        self.passport = passport.fitted(model)
+        self._layers = protected_layers(model)
+        self.places = {}
+        keys = self.passport.keys()
+        for path, layer in self._layers.items():
+            space = spaces.of_layer(layer)
+            for role, key in keys[path].items():
+                key = hidden(np.asarray(key, "float64"))
+                values = space.response(key)
+                self.places[path, role] = Place(
+                    space=space,
+                    key=key,
+                    values=values,
+                    size=self.range_strength
+                    * float(np.sqrt(np.mean(np.square(values)))),
+                    chances=codes.biases(secret, path, role, values.size),
+                )
+
+    def __repr__(self):
+        return (
+            f"<Licensor, {len(self._layers)} layers, "
+            f"{self.positions} positions>"
+        )
+
+    @property
+    def positions(self) -> int:
+        """How many channels of γ and β hold a bit."""
+        return sum(place.values.size for place in self.places.values())
+
+    def issue(self, licensee: str, ledger=None) -> Licence:
+        """A licensee's key. The same name always gets the same.
+
+        Args:
+            licensee: A name, at most 200 characters.
+            ledger: `Ledger` to write it down in, before it is given out;
+                `None` for none.
+
+        Returns:
+            A `Licence`.
+
+        Raises:
+            PassportError: If the name is none, or has a licence in the
+                ledger.
+        """
+        if (
+            not isinstance(licensee, str)
+            or not 0 < len(licensee) <= _LONGEST_NAME
+        ):
+            raise PassportError(
+                f"Expected a name of 1 to {_LONGEST_NAME} characters. "
+                f"Received: {shown(licensee, 80)!r}"
+            )
+        keys: dict = {path: {} for path in self._layers}
+        for (path, role), place in self.places.items():
+            key = place.key + self.range_mark(licensee, path, role)
+            key = key + self.null_mark(licensee, path, role)
+            keys[path][f"{role}_key"] = np.asarray(key).astype("float32")
+        entries = {
+            path: PassportEntry(layer.geometry, **keys[path])
+            for path, layer in self._layers.items()
+        }
+        licence = Licence(
+            "feature_maps",
+            self.passport.function,
+            entries,
+            derive(self.secret, "licensing", "seed", licensee),
+        )
+        licence.licensee = licensee
+        if ledger is not None:
+            ledger.append(
+                licensee,
+                fingerprint=licence.fingerprint,
+                range_strength=self.range_strength,
+                null_strength=self.null_strength,
+            )
+        return licence
+
+    def trace(self, leak, ledger, bound: float = 1e-6):
+        """Whose key leaked; see `tracing.trace`.
+
+        Args:
+            leak: What was found.
+            ledger: `Ledger`, or names of all licensees.
+            bound: Chance that anybody is accused falsely.
+
+        Returns:
+            A `Trace`.
+        """
+        from keras_passport.licensing import tracing
+
+        return tracing.trace(leak, ledger, self, bound)
+
+    def bits(self, licensee: str, path: str, role: str) -> np.ndarray:
+        """A licensee's word at a layer, `(channels,)` of 1 and -1."""
+        place = self.places[path, role]
+        return codes.word(self.secret, licensee, path, role, place.chances)
+
+    def range_mark(self, licensee, path, role) -> np.ndarray:
+        """The key's smallest change that changes γ or β by the word."""
+        place = self.places[path, role]
+        if place.size == 0:
+            return hidden(np.zeros(place.key.shape))
+        return place.space.solve(place.size * self.bits(licensee, path, role))
+
+    def null_mark(self, licensee, path, role) -> np.ndarray:
+        """What a licensee's key has in the null space of Wᵀ."""
+        place = self.places[path, role]
+        if self.null_strength == 0 or place.space.freedom == 0:
+            return hidden(np.zeros(place.key.shape))
+        drawn = codes.noise(
+            self.secret, place.key.size, "null", licensee, path, role
+        )
+        mark = place.space.null_part(drawn.reshape(place.key.shape))
+        norm = np.linalg.norm(place.key) or 1.0
+        return mark * (self.null_strength * norm / np.sqrt(place.space.freedom))
+
+
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class Place:
+    """One role of one layer: where a part of the marks stands.
+
+    Args:
+        space: The layer's `Space`.
+        key: The owner's, float64.
+        values: γ or β of it, `(channels,)`.
+        size: Of the range mark, in the unit of `values`.
+        chances: Biases of the code's positions.
+    """
+
+    space: object
+    key: np.ndarray
+    values: np.ndarray
+    size: float
+    chances: np.ndarray
+
+
+def issue_licence(
+    passport: Passport,
+    model: keras.Model,
+    licensee: str,
+    secret: bytes,
+    ledger=None,
+) -> Licence:
+    """A licensee's own key to a network (see `Licensor`, which issues many).
+
+    Args:
+        passport: The owner's.
+        model: The protected model.
+        licensee: A name.
+        secret: 32 bytes that no licensee ever sees.
+        ledger: `Ledger` to write it down in; `None` for none.
+
+    Returns:
+        A `Licence`.
+
+    Raises:
+        PassportError: As `Licensor` and `Licensor.issue` raise it.
+
+    Example:
+
+    >>> secret = kp.ownership.new_secret()
+    >>> licence = kp.licensing.issue_licence(
+    ...     passport, model, "Bob & Co", secret
+    ... )
+    >>> model = kp.bind(model, licence)
+    """
+    return Licensor(passport, model, secret).issue(licensee, ledger)

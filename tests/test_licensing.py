@@ -1,0 +1,400 @@
+"""Every licensee has a key of their own, and a leak names its holder."""
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+
+import keras
+import numpy as np
+import pytest
+from keras import layers, ops
+
+import keras_passport as kp
+from keras_passport import licensing
+from keras_passport.licensing import codes, spaces
+from keras_passport.models.unlocking import with_parameters
+from keras_passport.passports.entries import PassportEntry
+
+SECRET = bytes(range(32))
+NAMES = [f"licensee {number}" for number in range(200)]
+MEMBERS = NAMES[:5]
+
+
+def network():
+    """Rows fewer, as many, and more than columns; groups; channels alone."""
+    inputs = keras.Input((8, 8, 3))
+    x = inputs
+    for layer in (
+        layers.Conv2D(64, 3, padding="same", use_bias=False, name="first"),
+        layers.DepthwiseConv2D(3, padding="same", use_bias=False, name="depth"),
+        layers.Conv2D(96, 3, groups=2, use_bias=False, name="groups"),
+        layers.Conv2D(128, 1, use_bias=False, name="last"),
+    ):
+        x = layer(x)
+        x = layers.BatchNormalization(name=f"{layer.name}_norm")(x)
+        x = layers.ReLU(name=f"{layer.name}_relu")(x)
+    x = layers.GlobalAveragePooling2D(name="pool")(x)
+    return keras.Model(inputs, layers.Dense(5, name="head")(x))
+
+
+@pytest.fixture(scope="module")
+def model():
+    keras.utils.set_random_seed(0)
+    model = kp.protect(network())
+    rng = np.random.default_rng(0)
+    for layer in kp.protected_layers(model).values():
+        statistics = layer.normalization
+        shape = statistics.moving_mean.shape
+        statistics.moving_mean.assign(rng.normal(size=shape))
+        statistics.moving_variance.assign(rng.uniform(0.5, 2.0, shape))
+    return model
+
+
+@pytest.fixture(scope="module")
+def passport(model):
+    return kp.Passport.random_pattern(model)
+
+
+@pytest.fixture(scope="module")
+def licensor(model, passport):
+    return licensing.Licensor(passport, model, SECRET)
+
+
+def images():
+    return np.random.default_rng(1).normal(size=(16, 8, 8, 3)).astype("float32")
+
+
+def outputs(model, passport):
+    kp.bind(model, passport)
+    try:
+        return ops.convert_to_numpy(model(images(), training=False))
+    finally:
+        kp.unbind(model)
+
+
+def parameters(model, passport):
+    kp.bind(model, passport)
+    try:
+        return {
+            path: layer.hidden_parameters()
+            for path, layer in kp.protected_layers(model).items()
+        }
+    finally:
+        kp.unbind(model)
+
+
+def gap(one, other):
+    return np.abs(one - other).max() / np.abs(one).max()
+
+
+def test_the_null_space_mark_changes_nothing(model, passport):
+    licensor = licensing.Licensor(passport, model, SECRET, range_strength=0.0)
+    licence = licensor.issue("Bob")
+    assert gap(outputs(model, passport), outputs(model, licence)) < 1e-4
+    # And it is large: nobody mistakes it for rounding.
+    key = passport.keys()["groups"]["gamma"]
+    change = licence.keys()["groups"]["gamma"] - key
+    assert np.linalg.norm(change) > 0.3 * np.linalg.norm(key)
+
+
+def test_both_marks_change_little(model, passport, licensor):
+    mine = outputs(model, passport)
+    for name in MEMBERS:
+        assert gap(mine, outputs(model, licensor.issue(name))) < 0.1
+        for path, values in parameters(model, licensor.issue(name)).items():
+            for own, value in zip(
+                parameters(model, passport)[path], values, strict=True
+            ):
+                size = np.sqrt(np.mean(own**2))
+                assert np.sqrt(np.mean((value - own) ** 2)) < 0.011 * size
+
+
+def test_a_licence_is_a_passport(model, licensor, tmp_path):
+    licence = licensor.issue("Bob")
+    licence.save(tmp_path / "bob.h5")
+    loaded = kp.Passport.load(tmp_path / "bob.h5")
+    assert loaded.fingerprint == licence.fingerprint
+    assert licence.licensee == "Bob"
+    assert b"Bob" not in (tmp_path / "bob.h5").read_bytes()
+    served = kp.require_passport(model)
+    packed = loaded.pack(kp.passport_spec(served))
+    np.testing.assert_allclose(
+        ops.convert_to_numpy(served(kp.with_passport(images(), packed))),
+        outputs(model, licence),
+        atol=1e-4,
+    )
+    # The same name always gets the same; another gets another.
+    assert licensor.issue("Bob").fingerprint == licence.fingerprint
+    assert licensor.issue("Eve").fingerprint != licence.fingerprint
+
+
+def projected(licensor, licence):
+    """What an expert makes of a key: its part in the range of W."""
+    keys = licence.keys()
+    entries = {}
+    for path, layer in kp.protected_layers(licensor.model).items():
+        found = {}
+        for role, key in keys[path].items():
+            space = licensor.places[path, role].space
+            found[f"{role}_key"] = space.solve(space.response(key)).astype(
+                "float32"
+            )
+        entries[path] = PassportEntry(layer.geometry, **found)
+    return kp.Passport("feature_maps", "V3", entries, bytes(16))
+
+
+def noisy(licence):
+    packed = licence.packed()
+    rng = np.random.default_rng(0)
+    return packed + 0.05 * packed.std() * rng.normal(size=packed.shape)
+
+
+LEAKS = {
+    "licence": lambda at, model, licence: licence,
+    "packed": lambda at, model, licence: licence.packed()[0],
+    "float16": lambda at, model, licence: licence.packed().astype("float16"),
+    "noise": lambda at, model, licence: noisy(licence),
+    "projected": lambda at, model, licence: projected(at, licence),
+    "parameters": lambda at, model, licence: parameters(model, licence),
+    "gamma": lambda at, model, licence: {
+        path: (gamma, None)
+        for path, (gamma, _) in parameters(model, licence).items()
+    },
+    "unlocked": lambda at, model, licence: kp.unlock(
+        model, licence, fold=False
+    ),
+    "folded": lambda at, model, licence: kp.unlock(model, licence),
+}
+
+
+@pytest.mark.parametrize("leak", LEAKS)
+def test_a_leak_names_its_holder(leak, model, licensor):
+    for name in NAMES[3:5]:
+        found = licensor.trace(
+            LEAKS[leak](licensor, model, licensor.issue(name)), NAMES
+        )
+        assert found.verdict == name, str(found)
+        assert found.licensees == (name,)
+        assert found.bound < 1e-6
+
+
+@pytest.mark.parametrize("strategy", ["average", "mixture", "median", "rarest"])
+def test_colluders_name_one_of_them_and_nobody_else(strategy, model, licensor):
+    """Whatever they make of γ and β of theirs, over a thousand trials."""
+    rng = np.random.default_rng(0)
+    places = list(licensor.places)
+    words = np.stack(
+        [
+            np.concatenate([licensor.bits(name, *place) for place in places])
+            for name in NAMES
+        ]
+    )
+    chances = np.concatenate(
+        [licensor.places[place].chances for place in places]
+    )
+    members = {"average": 5, "mixture": 3, "median": 3, "rarest": 2}[strategy]
+    missed = 0
+    for _ in range(1000):
+        guilty = rng.choice(len(NAMES), members, replace=False)
+        theirs = words[guilty]
+        if strategy == "average":
+            leak = theirs.mean(0)
+        elif strategy == "mixture":
+            leak = theirs[
+                rng.integers(members, size=theirs.shape[1]),
+                np.arange(theirs.shape[1]),
+            ]
+        elif strategy == "median":
+            leak = np.median(theirs, axis=0)
+        else:
+            leak = theirs.min(0) if rng.integers(2) else theirs.max(0)
+        _, bounds = codes.score(leak, words, chances)
+        named = np.flatnonzero(bounds * len(NAMES) < 1e-6)
+        assert set(named) <= set(guilty)
+        missed += not len(named)
+    assert missed <= 10
+
+
+def test_an_average_of_keys_names_all_who_took_part(model, licensor):
+    leak = np.mean([licensor.issue(n).packed() for n in MEMBERS], axis=0)
+    found = licensor.trace(leak, NAMES)
+    assert set(found.licensees) == set(MEMBERS)
+
+
+def test_the_owners_and_others_keys_accuse_nobody(model, passport, licensor):
+    for leak in (
+        passport,
+        parameters(model, passport),
+        kp.Passport.random_pattern(model),
+        kp.unlock(model, passport),
+    ):
+        found = licensor.trace(leak, NAMES)
+        assert found.verdict == "nobody" and not found.licensees
+    # A key that gives the owner's γ and β and is not the owner's.
+    marked = licensing.Licensor(passport, model, SECRET, range_strength=0.0)
+    found = marked.trace(projected(marked, marked.issue("Bob")), NAMES)
+    assert found.verdict == "stripped"
+
+
+def test_bounds_of_false_accusations_hold():
+    """Of innocent words, no larger part has a bound than the bound says."""
+    rng = np.random.default_rng(0)
+    chances = codes.biases(SECRET, "layer", "gamma", 200)
+    leak = rng.choice([-1.0, 1.0], 200)
+    words = np.where(rng.random((100_000, 200)) < chances, 1.0, -1.0)
+    scores, bounds = codes.score(leak, words, chances)
+    assert abs(scores.mean()) < 0.02 and abs(scores.std() - 1) < 0.02
+    for bound in (0.1, 0.01, 0.001):
+        assert np.mean(bounds <= bound) <= 1.1 * bound
+
+
+def test_capacity_grows_with_the_root_of_positions():
+    assert codes.capacity(1568, 1000) >= 4
+    assert codes.capacity(4 * 1568, 1000) >= 2 * codes.capacity(1568, 1000)
+    assert codes.capacity(10, 1000) == 0
+
+
+def test_spaces_are_the_layers_own_maps(model):
+    rng = np.random.default_rng(0)
+    for layer in kp.protected_layers(model).values():
+        space = spaces.of_layer(layer)
+        key = rng.normal(size=space.shape)
+        expected = layer.adapter.response(
+            layer.layer, ops.convert_to_tensor(key[None], "float32")
+        )
+        np.testing.assert_allclose(
+            space.response(key), ops.convert_to_numpy(expected)[0], atol=1e-4
+        )
+        assert np.abs(space.response(space.null_part(key))).max() < 1e-9
+
+
+def test_a_ledger_says_who_has_a_licence(licensor, tmp_path):
+    ledger = licensing.Ledger(tmp_path / "ledger", SECRET)
+    licences = [licensor.issue(name, ledger) for name in MEMBERS]
+    again = licensing.Ledger(tmp_path / "ledger", SECRET)
+    assert again.licensees == MEMBERS
+    assert [e["fingerprint"] for e in again.entries] == [
+        licence.fingerprint for licence in licences
+    ]
+    assert licensor.trace(licences[2], again).verdict == MEMBERS[2]
+    with pytest.raises(kp.PassportError, match="has one"):
+        licensor.issue(MEMBERS[0], ledger)
+    assert (tmp_path / "ledger").stat().st_mode & 0o077 == 0
+
+
+def test_a_ledger_changes_in_no_bit(licensor, tmp_path):
+    path = tmp_path / "ledger"
+    ledger = licensing.Ledger(path, SECRET)
+    for name in MEMBERS[:3]:
+        ledger.append(name)
+    text = path.read_bytes()
+    lines = text.splitlines(keepends=True)
+    changes = [
+        text[:at] + bytes([text[at] ^ 1]) + text[at + 1 :]
+        for at in range(0, len(text) - 1, 7)
+        if text[at] ^ 1 != ord("\n")
+    ]
+    changes += [
+        b"".join(lines[1:]),
+        b"".join([lines[0], lines[2]]),
+        b"".join([lines[1], lines[0], lines[2]]),
+        b"".join([*lines, lines[0]]),
+    ]
+    for changed in changes:
+        path.write_bytes(changed)
+        with pytest.raises(kp.PassportError):
+            licensing.Ledger(path, SECRET)
+    path.write_bytes(text)
+    with pytest.raises(kp.PassportError):
+        licensing.Ledger(path, bytes(32))
+
+
+def test_a_torn_line_is_no_licence(tmp_path):
+    path = tmp_path / "ledger"
+    ledger = licensing.Ledger(path, SECRET)
+    for name in MEMBERS[:2]:
+        ledger.append(name)
+    text = path.read_bytes()
+    path.write_bytes(text[:-20])
+    torn = licensing.Ledger(path, SECRET)
+    assert torn.licensees == MEMBERS[:1]
+    torn.append("Eve")
+    assert licensing.Ledger(path, SECRET).licensees == [MEMBERS[0], "Eve"]
+
+
+def test_a_ledger_outlives_kill(tmp_path):
+    """What was given out before a process was killed is written down."""
+    program = textwrap.dedent(
+        """
+        import sys
+        from keras_passport.licensing.ledger import Ledger
+        ledger = Ledger(sys.argv[1], bytes(range(32)))
+        for number in range(10**6):
+            ledger.append(f"{sys.argv[2]} {number}")
+            print(number, flush=True)
+        """
+    )
+    path = tmp_path / "ledger"
+    given = {}
+    processes = {
+        name: subprocess.Popen(
+            [sys.executable, "-c", program, str(path), name],
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for name in ("one", "two")
+    }
+    for process in processes.values():
+        process.stdout.readline()
+    time.sleep(0.3)
+    for name, process in processes.items():
+        os.kill(process.pid, signal.SIGKILL)
+        given[name] = 1 + len(process.stdout.read().splitlines())
+        process.wait()
+    licensees = licensing.Ledger(path, SECRET).licensees
+    for name, count in given.items():
+        mine = [entry for entry in licensees if entry.startswith(name)]
+        assert len(mine) in (count, count + 1)
+
+
+def test_a_licence_without_a_ledger_entry_is_made_again(model, passport):
+    one = licensing.issue_licence(passport, model, "Bob", SECRET)
+    other = licensing.Licensor(passport, model, SECRET).issue("Bob")
+    np.testing.assert_array_equal(one.packed(), other.packed())
+
+
+@pytest.mark.parametrize(
+    ("call", "match"),
+    [
+        (lambda at: at.issue(""), "name of 1"),
+        (lambda at: at.issue(7), "name of 1"),
+        (lambda at: at.trace("bob.h5", NAMES), "Received: a str"),
+        (lambda at: at.trace(np.zeros(3), NAMES), "packed keys"),
+        (lambda at: at.trace({}, NAMES), "γ or β"),
+        (lambda at: at.trace(np.zeros(3), []), "names"),
+        (
+            lambda at: licensing.Licensor(at.passport, at.model, b"short"),
+            "32 bytes",
+        ),
+    ],
+)
+def test_mistakes_are_told(call, match, licensor):
+    with pytest.raises(kp.PassportError, match=match):
+        call(licensor)
+
+
+def test_a_few_steps_on_gamma_and_beta_leave_the_mark(model, licensor):
+    """Fine-tuned by much less than the mark's size, it is found again."""
+    rng = np.random.default_rng(0)
+    found = parameters(model, licensor.issue("licensee 7"))
+    for path, values in found.items():
+        found[path] = tuple(
+            value * (1 + 0.01 * rng.normal(size=value.shape))
+            for value in values
+        )
+    assert licensor.trace(found, NAMES).verdict == "licensee 7"
+    trained = with_parameters(model, found, fold=False)
+    assert licensor.trace(trained, NAMES).verdict == "licensee 7"
