@@ -8,6 +8,7 @@ from keras import layers
 import keras_passport as kp
 from keras_passport.cli import parser
 from keras_passport.layers import kernels
+from keras_passport.layers.channel_scale import ChannelScale
 from support.trained_models import MODELS, gap, inputs_of, look_trained
 
 _MADE = {}
@@ -81,6 +82,9 @@ def test_publishes_neither_sizes_nor_statistics(name):
     for layer in kp.protected_layers(model).values():
         matrix = layer.adapter.matrix(layer.layer)
         norms = np.linalg.norm(matrix, axis=1)
+        if isinstance(layer.layer, ChannelScale):
+            np.testing.assert_array_equal(norms, 1.0)
+            continue
         np.testing.assert_allclose(norms, np.sqrt(2.0), rtol=1e-5)
         assert np.all(layer.normalization.moving_mean == 0.0)
         assert np.all(layer.normalization.moving_variance == 1.0)
@@ -205,15 +209,21 @@ def test_some_layers_can_be_chosen():
         kp.protect_trained(base, select="fist")
 
 
-def test_reports_say_what_stays_public():
+def test_normalisations_without_a_kernel_are_protected_too():
     _, model, _ = case("pooled")
-    reasons = " ".join(
-        row.reason for row in model.report.rows if not row.protected
-    )
+    assert all(row.protected for row in model.report.rows)
+    reasons = " ".join(row.reason for row in model.report.rows)
     for what in ("pads a bias", "not linear", "the activation of"):
-        assert what in reasons
-    _, model, _ = case("sequence")
-    assert "mixes the channels" in str(model.report)
+        assert f"on its own: follows '{what}" in reasons or what in reasons
+    base, model, _ = case("sequence")
+    reasons = [row.reason for row in model.report.rows]
+    assert any("on its own: mixes the channels" in text for text in reasons)
+    # Nothing of γ, β and statistics is left in any public variable.
+    for name in MODELS:
+        for layer in case(name)[1]._flatten_layers():
+            for variable in layer.variables:
+                if variable.name in ("gamma", "beta"):
+                    pytest.fail(f"{name}: {variable.path}")
 
 
 def test_a_passport_keeps_its_scales_when_it_is_renamed(tmp_path):

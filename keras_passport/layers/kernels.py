@@ -7,7 +7,7 @@ Nothing else in the package asks what type a kernel layer is.
 
 import keras
 
-from keras_passport.layers import stock_kernels
+from keras_passport.layers import channel_scale, stock_kernels
 from keras_passport.layers.kernel_adapter import KernelAdapter
 
 _REGISTRY = {
@@ -23,6 +23,7 @@ _REGISTRY = {
     keras.layers.Conv3DTranspose: stock_kernels.Transpose(),
     keras.layers.Dense: stock_kernels.Dense(),
     keras.layers.EinsumDense: stock_kernels.EinsumDense(),
+    channel_scale.ChannelScale: channel_scale.ChannelScaleAdapter(),
 }
 
 _STOCK = dict(_REGISTRY)

@@ -15,6 +15,7 @@ import numpy as np
 from keras import ops
 
 from keras_passport.errors import PassportError
+from keras_passport.layers.channel_scale import ChannelScale
 from keras_passport.layers.protected import protected_layers
 from keras_passport.models import compiling, exact_keys, exact_sites, protecting
 from keras_passport.models.binding import bind
@@ -75,9 +76,9 @@ def protect_trained(
     What this hides is which sign and size each filter has, and all of its
     scale and shift. Who fine-tunes the published kernels is left with little
     more than who trains from scratch; which of the filters belong together,
-    and their shapes, stay visible. Layer and group normalisations, and
-    batch normalisations that do not directly follow a kernel, stay as they
-    are: the report names them.
+    and their shapes, stay visible. Normalisations that do not directly follow
+    a kernel, and those that mix channels, get a passport layer of their own,
+    which hides their scale and shift.
 
     Args:
         model: Functional or built Sequential model, trained, with nested ones
@@ -157,7 +158,7 @@ def _solve(path, site, target, seed, sizes):
         Tuple of the layer's `PassportEntry` and `SolvedLayer`.
     """
     adapter, layer = target.adapter, target.layer
-    scale, shift = map(hidden, exact_sites.affine(site))
+    scale, shift = map(hidden, exact_sites.affine(site, adapter.units(layer)))
     if not (np.all(np.isfinite(scale)) and np.all(np.isfinite(shift))):
         raise PassportError(
             f"Expected a model of finite numbers. Received: layer '{path}' "
@@ -168,18 +169,22 @@ def _solve(path, site, target, seed, sizes):
         # Of what the layer gives out, not of what its kernel does.
         target.activity_regularizer = layer.activity_regularizer
         layer.activity_regularizer = None
-    publish_statistics(target)
+    width = 1.0
+    if isinstance(target.normalization, keras.layers.BatchNormalization):
+        publish_statistics(target)
+        width = np.sqrt(1.0 + target.normalization.epsilon)
     if getattr(layer, "bias", None) is not None:
         layer.bias.assign(np.zeros(layer.bias.shape))
-    signs = generator(derive(seed, PASSPORT, path, "signs"))
-    scales, dead = _publish_kernel(target, signs, sizes)
+    dead = np.zeros(scale.shape, bool)
+    if isinstance(layer, ChannelScale):
+        scales, layer.trainable = None, width > 1.0 and layer.trainable
+    else:
+        signs = generator(derive(seed, PASSPORT, path, "signs"))
+        scales, dead = _publish_kernel(target, signs, sizes)
+        scale = np.where(dead, 0.0, scale / scales)
     matrix = adapter.matrix(layer)
     blocks = len(matrix)
-    wanted = {
-        "gamma": scale / scales * np.sqrt(1.0 + target.normalization.epsilon),
-        "beta": shift,
-    }
-    wanted["gamma"][dead] = 0.0
+    wanted = {"gamma": scale * width, "beta": shift}
     solution = exact_keys.solve(
         matrix,
         {role: value.reshape(blocks, -1) for role, value in wanted.items()},

@@ -4,7 +4,9 @@ Every kernel layer gets a passport layer. Where what follows is a batch
 normalisation that is an affine map of its outputs, the passport layer takes
 that one's place too; elsewhere its normalisation is the identity, right behind
 the kernel and before its activation. There a filter's sign and size are free,
-whatever comes after it.
+whatever comes after it. Other normalisations get a passport layer of their
+own: from public statistics, or a public scale and shift, an attacker with
+unlabelled pictures could tell the signs of the kernels before them.
 """
 
 import keras
@@ -12,7 +14,8 @@ import numpy as np
 from keras import ops
 
 from keras_passport import graph
-from keras_passport.layers import kernels
+from keras_passport.layers import kernels, normalization
+from keras_passport.layers.channel_scale import ChannelScale
 from keras_passport.models.sites import Plan, Selection, Site
 from keras_passport.passports import functions
 
@@ -30,6 +33,9 @@ _PADDING = tuple(
 class ExactPlan(Plan):
     """The plan of `protect_trained`; see `Plan` for its attributes.
 
+    A normalisation without a kernel layer is a site by its own id, whose
+    kernel is a new `ChannelScale`.
+
     Args:
         model: Functional or built Sequential model.
         select: Which kernel layers to protect; see `protect_trained`.
@@ -37,12 +43,38 @@ class ExactPlan(Plan):
 
     def __init__(self, model: keras.Model, select: Selection = None):
         super().__init__(model, functions.get("V3"), select, insert=True)
+        self.merged -= self.sites.keys()
+
+    def _find(self, model, prefix, leads_on=False):
+        super()._find(model, prefix, leads_on)
+        model_graph = graph.Graph(model)
+        joined = {id(site.normalization) for site in self.sites.values()}
+        for layer in graph.children(model):
+            if type(layer) in normalization.SUPPORTED and (
+                id(layer) not in joined and id(layer) not in self._shared
+            ):
+                self._stand_alone(layer, model_graph, prefix)
+
+    def _stand_alone(self, layer, model_graph, prefix):
+        """Notes the site of a normalisation without a kernel layer."""
+        why = self._reasons.get(id(layer), "")
+        calls = model_graph.calls[id(layer)]
+        arguments = [graph.extra_arguments(call) for call in calls]
+        refusal = _own_refusal(layer, arguments, calls)
+        if not self._selected(prefix + layer.name, layer):
+            refusal = "not selected"
+        if refusal is not None:
+            self._reasons[id(layer)] = f"{why}; {refusal}"
+            return
+        kernel = ChannelScale(name=layer.name, dtype=layer.dtype_policy)
+        self.sites[id(layer)] = Site(kernel, [], layer)
+        self._reasons[id(layer)] = f"on its own: {why}"
 
     def _take(self, site, layer, prefix):
         if isinstance(site, Site) and site.normalization is not None:
             refusal = _merging_refusal(site)
             if refusal:
-                # Its kernel layer is found once more, on its own.
+                # Both are found once more, each on its own.
                 self._reasons[id(layer)] = refusal
                 return
         if isinstance(site, Site):
@@ -95,23 +127,39 @@ def _kernel_refusal(kernel) -> str | None:
 def _merging_refusal(site) -> str | None:
     """Why a normalisation is no affine map of its kernel layer's outputs."""
     name = site.kernel.name
-    stays = "so scale and shift stay as they are, public"
     if not isinstance(site.normalization, keras.layers.BatchNormalization):
-        return f"mixes the channels of '{name}', {stays}"
+        return f"mixes the channels of '{name}'"
     if site.arguments.get("training"):
-        return f"uses the batch's statistics always, {stays}"
+        return "uses the batch's statistics always"
     if site.kernel.activity_regularizer is not None:
-        return f"the activity of '{name}' is regularised, {stays}"
+        return f"the activity of '{name}' is regularised"
     if getattr(site.kernel, "activation", None) not in (
         None,
         keras.activations.linear,
     ):
-        return f"follows the activation of '{name}', {stays}"
+        return f"follows the activation of '{name}'"
     for part in site.between:
         if not isinstance(part, _LINEAR):
-            return f"follows '{part.name}', which is not linear, {stays}"
+            return f"follows '{part.name}', which is not linear"
         if isinstance(part, _PADDING) and _has_bias(site.kernel):
-            return f"follows '{part.name}', which pads a bias, {stays}"
+            return f"follows '{part.name}', which pads a bias"
+    return None
+
+
+def _own_refusal(layer, arguments, calls) -> str | None:
+    """Why a normalisation can't have a passport layer of its own."""
+    refusal = normalization.refusal(layer)
+    if refusal:
+        return refusal
+    if None in arguments or any(some.get("mask") for some in arguments):
+        return "it is called with a mask"
+    if any(some.get("training") for some in arguments):
+        return "it uses the batch's statistics always"
+    for call in calls:
+        rank = len(call.outputs[0].shape)
+        axis = normalization.channel_axis(layer, rank)
+        if axis != rank - 1:
+            return f"it normalises along axis {axis}, not the last one"
     return None
 
 
@@ -120,30 +168,31 @@ def _has_bias(kernel) -> bool:
     return bias is not None and bool(np.any(ops.convert_to_numpy(bias)))
 
 
-def affine(site: Site) -> tuple[np.ndarray, np.ndarray]:
-    """What a site makes of the convolution of its inputs: a · u + b.
+def affine(site: Site, units: int) -> tuple[np.ndarray, np.ndarray]:
+    """What a site makes of its kernel's outputs u at inference: a · u + b.
+
+    Of a layer or group normalisation, what it makes of what it normalised.
 
     Args:
         site: Of a built model.
+        units: Number of output channels.
 
     Returns:
         Tuple of a and b, float64 `(output channels,)`.
     """
-    units = kernels.adapter_for(site.kernel).units(site.kernel)
+    found = site.normalization
     scale, shift = np.ones(units), np.zeros(units)
     bias = getattr(site.kernel, "bias", None)
     if bias is not None:
         shift = _exact(bias)
-    found = site.normalization
     if found is None:
         return scale, shift
-    scale = 1.0 / np.sqrt(_exact(found.moving_variance) + found.epsilon)
-    if found.gamma is not None:
-        scale = scale * _exact(found.gamma)
-    shift = scale * (shift - _exact(found.moving_mean))
-    if found.beta is not None:
-        shift = shift + _exact(found.beta)
-    return scale, shift
+    if isinstance(found, keras.layers.BatchNormalization):
+        scale = 1.0 / np.sqrt(_exact(found.moving_variance) + found.epsilon)
+        shift = scale * (shift - _exact(found.moving_mean))
+    gamma = 1.0 if found.gamma is None else _exact(found.gamma)
+    beta = 0.0 if found.beta is None else _exact(found.beta)
+    return gamma * scale, gamma * shift + beta
 
 
 def _exact(variable) -> np.ndarray:

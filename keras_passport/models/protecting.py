@@ -272,7 +272,7 @@ def copy_state(model, protected, plan, made, take_over):
         plan: As for `rebuild`.
         made: Likewise.
         take_over: Function of a site and its passport layer, which has the
-            kernel layer's weights already.
+            weights of the kernel layer already, if there is one.
     """
 
     def special(layer, target):
@@ -283,7 +283,8 @@ def copy_state(model, protected, plan, made, take_over):
         site = plan.sites.get(id(layer))
         if site is None:
             return False
-        graph.copy_state(layer, target.layer)
+        if layer is site.kernel:
+            graph.copy_state(layer, target.layer)
         _copy_trainable(site, target)
         take_over(site, target)
         return True

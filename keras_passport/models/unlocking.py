@@ -7,6 +7,7 @@ from keras import ops
 from keras_passport import graph, secrecy, subclasses
 from keras_passport.errors import PassportError, PassportRequiredError
 from keras_passport.layers import kernels
+from keras_passport.layers.channel_scale import ChannelScale
 from keras_passport.layers.passport_normalization import PassportNormalization
 from keras_passport.layers.protected import protected_layers
 from keras_passport.models.binding import check_passport
@@ -161,6 +162,7 @@ def _folds(wrapper) -> bool:
     return (
         isinstance(wrapper.normalization, keras.layers.BatchNormalization)
         and kernels.is_stock(wrapper.layer)
+        and not isinstance(wrapper.layer, ChannelScale)
         and not wrapper.between
         and getattr(wrapper.layer, "activation", None)
         in (None, keras.activations.linear)
@@ -230,8 +232,13 @@ def _unfolded(wrapper, gamma, beta, scales):
         variable.name: variable for variable in wrapper.normalization.variables
     }
     values.update(gamma=gamma, beta=beta)
-    if scales is not None:
-        values.update(_as_before(wrapper, gamma * scales, beta))
+    alone = isinstance(wrapper.layer, ChannelScale)
+    if alone:
+        values["gamma"] = gamma * ops.convert_to_numpy(wrapper.layer.kernel)
+    elif scales is not None:
+        values["gamma"] = gamma * scales
+    if alone or scales is not None:
+        values.update(_as_before(wrapper, values["gamma"], beta))
     layer = graph.clone(wrapper.layer)
     between = [graph.clone(part) for part in wrapper.between]
     options = {
@@ -240,7 +247,7 @@ def _unfolded(wrapper, gamma, beta, scales):
         "center": values["beta"] is not None,
     }
     normalization = type(wrapper.normalization).from_config(options)
-    parts = [layer, *between, normalization]
+    parts = [*([] if alone else [layer]), *between, normalization]
     if wrapper.activation is not keras.activations.linear:
         parts.append(
             keras.layers.Activation(
@@ -251,12 +258,13 @@ def _unfolded(wrapper, gamma, beta, scales):
         )
 
     def write():
-        graph.copy_state(wrapper.layer, layer)
+        if not alone:
+            graph.copy_state(wrapper.layer, layer)
+            graph.copy_trainable(wrapper.layer, layer)
         if scales is not None:
             _restore(wrapper, layer, scales)
         for variable in normalization.variables:
             graph.copy_variable(values[variable.name], variable)
-        graph.copy_trainable(wrapper.layer, layer)
         graph.copy_trainable(wrapper.normalization, normalization)
         for role in ("gamma", "beta"):
             trained = getattr(wrapper, role)
@@ -273,7 +281,7 @@ def _as_before(wrapper, gamma, beta):
     The statistics that say the same, where it had no scale or no shift.
 
     Args:
-        wrapper: The passport layer, of a batch normalisation.
+        wrapper: The passport layer.
         gamma: γ of the original's filters, float64.
         beta: β, likewise.
 
@@ -282,6 +290,10 @@ def _as_before(wrapper, gamma, beta):
     """
     normal, options = wrapper.normalization, wrapper.replaced["config"]
     values = {"gamma": gamma, "beta": beta}
+    if not isinstance(normal, keras.layers.BatchNormalization):
+        for role, name in (("gamma", "scale"), ("beta", "center")):
+            values[role] = values[role] if options[name] else None
+        return values
     variance = ops.convert_to_numpy(normal.moving_variance).astype("float64")
     scale = gamma / np.sqrt(variance + normal.epsilon)
     if not options["scale"] and np.all(scale > 0):
