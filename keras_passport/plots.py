@@ -6,10 +6,11 @@ interface: nothing here touches pyplot, its current figure or its settings.
 
 import itertools
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import numpy as np
 
+from keras_passport import plotted
 from keras_passport.files import replacing
 
 _ORIGINAL = "#2ca02c"
@@ -109,7 +110,7 @@ def plot_histograms(result: Mapping, path) -> None:
     ... )
     """
     path = _picture_path(path)
-    panels = _sequence(result, "panels")
+    panels = plotted.sequence_of(result, "panels")
     columns = min(len(panels), 3 if len(panels) != 4 else 2)
     rows = -(-len(panels) // columns)
     figure = _figure(1.2 + 4.2 * columns, 0.4 + 3.7 * rows)
@@ -175,8 +176,10 @@ def plot_curves(result: Mapping, path) -> None:
     """
     path = _picture_path(path)
     curves = {
-        str(name): _curve(_mapping(result["curves"], name), name)
-        for name in _mapping(result, "curves")
+        str(name): plotted.curve_of(
+            plotted.mapping_of(result["curves"], name), name
+        )
+        for name in plotted.mapping_of(result, "curves")
     }
     if not curves:
         raise ValueError("Expected 'curves' of at least one name. Received: {}")
@@ -189,7 +192,7 @@ def plot_curves(result: Mapping, path) -> None:
         ("chance", "Chance", "#999999", ":"),
     ):
         if result.get(key) is not None:
-            [height] = _accuracies(result, key)
+            [height] = plotted.accuracies_of(result, key)
             axes.axhline(
                 height,
                 color=color,
@@ -299,7 +302,7 @@ def plot_training(history: Mapping, path) -> None:
     for network, color in (("original", _ORIGINAL), ("protected", _VALID)):
         if network == "original" and history.get(network) is None:
             continue
-        metrics = _mapping(history, network)
+        metrics = plotted.mapping_of(history, network)
         for key, words, style in (
             ("accuracy", "training", (0, (2, 1.2))),
             ("val_accuracy", "test", "-"),
@@ -308,7 +311,7 @@ def plot_training(history: Mapping, path) -> None:
                 continue
             curves.append(
                 (
-                    _accuracies(metrics, key, f"{network}.{key}"),
+                    plotted.accuracies_of(metrics, key, f"{network}.{key}"),
                     {
                         "label": f"{network.capitalize()}, {words}",
                         "color": color,
@@ -316,9 +319,13 @@ def plot_training(history: Mapping, path) -> None:
                     },
                 )
             )
-    layer = {} if history.get("layer") is None else _mapping(history, "layer")
+    layer = (
+        {}
+        if history.get("layer") is None
+        else plotted.mapping_of(history, "layer")
+    )
     panels = [
-        (title, _numbers(layer, key, f"layer.{key}"))
+        (title, plotted.numbers_of(layer, key, f"layer.{key}"))
         for key, title in (
             ("weight_change", "Mean |ΔW| per epoch"),
             ("gamma", "Mean |γ|"),
@@ -368,14 +375,14 @@ def plot_training(history: Mapping, path) -> None:
 
 def _histogram(axes, result):
     """One histogram with its lines; handles and labels of its legend."""
-    valid = _accuracies(result, "valid_accuracy")
-    fakes = _accuracies(result, "fake_accuracies")
+    valid = plotted.accuracies_of(result, "valid_accuracy")
+    fakes = plotted.accuracies_of(result, "fake_accuracies")
     word = result.get("attack")
     _style(axes)
     bins = np.arange(101)
     handles, labels = [], []
     if "original_accuracy" in result:
-        [original] = _accuracies(result, "original_accuracy")
+        [original] = plotted.accuracies_of(result, "original_accuracy")
         handles = [
             axes.axvline(original, color=_ORIGINAL, linewidth=1.6, zorder=4)
         ]
@@ -487,69 +494,3 @@ def _write(figure, path):
     FigureCanvasAgg(figure)
     with replacing(path) as temporary:
         figure.savefig(temporary, format=path.suffix[1:].lower(), dpi=150)
-
-
-def _mapping(parent, key):
-    value = parent.get(key)
-    if not isinstance(value, Mapping):
-        raise ValueError(
-            f"Expected '{key}' to be a mapping of numbers by epoch. "
-            f"Received: {key}={value!r}"
-        )
-    return value
-
-
-def _sequence(parent, key):
-    value = parent.get(key)
-    if not isinstance(value, Sequence) or not value or isinstance(value, str):
-        raise ValueError(
-            f"Expected '{key}' to be a non-empty sequence. Received: {value!r}"
-        )
-    return value
-
-
-def _curve(curve, name):
-    """x, and per x an array of accuracies."""
-    x = _numbers(curve, "x", f"{name}.x")
-    trials = _sequence(curve, "accuracies")
-    if len(trials) != len(x):
-        raise ValueError(
-            f"Expected '{name}' to have as many accuracies as x. "
-            f"Received: {len(trials)} and {len(x)}"
-        )
-    label = f"{name}.accuracies"
-    return x, [_accuracies({"": values}, "", label) for values in trials]
-
-
-def _numbers(mapping, key, name=None):
-    """A non-empty 1D float array from a number or a sequence of numbers."""
-    value = mapping.get(key)
-    try:
-        # NumPy makes NaN of what is missing.
-        value = [] if value is None else value
-        array = np.atleast_1d(np.asarray(value, dtype="float64"))
-    except (TypeError, ValueError):
-        array = np.empty(0)
-    if array.ndim == 1 and not np.isfinite(array).all():
-        wrong = np.flatnonzero(~np.isfinite(array))
-        raise ValueError(
-            f"Expected '{name or key}' to hold finite numbers. Received: "
-            f"{array[wrong[0]]} as number {wrong[0]} of {array.size}, counted "
-            "from 0: a training that diverged leaves such numbers"
-        )
-    if array.ndim != 1 or array.size == 0:
-        raise ValueError(
-            f"Expected '{name or key}' to be a number or a non-empty sequence "
-            f"of finite numbers. Received: {value!r}"
-        )
-    return array
-
-
-def _accuracies(mapping, key, name=None):
-    array = _numbers(mapping, key, name)
-    if array.min() < 0 or array.max() > 100:
-        raise ValueError(
-            f"Expected '{name or key}' to be in per cent, in [0, 100]. "
-            f"Received: values from {array.min()} to {array.max()}"
-        )
-    return array

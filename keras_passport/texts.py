@@ -6,6 +6,11 @@ obey.
 """
 
 import os
+import textwrap
+from collections.abc import Sequence
+
+# Characters that the last column of a table has, however narrow the terminal.
+_NARROWEST = 20
 
 
 def shown(text, limit: int | None = 300) -> str:
@@ -39,3 +44,58 @@ def shown(text, limit: int | None = 300) -> str:
         else letter.encode("unicode_escape").decode("ascii")
         for letter in text
     )
+
+
+def table(
+    rows: Sequence[Sequence],
+    width: int | None = None,
+    widest: int | None = None,
+) -> str:
+    """Rows of cells as lines of text, in columns.
+
+    Args:
+        rows: Equally many cells in each; the first may be a head.
+        width: Most characters a line: the widest columns give way, and the
+            ends of their cells stay. `None` for what it takes.
+        widest: Most characters of a column but the last, which then takes
+            what is left of `width` and goes on in further lines.
+
+    Returns:
+        Lines without a line break at the end.
+
+    Example:
+
+    >>> from keras_passport.texts import table
+    >>> print(table([("layer", "key"), ("conv", "3x3x8"), ("logits", "128")]))
+    layer   key
+    conv    3x3x8
+    logits  128
+    """
+    rows = [[shown(cell, None) for cell in row] for row in rows]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    gaps = 2 * (len(widths) - 1)
+    if widest is not None:
+        widths[:-1] = [min(size, widest) for size in widths[:-1]]
+        if width is not None:
+            left = width - gaps - sum(widths[:-1])
+            widths[-1] = max(_NARROWEST, left)
+    elif width is not None:
+        while sum(widths) + gaps > width:
+            widths[widths.index(max(widths))] -= 1
+    lines = []
+    for *cells, last in rows:
+        parts = [last] if widest is None else _wrapped(last, widths[-1])
+        for number, part in enumerate(parts):
+            shows = [*(cells if number == 0 else [""] * len(cells)), part]
+            columns = zip(shows, widths, strict=True)
+            line = "  ".join(_cut(cell, n).ljust(n) for cell, n in columns)
+            lines.append(line.rstrip())
+    return "\n".join(lines)
+
+
+def _wrapped(text, width) -> list[str]:
+    return textwrap.wrap(text, width, break_on_hyphens=False) or [""]
+
+
+def _cut(text, width) -> str:
+    return text if len(text) <= width else "…" + text[1 - width :]

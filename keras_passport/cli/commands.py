@@ -20,7 +20,7 @@ from keras_passport.cli import given, pictures
 from keras_passport.cli.quiet import quiet
 from keras_passport.passports import passport_file
 from keras_passport.shapes import fits
-from keras_passport.texts import shown
+from keras_passport.texts import shown, table
 
 PROGRAM = "keras-passport"
 DONE, NO = 0, 1
@@ -182,22 +182,25 @@ def show(args) -> None:
     proves later that you had it.
     """
     passport = kp.Passport.load(args.passport)
-    rows = [("layer", "hides", "key")]
-    size = 0
-    for path, entry in passport.layers.items():
-        roles = passport.function.roles
-        shape = entry.geometry.key_shape
-        size += len(roles) * entry.geometry.key_size
-        name = shown(path, limit=None)
-        rows.append((name, " ".join(roles), "x".join(map(str, shape))))
-    width, middle = (max(len(row[i]) for row in rows) for i in range(2))
-    print(f"kind         {passport.kind}")
-    print(f"function     {passport.function.name}")
-    print(f"key_scaling  {passport.key_scaling}")
-    print(f"size         {size:,} numbers in {len(passport.layers)} layers")
-    print(f"fingerprint  {passport.fingerprint}\n")
-    for row in rows:
-        print(f"{row[0]:{width}}  {row[1]:{middle}}  {row[2]}")
+    roles = passport.function.roles
+    shapes = {
+        path: geometry.key_shape
+        for path, geometry in passport.geometries.items()
+    }
+    size = sum(geometry.key_size for geometry in passport.geometries.values())
+    about = [
+        ("kind", passport.kind),
+        ("function", passport.function.name),
+        ("key_scaling", passport.key_scaling),
+        ("size", f"{len(roles) * size:,} numbers in {len(shapes)} layers"),
+        ("fingerprint", passport.fingerprint),
+    ]
+    rows = [
+        (path, " ".join(roles), "x".join(map(str, shape)))
+        for path, shape in shapes.items()
+    ]
+    print(table(about))
+    print(f"\n{table([('layer', 'hides', 'key'), *rows])}")
 
 
 def pack(args) -> None:

@@ -1,6 +1,10 @@
 """The basis dual to keys: along it a change of one response leaves others."""
 
 import numpy as np
+from keras import ops
+
+from keras_passport.errors import PassportError
+from keras_passport.layers.bindings import KEYS
 
 # Two keys with a smaller angle (in radians) than about this count as one.
 _PARALLEL = 1e-3
@@ -35,3 +39,28 @@ def dual_basis(keys, blocks: int = 1, groups: int = 1) -> np.ndarray:
     duals = duals.transpose(0, 2, 1) / norms
     duals = duals.reshape(grouped.shape).transpose(1, 2, 0, 3)
     return duals.reshape(shape).astype("float32")
+
+
+def change_of_kernel(layer, gamma, beta, size) -> tuple:
+    """See `PassportNormalization.change_of_kernel`."""
+    wanted = {"gamma": gamma, "beta": beta}
+    given = tuple(r for r, value in wanted.items() if value is not None)
+    kernel = layer.adapter.solvable(layer.layer)
+    if given != layer.function.roles or not layer.is_bound or kernel is None:
+        raise PassportError(
+            f"Expected a bound layer with one trainable kernel and "
+            f"{' and '.join(layer.function.roles)}. Received: layer "
+            f"'{layer.name}', bound: {layer.is_bound}, "
+            f"{type(layer.layer).__name__}, {' and '.join(given) or 'none'}"
+            ". With keras_passport.protect(model, select=...) a layer is "
+            "left out"
+        )
+    rows = np.stack([np.asarray(wanted[role]) for role in given])
+    keys = layer._secret.bound.eager(KEYS)
+    response = ops.convert_to_numpy(layer._respond(keys))
+    change = layer.adapter.smallest_change(
+        layer.layer,
+        ops.reshape(keys, (-1, *layer.geometry.key_shape)),
+        rows - size * response,
+    )
+    return kernel, change

@@ -158,6 +158,22 @@ def channel_axis(layer, rank: int) -> int:
     return axis % rank
 
 
+def check_axis(layer, rank: int) -> None:
+    """Raises `ValueError` unless it normalises along the kernel's channels.
+
+    Args:
+        layer: A passport layer.
+        rank: Of its outputs.
+    """
+    channels = layer.adapter.channel_axis(layer.layer)
+    if channel_axis(layer.normalization, rank) != channels % rank:
+        raise ValueError(
+            f"Expected a normalisation along the channel axis ({channels}) of "
+            f"layer '{layer.layer.name}'. "
+            f"Received: axis={layer.normalization.axis}"
+        )
+
+
 def _over_channels(layer, inputs, parameter):
     """A (rows, channels) parameter in a shape that broadcasts to inputs."""
     shape = [1] * len(inputs.shape)

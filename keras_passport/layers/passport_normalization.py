@@ -11,6 +11,7 @@ from keras_passport.errors import PassportError
 from keras_passport.layers import (
     access,
     decoupling,
+    duals,
     folding,
     kernels,
     normalization,
@@ -18,7 +19,6 @@ from keras_passport.layers import (
     quantization,
     scopes,
 )
-from keras_passport.layers.duals import dual_basis
 from keras_passport.layers.normalization import without_affine
 from keras_passport.passports import functions
 
@@ -164,7 +164,7 @@ class PassportNormalization(keras.layers.Wrapper):
             self.gamma = self._add_affine("gamma")
         if not self.function.hides_beta and options["center"]:
             self.beta = self._add_affine("beta")
-        self._check_axis(len(shape))
+        normalization.check_axis(self, len(shape))
         optimizer_state.withhold(self)
 
     def _add_affine(self, name):
@@ -177,16 +177,6 @@ class PassportNormalization(keras.layers.Wrapper):
             constraint=keras.constraints.get(options[f"{name}_constraint"]),
             trainable=self.normalization.trainable,
         )
-
-    def _check_axis(self, rank):
-        channels = self.adapter.channel_axis(self.layer)
-        axis = normalization.channel_axis(self.normalization, rank)
-        if axis != channels % rank:
-            raise ValueError(
-                "Expected a normalisation along the channel axis "
-                f"({channels}) of layer '{self.layer.name}'. "
-                f"Received: axis={self.normalization.axis}"
-            )
 
     @property
     def passport_size(self) -> int:
@@ -250,10 +240,10 @@ class PassportNormalization(keras.layers.Wrapper):
     def _dual(self, packed):
         """The keys' dual basis, packed as they are."""
         rows = packed.reshape(-1, *self.geometry.key_shape)
-        duals = dual_basis(
+        basis = duals.dual_basis(
             rows, self.adapter.blocks(self.layer), self.key_groups
         )
-        return duals.reshape(1, -1)
+        return basis.reshape(1, -1)
 
     def split_keys(self, groups: int):
         """Deals the output channels out to groups that have a key each.
@@ -328,27 +318,7 @@ class PassportNormalization(keras.layers.Wrapper):
         Raises:
             PassportError: As `set_hidden_parameters` raises it.
         """
-        wanted = {"gamma": gamma, "beta": beta}
-        given = tuple(r for r, value in wanted.items() if value is not None)
-        kernel = self.adapter.solvable(self.layer)
-        if given != self.function.roles or not self.is_bound or kernel is None:
-            raise PassportError(
-                f"Expected a bound layer with one trainable kernel and "
-                f"{' and '.join(self.function.roles)}. Received: layer "
-                f"'{self.name}', bound: {self.is_bound}, "
-                f"{type(self.layer).__name__}, {' and '.join(given) or 'none'}"
-                ". With keras_passport.protect(model, select=...) a layer is "
-                "left out"
-            )
-        rows = np.stack([np.asarray(wanted[role]) for role in given])
-        keys = self._secret.bound.eager(access.KEYS)
-        response = ops.convert_to_numpy(self._respond(keys))
-        change = self.adapter.smallest_change(
-            self.layer,
-            ops.reshape(keys, (-1, *self.geometry.key_shape)),
-            rows - size * response,
-        )
-        return kernel, change
+        return duals.change_of_kernel(self, gamma, beta, size)
 
     def fold_bias(self):
         """Moves a bias that the normalisation cancels into its mean.

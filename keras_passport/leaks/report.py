@@ -6,7 +6,7 @@ import shutil
 import textwrap
 
 from keras_passport.passports.entries import ROLES
-from keras_passport.texts import shown
+from keras_passport.texts import shown, table
 
 _ADVICE = {
     "optimizer": (
@@ -165,18 +165,18 @@ class LeakReport:
                 )
                 for leak in self.leaks
             ]
-            blocks.append(_table(head, rows, width))
+            blocks.append(table([head, *rows], width))
             advice = [leak.advice for leak in self.leaks]
             advice = [*dict.fromkeys(advice), _OUT_ALREADY]
             blocks.append(_lines([f"to do: {text}" for text in advice], width))
         if self.traces:
-            found = {(t.place, t.layer, t.role): t for t in self.traces}
+            traces = {(t.place, t.layer, t.role): t for t in self.traces}
             rows = [
-                (*names, *(_cosine(found.get((*names, r))) for r in ROLES))
-                for names in dict.fromkeys(name[:2] for name in found)
+                (*names, *(_cosine(traces.get((*names, r))) for r in ROLES))
+                for names in dict.fromkeys(name[:2] for name in traces)
             ]
             head = ("trace in", "of layer", "gamma (chance)", "beta (chance)")
-            blocks.append(_table(head, rows, width))
+            blocks.append(table([head, *rows], width))
         lines = [f"too small to tell: {name}" for name in self.untold]
         lines += [f"note: {note}" for note in self.notes]
         for left in self.not_examined:
@@ -196,24 +196,5 @@ def _lines(texts, width):
     return "\n".join(textwrap.fill(shown(text, None), width) for text in texts)
 
 
-def _cut(text, width):
-    return text if len(text) <= width else "…" + text[1 - width :]
-
-
 def _cosine(trace):
     return f"{trace.cosine:.2f} ({trace.chance:.2f})" if trace else "-"
-
-
-def _table(head, rows, width):
-    """Lines of cells; the widest columns give way to fit the width."""
-    rows = [tuple(shown(cell, None) for cell in row) for row in rows]
-    widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
-    while sum(widths) + 2 * len(widths) - 2 > width:
-        widths[widths.index(max(widths))] -= 1
-    return "\n".join(
-        "  ".join(
-            _cut(cell, size).ljust(size)
-            for cell, size in zip(row, widths, strict=True)
-        ).rstrip()
-        for row in [head, *rows]
-    )

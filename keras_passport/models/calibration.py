@@ -14,6 +14,7 @@ from keras_passport.layers import normalization
 from keras_passport.layers.passport_normalization import PassportNormalization
 from keras_passport.layers.protected import _layers_or_error
 from keras_passport.models import features
+from keras_passport.texts import table
 
 # A kernel that changes by more of its norm than this is another kernel.
 LARGE = 0.5
@@ -69,16 +70,17 @@ class CalibrationReport:
         return [row.path for row in self.rows if row.left is not None]
 
     def __str__(self):
-        width = max(len(row.path) for row in self.rows)
-        return "\n".join(
-            f"{row.path:<{width}}  "
-            + (
-                f"changed by {row.change:.3f} of its norm"
-                + (f", made {row.size:.2f} times as large" * (row.size > 1))
-                if row.left is None
-                else f"left as it was: {row.left}"
-            )
-            for row in self.rows
+        return table(
+            [
+                (
+                    row.path,
+                    f"changed by {row.change:.3f} of its norm"
+                    + f", made {row.size:.2f} times as large" * (row.size > 1)
+                    if row.left is None
+                    else f"left as it was: {row.left}",
+                )
+                for row in self.rows
+            ]
         )
 
 

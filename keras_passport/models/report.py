@@ -2,9 +2,8 @@
 
 import dataclasses
 import shutil
-import textwrap
 
-from keras_passport.texts import shown
+from keras_passport.texts import table
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,32 +60,16 @@ class PassportReport:
         head = ("layer", "type", "passport", "why")
         rows = [
             (
-                shown(row.path, limit=None),
-                shown(row.layer_type),
+                row.path,
+                row.layer_type,
                 self.function if row.protected else "-",
-                shown(row.reason, limit=None),
+                row.reason,
             )
             for row in self.rows
         ]
-        widths = [
-            min(28, max(len(row[i]) for row in [head, *rows])) for i in range(3)
-        ]
-        indent = sum(widths) + 2 * len(widths)
-        width = max(20, shutil.get_terminal_size().columns - indent)
-        lines = []
-        for row in [head, *rows]:
-            cells = [
-                (cell if len(cell) <= width else "…" + cell[1 - width :]).ljust(
-                    width
-                )
-                for cell, width in zip(row, widths, strict=False)
-            ]
-            reason = textwrap.wrap(row[3], width, break_on_hyphens=False)
-            lines.append("  ".join([*cells, reason[0]]))
-            lines.extend(" " * indent + more for more in reason[1:])
-        lines.append(
-            f"{len(self.protected)} of "
-            f"{sum(row.role == 'kernel' for row in self.rows)} kernel layers "
-            "protected"
+        width = shutil.get_terminal_size().columns
+        kernels = sum(row.role == "kernel" for row in self.rows)
+        return (
+            f"{table([head, *rows], width, widest=28)}\n"
+            f"{len(self.protected)} of {kernels} kernel layers protected"
         )
-        return "\n".join(lines)

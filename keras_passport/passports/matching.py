@@ -9,12 +9,13 @@ which is which; where they tell two things, or nothing, it is an error.
 
 import os
 import re
+import textwrap
 import warnings
 from collections.abc import Mapping
 
 from keras_passport.errors import PassportError
 from keras_passport.passports.geometry import Geometry
-from keras_passport.texts import shown
+from keras_passport.texts import shown, table
 
 # Rows of the table in an error, and letters of a path in it.
 _ROWS = 40
@@ -161,12 +162,10 @@ def _side_by_side(expected, received) -> str:
         )
     if len(rows) > _ROWS:
         rows = [*rows[:_ROWS], ("...", "...")]
-    width = max(len(left) for left, _ in rows)
-    table = "\n".join(f"  {a:<{width}}  {b}".rstrip() for a, b in rows)
     return (
         f"Expected a passport for the model's {len(ours)} protected layers. "
         f"Received: one for {len(theirs)} layers; {difference(ours, theirs)}\n"
-        f"{table}\n"
+        f"{textwrap.indent(table(rows), '  ')}\n"
         "If it was made for these layers under other names, say which is "
         "which: passport.renamed({'the passport's path': 'the model's path'})."
         " Otherwise make one for this model."
