@@ -612,11 +612,11 @@ class TestRegistry:
 
     @pytest.mark.parametrize("bad", [int, "Conv2D", None, Double()])
     def test_what_is_no_layer_class_is_refused(self, registry, bad):
-        with pytest.raises(ValueError, match="layer_class.*Received"):
+        with pytest.raises(TypeError, match="layer_class.*Received"):
             kernels.register_kernel_layer(bad, DoubleAdapter())
 
     @pytest.mark.parametrize("bad", [None, DoubleAdapter, "Conv2D"])
     def test_what_is_no_adapter_is_refused(self, registry, bad):
-        with pytest.raises(ValueError, match="adapter.*Received"):
+        with pytest.raises(TypeError, match="adapter.*Received"):
             kernels.register_kernel_layer(Double, bad)
         assert kernels.adapter_for(Double) is None

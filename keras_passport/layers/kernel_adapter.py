@@ -5,6 +5,7 @@ import math
 import numpy as np
 from keras import ops
 
+from keras_passport.errors import PassportError
 from keras_passport.layers import key_groups
 from keras_passport.layers.duals import dual_basis
 from keras_passport.passports.geometry import Geometry
@@ -192,7 +193,7 @@ class KernelAdapter:
             float32 tensor of shape `(batch, output channels)`.
 
         Raises:
-            ValueError: If the keys do not have the layer's key shape.
+            PassportError: If the keys do not have the layer's key shape.
 
         Example:
 
@@ -207,7 +208,7 @@ class KernelAdapter:
         expected = self.key_shape(layer)
         groups = key_groups.count(keys, expected)
         if groups is None:
-            raise ValueError(
+            raise PassportError(
                 f"Expected keys of shape (batch, *{expected}) for layer "
                 f"'{layer.name}'. Received: shape={tuple(keys.shape)}"
             )

@@ -43,7 +43,7 @@ def register_kernel_layer(layer_class: type, adapter: KernelAdapter) -> None:
             layer serves: `adapter_for(keras.layers.Conv2D)`.
 
     Raises:
-        ValueError: If the class is no Keras layer or the adapter none.
+        TypeError: If the class is no Keras layer or the adapter none.
 
     Example:
 
@@ -58,12 +58,12 @@ def register_kernel_layer(layer_class: type, adapter: KernelAdapter) -> None:
         isinstance(layer_class, type)
         and issubclass(layer_class, keras.layers.Layer)
     ):
-        raise ValueError(
+        raise TypeError(
             "Expected layer_class to be a subclass of keras.layers.Layer. "
             f"Received: layer_class={layer_class}"
         )
     if not isinstance(adapter, KernelAdapter):
-        raise ValueError(
+        raise TypeError(
             "Expected adapter to be an instance of a KernelAdapter subclass. "
             f"Received: adapter={adapter}"
         )

@@ -9,6 +9,8 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_passport.errors import PassportError
+
 SUPPORTED = (
     keras.layers.BatchNormalization,
     keras.layers.LayerNormalization,
@@ -35,17 +37,17 @@ def without_affine(layer):
         layer: Of a type in `SUPPORTED`.
 
     Raises:
-        ValueError: If a passport can't take its scale's and shift's place.
+        PassportError: If a passport can't take its scale's and shift's place.
     """
     if type(layer) not in SUPPORTED:
-        raise ValueError(
+        raise PassportError(
             "Expected normalization to be a BatchNormalization, "
             "LayerNormalization or GroupNormalization layer. "
             f"Received: normalization={layer}"
         )
     reason = refusal(layer)
     if reason:
-        raise ValueError(
+        raise PassportError(
             "Expected a normalisation that a passport can scale and shift, "
             f"but {reason}. Received: normalization={layer}"
         )
@@ -159,7 +161,7 @@ def channel_axis(layer, rank: int) -> int:
 
 
 def check_axis(layer, rank: int) -> None:
-    """Raises `ValueError` unless it normalises along the kernel's channels.
+    """Raises `PassportError` unless it normalises along the kernel's channels.
 
     Args:
         layer: A passport layer.
@@ -167,7 +169,7 @@ def check_axis(layer, rank: int) -> None:
     """
     channels = layer.adapter.channel_axis(layer.layer)
     if channel_axis(layer.normalization, rank) != channels % rank:
-        raise ValueError(
+        raise PassportError(
             f"Expected a normalisation along the channel axis ({channels}) of "
             f"layer '{layer.layer.name}'. "
             f"Received: axis={layer.normalization.axis}"

@@ -106,7 +106,7 @@ class PassportNormalization(keras.layers.Wrapper):
             else self.adapter.refusal(layer)
         )
         if refusal:
-            raise ValueError(
+            raise PassportError(
                 "Expected layer to be a kernel layer that can be protected "
                 f"(see kernels.register_kernel_layer), but {refusal}. "
                 f"Received: layer={layer}"

@@ -10,11 +10,10 @@ import zipfile
 import zlib
 from collections.abc import Iterable
 
-from keras_passport.errors import PassportError
 from keras_passport.leaks import contents, scanned_files
 from keras_passport.leaks.report import Leak, LeakReport, NotExamined, Trace
 from keras_passport.leaks.scan import Scan
-from keras_passport.passports.passport import Passport
+from keras_passport.passports.passport import Passport, check_passport
 
 __all__ = ["Leak", "LeakReport", "NotExamined", "Trace", "find_leaks"]
 
@@ -118,11 +117,7 @@ def find_leaks(
     >>> report = kp.find_leaks(passport, "public/")
     >>> assert report.clean, report
     """
-    if not isinstance(passport, Passport):
-        raise PassportError(
-            "Expected passport to be a keras_passport.Passport. "
-            f"Received: a {type(passport).__name__}"
-        )
+    check_passport(passport)
     if model is not None:
         passport.check(model)
     not_examined = {}

@@ -11,7 +11,7 @@ __getattr__, __dir__, __all__ = exported(
         "forget_compiled": "binding",
         "function_of": ".layers.protected",
         "calibrate": "calibration",
-        "check_passport": "binding",
+        "check_passport": ".passports.passport",
         "hide_statistics": "hiding",
         "inspect": "protecting",
         "keyed_function": "binding",

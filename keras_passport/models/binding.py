@@ -9,8 +9,8 @@ from keras_passport import files, secrecy
 from keras_passport.errors import PassportError
 from keras_passport.layers import access, optimizer_state
 from keras_passport.layers.protected import _layers_or_error
-from keras_passport.passports.passport import Passport
-from keras_passport.secrecy import hidden, type_of
+from keras_passport.passports.passport import check_passport
+from keras_passport.secrecy import hidden
 
 
 def bind(model: keras.Model, passport) -> keras.Model:
@@ -50,17 +50,6 @@ def bind(model: keras.Model, passport) -> keras.Model:
         }
     )
     return model
-
-
-def check_passport(passport) -> None:
-    """Raises `PassportError` unless it is a `Passport`."""
-    passport = hidden(passport)
-    if not isinstance(passport, Passport):
-        raise PassportError(
-            "Expected passport to be a keras_passport.Passport, such as "
-            "Passport.load(path) returns. "
-            f"Received: a {type_of(passport)}"
-        )
 
 
 def unbind(model: keras.Model) -> keras.Model:

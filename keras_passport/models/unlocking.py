@@ -10,8 +10,8 @@ from keras_passport.layers import kernels
 from keras_passport.layers.channel_scale import ChannelScale
 from keras_passport.layers.passport_normalization import PassportNormalization
 from keras_passport.layers.protected import protected_layers
-from keras_passport.models.binding import check_passport
 from keras_passport.models.protected_model import ProtectedModel
+from keras_passport.passports.passport import check_passport
 
 
 def unlock(model: keras.Model, passport=None, fold: bool = True) -> keras.Model:

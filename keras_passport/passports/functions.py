@@ -2,6 +2,8 @@
 
 import dataclasses
 
+from keras_passport.errors import PassportError
+
 
 @dataclasses.dataclass(frozen=True)
 class PassportFunction:
@@ -40,12 +42,12 @@ def get(function: "str | PassportFunction") -> PassportFunction:
     """The passport function of a name, or the object itself.
 
     Raises:
-        ValueError: If the name is not one of Table 1's.
+        PassportError: If the name is not one of Table 1's.
     """
     if isinstance(function, PassportFunction):
         function = function.name
     if function not in _FUNCTIONS:
-        raise ValueError(
+        raise PassportError(
             f"Expected function to be one of {', '.join(_FUNCTIONS)}. "
             f"Received: function={function!r}"
         )

@@ -9,7 +9,7 @@ import numpy as np
 
 from keras_passport.errors import PassportError
 from keras_passport.lazy import above
-from keras_passport.passports import functions, specs
+from keras_passport.passports import functions, passport_file, remaking, specs
 from keras_passport.passports.derivation import (
     DEFAULT_KEY_SCALING,
     PASSPORT,
@@ -20,7 +20,7 @@ from keras_passport.passports.derivation import (
 from keras_passport.passports.entries import PassportEntry, check_entries
 from keras_passport.passports.geometry import Geometry
 from keras_passport.passports.matching import match
-from keras_passport.secrecy import hidden
+from keras_passport.secrecy import hidden, type_of
 from keras_passport.texts import shown
 
 KINDS = (
@@ -404,8 +404,6 @@ class Passport:
         >>> renamed = passport.renamed({"conv1": "backbone/conv1"})
         >>> renamed.save("owner_of_the_product.h5")
         """
-        from keras_passport.passports import remaking
-
         return remaking.renamed(self, names)
 
     def feature_maps(self, model=None, reference=None) -> dict[str, tuple]:
@@ -433,8 +431,6 @@ class Passport:
 
         >>> maps = kp.Passport.load("owner.h5").feature_maps(model, base)
         """
-        from keras_passport.passports import remaking
-
         return remaking.feature_maps(self, hidden(model), hidden(reference))
 
     @property
@@ -448,8 +444,6 @@ class Passport:
         passport was not fitted to the network; see `random_image` for what
         it proves of the choice of images.
         """
-        from keras_passport.passports import passport_file
-
         return hashlib.sha256(passport_file.header(self)).hexdigest()
 
     def __repr__(self):
@@ -476,8 +470,6 @@ class Passport:
             OSError: If it can't be written, or is a folder, device or FIFO;
                 what was there stays.
         """
-        from keras_passport.passports import passport_file
-
         passport_file.save(self, path)
 
     @classmethod
@@ -490,6 +482,15 @@ class Passport:
         Raises:
             PassportError: If it is missing, damaged, or no passport.
         """
-        from keras_passport.passports import passport_file
-
         return passport_file.load(path, cls)
+
+
+def check_passport(passport) -> None:
+    """Raises `PassportError` unless it is a `Passport`."""
+    passport = hidden(passport)
+    if not isinstance(passport, Passport):
+        raise PassportError(
+            "Expected passport to be a keras_passport.Passport, such as "
+            "Passport.load(path) returns. "
+            f"Received: a {type_of(passport)}"
+        )
