@@ -45,8 +45,8 @@ def predict(model, inputs, batch_size: int = 500) -> np.ndarray:
         else:
             batch = model.predict_on_batch(batch)
         # NumPy does not compare bfloat16 as it does others.
-        found = keras.ops.convert_to_numpy(only(batch))
-        scores.append(np.asarray(found, "float32"))
+        values = keras.ops.convert_to_numpy(only(batch))
+        scores.append(np.asarray(values, "float32"))
     return np.concatenate(scores)
 
 

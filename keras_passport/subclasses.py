@@ -82,14 +82,14 @@ def own_class(model: keras.Model) -> type:
         return plain
     if plain is keras.Model and functional_like_constructor(kind):
         return kind
-    own = overridden(model)
-    if own:
+    overrides = overridden(model)
+    if overrides:
         raise PassportError(
             "Expected a model whose class keras.models.clone_model keeps: a "
             "functional one with a constructor of (inputs, outputs, "
             f"name=None, **kwargs). Received: '{model.name}' of class "
             f"{kind.__name__}, whose copy would lose its own "
-            f"{', '.join(own)}. For its graph alone, use "
+            f"{', '.join(overrides)}. For its graph alone, use "
             "keras.Model(model.inputs, model.outputs) in its place"
         )
     return plain

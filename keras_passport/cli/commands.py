@@ -312,10 +312,10 @@ def evaluate(args) -> None:
     if y.shape == (len(x), gives[-1]):
         y = scores.from_one_hot(y)
     y = scores.labels_of(y, len(x), gives[-1])
-    found = scores.finite_classes_of(
+    predicted = scores.finite_classes_of(
         scores.predict(model, x, args.batch_size), _whose(x, args)
     )
-    right = int(np.sum(found == y))
+    right = int(np.sum(predicted == y))
     print(f"accuracy {right / len(x):.4f} ({right:,} of {len(x):,})")
 
 

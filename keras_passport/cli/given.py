@@ -48,11 +48,13 @@ def import_modules(names: Sequence[str]) -> None:
     for name in names:
         module = _imported(name)
         for label, value in vars(module).items():
-            own = str(getattr(value, "__module__", "")).split(".")
-            is_own = own[: module.__name__.count(".") + 1] == (
+            defined_in = str(getattr(value, "__module__", "")).split(".")
+            is_its_own = defined_in[: module.__name__.count(".") + 1] == (
                 module.__name__.split(".")
             )
-            if is_own and (inspect.isclass(value) or inspect.isfunction(value)):
+            if is_its_own and (
+                inspect.isclass(value) or inspect.isfunction(value)
+            ):
                 known.setdefault(label, value)
 
 
@@ -153,10 +155,12 @@ def load_model(path: str | os.PathLike):
     # Keras, each in its own way, and at length.
     except Exception as error:
         said = textwrap.shorten(str(error), 200, placeholder=" ...")
-        own = re.search("Could not locate (class|function) '.*?'", str(error))
-        if own:
+        missing = re.search(
+            "Could not locate (class|function) '.*?'", str(error)
+        )
+        if missing:
             said = (
-                f"{own[0]}, whose code is not part of the file: give the "
+                f"{missing[0]}, whose code is not part of the file: give the "
                 "module that defines it with --import"
             )
         raise ValueError(
@@ -225,7 +229,7 @@ def _instead(name: str, kernels: Sequence[str]) -> str:
     """What the model has, the nearest name first."""
     if near := difflib.get_close_matches(name, kernels, 1):
         return f"which it has not; did you mean '{shown(near[0])}'?"
-    some = ", ".join(shown(path) for path in list(kernels)[:8])
+    listed = ", ".join(shown(path) for path in list(kernels)[:8])
     rest = len(kernels) - 8
     more = f" and {rest:,} more" if rest > 0 else ""
-    return f"which it has not; it has {some or 'none'}{more}"
+    return f"which it has not; it has {listed or 'none'}{more}"

@@ -71,8 +71,8 @@ def main(args: argparse.Namespace) -> int:
     except Exception as error:
         line = _users_mistake(error)
         if line is None or logging.get_verbosity() >= logging.DEBUG:
-            for told in traceback.format_exc().splitlines():
-                print(shown(told, limit=None), file=sys.stderr)
+            for text in traceback.format_exc().splitlines():
+                print(shown(text, limit=None), file=sys.stderr)
         if line is None:
             return _BUG
         print(f"{PROGRAM}: {line}", file=sys.stderr)

@@ -33,10 +33,10 @@ def listed(paths: Sequence[str | os.PathLike]) -> list[str]:
     Raises:
         ValueError: If there is no picture in a folder.
     """
-    found = []
+    pictures = []
     for path in map(pathlib.Path, paths):
         if not path.is_dir():
-            found.append(str(path))
+            pictures.append(str(path))
             continue
         inside = sorted(
             str(file)
@@ -49,8 +49,8 @@ def listed(paths: Sequence[str | os.PathLike]) -> list[str]:
                 f"({', '.join(SUFFIXES)}). Received: '{shown(path)}', which "
                 "has none, its own folders aside"
             )
-        found += inside
-    return found
+        pictures += inside
+    return pictures
 
 
 def read_images(

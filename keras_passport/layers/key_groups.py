@@ -59,6 +59,6 @@ def split(values, groups: int, blocks: int = 1):
     if groups == 1:
         return values
     units = values.shape[-1]
-    own = of_channels(units, groups, blocks) == np.arange(groups)[:, None]
-    parts = ops.expand_dims(values, 1) * ops.cast(own, values.dtype)
+    belongs = of_channels(units, groups, blocks) == np.arange(groups)[:, None]
+    parts = ops.expand_dims(values, 1) * ops.cast(belongs, values.dtype)
     return ops.reshape(parts, (-1, units))

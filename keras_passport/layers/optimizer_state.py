@@ -114,15 +114,17 @@ def _trained(optimizer) -> list:
     return [v for one in _family(optimizer) for v in one._trainable_variables]
 
 
-def _family(optimizer, found=None) -> list:
+def _family(optimizer, optimizers=None) -> list:
     """An optimizer and those that it wraps, as a loss scale does."""
-    found = [] if found is None else found
-    if optimizer is not None and not any(one is optimizer for one in found):
-        found.append(optimizer)
+    optimizers = [] if optimizers is None else optimizers
+    if optimizer is not None and not any(
+        one is optimizer for one in optimizers
+    ):
+        optimizers.append(optimizer)
         for value in keras.tree.flatten(list(vars(optimizer).values())):
             if isinstance(value, keras.optimizers.Optimizer):
-                _family(value, found)
-    return found
+                _family(value, optimizers)
+    return optimizers
 
 
 @contextlib.contextmanager

@@ -38,10 +38,10 @@ def function_of(model):
     Raises:
         PassportError: If the model is not protected, or its layers differ.
     """
-    found = {layer.function for layer in _layers_or_error(model).values()}
-    if len(found) != 1:
+    functions = {layer.function for layer in _layers_or_error(model).values()}
+    if len(functions) != 1:
         raise PassportError(
             "Expected one passport function in all protected layers. "
-            f"Received: {sorted(f.name for f in found)}"
+            f"Received: {sorted(function.name for function in functions)}"
         )
-    return found.pop()
+    return functions.pop()

@@ -37,11 +37,11 @@ class Correlations:
             secret for secret in secrets if secret.parts is not None
         ]
         self.compared = {"windows": 0, "vectors": 0}
-        told = [s for s in self.secrets if s.tells(FALSE_ALARM / 2)]
-        self._keys = [secret for secret in told if secret.what == "key"]
+        telling = [s for s in self.secrets if s.tells(FALSE_ALARM / 2)]
+        self._keys = [secret for secret in telling if secret.what == "key"]
         # Forms of equal size meet an array together.
         self._forms = {}
-        for secret in told:
+        for secret in telling:
             for i, values in enumerate(orders(secret.values)):
                 what = secret.what + ", transposed" * (i > 0)
                 size = self._forms.setdefault(values.size, [])
@@ -87,15 +87,15 @@ class Correlations:
             energy = energy.astype(dtype)
             rounding = 2e-3 if even else 1e-6
             for first in range(0, len(forms), _TOGETHER):
-                some = forms[first : first + _TOGETHER]
-                units = np.stack([unit for *_, unit in some]).astype(dtype)
+                batch = forms[first : first + _TOGETHER]
+                units = np.stack([unit for *_, unit in batch]).astype(dtype)
                 squared = _products(piece.astype(dtype), units) ** 2 / energy
-                limits = np.array([secret.least**2 for secret, *_ in some])
+                limits = np.array([secret.least**2 for secret, *_ in batch])
                 limits -= rounding
                 above = np.any(squared > limits[:, None], axis=1)
                 for row in np.flatnonzero(above):
                     yield from self._exactly(
-                        piece, squared[row], limits[row], *some[row]
+                        piece, squared[row], limits[row], *batch[row]
                     )
 
     def _exactly(self, piece, squared, limit, secret, what, unit):

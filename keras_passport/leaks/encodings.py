@@ -81,10 +81,10 @@ def _wide(piece):
         return
     piece = piece.tobytes()
     for name, (pattern, width) in _WIDE.items():
-        found = list(pattern.finditer(piece))
-        if found:
-            texts = [match.group()[::width] for match in found]
-            yield name, found[0].start(), b"\n".join(texts)
+        matches = list(pattern.finditer(piece))
+        if matches:
+            texts = [match.group()[::width] for match in matches]
+            yield name, matches[0].start(), b"\n".join(texts)
 
 
 def _base64(piece):
@@ -210,14 +210,14 @@ def tagged_numbers(data: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
     for tag, dtype in _TAGGED.items():
         step = 1 + np.dtype(dtype).itemsize
         pattern = re.compile(rb"(?:%b.{%d}){4,}+" % (tag, step - 1), re.S)
-        found = []
+        lists = []
         for start in range(0, max(1, data.size), _WINDOW):
             piece = np.asarray(data[start : start + _WINDOW + _OVERLAP])
             there = piece == tag[0]
             if np.any(there[: -3 * step] & there[step : -2 * step]):
                 matches = pattern.finditer(piece.tobytes())
-                found += [match.group() for match in matches]
-        if found:
-            table = np.frombuffer(b"".join(found), "uint8").reshape(-1, step)
+                lists += [match.group() for match in matches]
+        if lists:
+            table = np.frombuffer(b"".join(lists), "uint8").reshape(-1, step)
             values = np.ascontiguousarray(table[:, 1:]).view(dtype).ravel()
             yield f"list of {np.dtype(dtype).name}", values

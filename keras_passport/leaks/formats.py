@@ -111,13 +111,13 @@ def _npy(name, data, limit):
         yield OBJECTS, content
         return
     count = math.prod(shape)
-    found = min(count, content.size // max(1, dtype.itemsize))
-    values = np.frombuffer(content.data, dtype, found) if found else None
-    if found < count:
+    present = min(count, content.size // max(1, dtype.itemsize))
+    values = np.frombuffer(content.data, dtype, present) if present else None
+    if present < count:
         yield "", f"cut off: {count:,} elements were promised"
-        if found:
+        if present:
             yield "array", values
-    elif found:
+    elif present:
         yield "array", values.reshape(shape, order="F" if in_columns else "C")
 
 

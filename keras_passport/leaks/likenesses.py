@@ -85,9 +85,9 @@ class Likenesses:
     def __init__(self, passport):
         # By height and width: what they are, and how they look.
         self._known = {}
-        for some in image_arrays(passport.images):
-            if np.ndim(some) == 4:
-                for image in np.asarray(some):
+        for images in image_arrays(passport.images):
+            if np.ndim(images) == 4:
+                for image in np.asarray(images):
                     self._add("identity image", "", "", image)
         for path, entry in passport.layers.items():
             for role in ("gamma", "beta"):
@@ -135,13 +135,13 @@ class Likenesses:
             for stack in _stacks(array, *size):
                 step = max(1, _AT_A_TIME // pixels)
                 for first in range(0, len(stack), step):
-                    some = stack[first : first + step].astype("float64")
-                    some = np.where(np.abs(some) < 1e9, some, 0.0)
-                    if some.ndim == 4:
-                        some = some @ (
-                            _BRIGHTNESS if some.shape[-1] == 3 else np.ones(1)
+                    batch = stack[first : first + step].astype("float64")
+                    batch = np.where(np.abs(batch) < 1e9, batch, 0.0)
+                    if batch.ndim == 4:
+                        batch = batch @ (
+                            _BRIGHTNESS if batch.shape[-1] == 3 else np.ones(1)
                         )
-                    yield from self._compare(some)
+                    yield from self._compare(batch)
 
     def _compare(self, bright):
         """Compares pictures of one size, `(n, height, width)`."""
@@ -153,8 +153,8 @@ class Likenesses:
         least = _SMALL if small else _LARGE
         likeness = np.abs(looks[0] @ values.T)
         change = np.abs(looks[1] @ changes.T)
-        found = (likeness >= least[0]) & (change >= least[1])
-        for one in np.flatnonzero(found.any(axis=0)):
+        alike = (likeness >= least[0]) & (change >= least[1])
+        for one in np.flatnonzero(alike.any(axis=0)):
             measure = np.minimum(likeness, change)[:, one].max()
             yield Likeness(*about[one], min(1.0, float(measure)), min(least))
 

@@ -48,8 +48,8 @@ class Numbers:
     digits: np.ndarray
     order: str
 
-    def __getitem__(self, some) -> "Numbers":
-        parts = (self.values[some], self.errors[some], self.digits[some])
+    def __getitem__(self, places) -> "Numbers":
+        parts = (self.values[places], self.errors[places], self.digits[places])
         return Numbers(*parts, self.order)
 
 
@@ -64,9 +64,9 @@ def numbers_in(data: np.ndarray) -> Iterator[Numbers]:
     """
     for start in range(0, max(1, data.size), _WINDOW):
         piece = np.array(data[start : start + _WINDOW + _OVERLAP])
-        found = _read(piece)
-        if found is not None:
-            yield from _orders(piece, *found)
+        columns = _read(piece)
+        if columns is not None:
+            yield from _orders(piece, *columns)
 
 
 def listed_bytes(data: np.ndarray) -> np.ndarray:
@@ -75,7 +75,7 @@ def listed_bytes(data: np.ndarray) -> np.ndarray:
     Args:
         data: uint8 array.
     """
-    found = [np.zeros(0, "uint8")]
+    pieces = [np.zeros(0, "uint8")]
     for start in range(0, data.size, _WINDOW):
         piece = data[start : start + _WINDOW]
         # Lists have more commas and spaces than chance puts into bytes.
@@ -85,8 +85,8 @@ def listed_bytes(data: np.ndarray) -> np.ndarray:
         if read is not None:
             values, fraction = read[0], read[3]
             inside = ~fraction & (values >= -128) & (values <= 255)
-            found.append(values[inside].astype("int64").astype("uint8"))
-    return np.concatenate(found)
+            pieces.append(values[inside].astype("int64").astype("uint8"))
+    return np.concatenate(pieces)
 
 
 def _read(data):
@@ -146,15 +146,17 @@ def _read(data):
     values = np.empty(starts.size)
     significant = np.empty(starts.size)
     for begin in range(0, starts.size, 2**16):
-        some = slice(begin, begin + 2**16)
-        matrix = padded[starts[some, None] + columns]
-        matrix[columns >= lengths[some, None]] = 0
+        batch = slice(begin, begin + 2**16)
+        matrix = padded[starts[batch, None] + columns]
+        matrix[columns >= lengths[batch, None]] = 0
         texts = matrix.view(f"S{_LONGEST}").ravel()
-        values[some] = texts.astype("float64")
+        values[batch] = texts.astype("float64")
         leading = np.argmax((matrix > 48) & (matrix < 58), axis=1)
-        rest = lengths[some] - leading
-        has_point = (count[some] > 0) & (point[some] - starts[some] > leading)
-        significant[some] = np.where(values[some] == 0, 0, rest - has_point)
+        rest = lengths[batch] - leading
+        has_point = (count[batch] > 0) & (
+            point[batch] - starts[batch] > leading
+        )
+        significant[batch] = np.where(values[batch] == 0, 0, rest - has_point)
     decimals = np.maximum(0, starts + lengths - point - 1)
     with np.errstate(over="ignore", under="ignore", invalid="ignore"):
         values = values * 10.0**exponents
@@ -167,14 +169,14 @@ def _read(data):
 
 
 def _orders(data, values, errors, digits, fraction, starts, ends):
-    for what, some in (("numbers", fraction), ("whole numbers", ~fraction)):
-        if np.count_nonzero(some) < _FEWEST:
+    for what, chosen in (("numbers", fraction), ("whole numbers", ~fraction)):
+        if np.count_nonzero(chosen) < _FEWEST:
             continue
         numbers = Numbers(
-            values[some], errors[some], digits[some], f"{what} in text"
+            values[chosen], errors[chosen], digits[chosen], f"{what} in text"
         )
         yield numbers
-        at = starts[some]
+        at = starts[chosen]
         seen = [np.arange(at.size)]
         for name, order in (
             ("column by column", _by_column(data, at)),

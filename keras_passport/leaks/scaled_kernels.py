@@ -42,7 +42,7 @@ def kernels_of(layers) -> list[Folded]:
     Args:
         layers: Pairs of a path and a built `PassportNormalization` layer.
     """
-    found = []
+    kernels = []
     for path, layer in layers:
         deviations = deviations_of(layer)
         if deviations is None:
@@ -59,19 +59,20 @@ def kernels_of(layers) -> list[Folded]:
                 continue
             kernel = np.squeeze(np.asarray(weight, "float32"))
             channels = np.squeeze(np.broadcast_to(channels, weight.shape))
-            found.append(
+            kernels.append(
                 Folded(path, kernel, channels.astype("int32"), deviations)
             )
-    return found
+    return kernels
 
 
 def deviations_of(layer) -> np.ndarray | None:
     """σ of a layer's batch normalisation per channel, or None without one."""
-    variance = getattr(layer.normalization, "moving_variance", None)
-    if variance is None:
+    if not hasattr(layer.normalization, "moving_variance"):
         return None
-    variance = np.asarray(variance, "float64")
-    return np.sqrt(variance + layer.normalization.epsilon)
+    # Where there is a layer, Keras has been imported.
+    from keras_passport.layers.normalization import statistics_of
+
+    return statistics_of(layer.normalization)[1]
 
 
 def scales_in(array: np.ndarray, folded: list[Folded]):
@@ -135,12 +136,14 @@ def _scales(values, one, order):
         return np.bincount(channels, products, minlength=count)
 
     with np.errstate(all="ignore"):
-        dot, own = sums(values * kernel), sums(kernel**2)
-        other = sums(values**2)
-        cosines = np.abs(dot) / np.sqrt(own * other)
-        scales = dot / own
+        dot, of_kernel = sums(values * kernel), sums(kernel**2)
+        of_values = sums(values**2)
+        cosines = np.abs(dot) / np.sqrt(of_kernel * of_values)
+        scales = dot / of_kernel
     # A sample may have one element of a channel, which says nothing.
-    many = (np.bincount(channels, minlength=count) > 1) & (own * other > 0)
+    many = (np.bincount(channels, minlength=count) > 1) & (
+        of_kernel * of_values > 0
+    )
     if not np.any(many) or np.mean(cosines[many] >= _COPY) < 0.5:
         return None
     return np.nan_to_num(scales)

@@ -44,7 +44,7 @@ def files_under(
     Raises:
         FileNotFoundError: If a path does not exist.
     """
-    found, seen, folders = {}, set(), []
+    regular, seen, folders = {}, set(), []
 
     def visit(path):
         try:
@@ -60,7 +60,7 @@ def files_under(
         if stat.S_ISDIR(about.st_mode):
             folders.append(path)
         elif stat.S_ISREG(about.st_mode):
-            found[path] = None
+            regular[path] = None
         else:
             kind = (k for test, k in _KINDS.items() if test(about.st_mode))
             problem(str(path), next(kind, "a special file"))
@@ -84,7 +84,7 @@ def files_under(
                 continue
             for name in names:
                 visit(folder / name)
-    return sorted(found)
+    return sorted(regular)
 
 
 def _why(error: OSError) -> str:
@@ -156,10 +156,10 @@ def _data_of_sparse(path, file, size, problem):
 
 def _mapped(data):
     """The mapped file that an array is a view of, or None."""
-    found = None
+    outermost = None
     while isinstance(data, np.memmap):
-        found, data = data, data.base
-    return found
+        outermost, data = data, data.base
+    return outermost
 
 
 def origin(data: np.ndarray) -> tuple[str | None, int]:

@@ -140,11 +140,11 @@ def ways(count: int) -> list[tuple[int, ...]]:
     if count <= 4:
         return list(itertools.permutations(axes))
     # Of so many, those that a library would write.
-    found = [axes, axes[::-1]]
+    chosen = [axes, axes[::-1]]
     for i in axes:
         rest = axes[:i] + axes[i + 1 :]
-        found += [(i, *rest), (*rest, i)]
-    return list(dict.fromkeys(found))
+        chosen += [(i, *rest), (*rest, i)]
+    return list(dict.fromkeys(chosen))
 
 
 def orders(array: np.ndarray):
@@ -206,11 +206,11 @@ class Runs:
         step = max(1, -(-total // _MOST_RUNS))
 
         def add(label, elements, step=1):
-            found = _telling(elements, step)
-            if found.size:
+            starts = _telling(elements, step)
+            if starts.size:
                 words = _words(elements.view("uint8"))
-                runs.append(np.stack([words[found], words[found + 8]]))
-                owners.append(np.full(found.size, len(self.labels), "int32"))
+                runs.append(np.stack([words[starts], words[starts + 8]]))
+                owners.append(np.full(starts.size, len(self.labels), "int32"))
             self.labels.append(label)
 
         def add_forms(one, values, transposed, step=1):
@@ -248,7 +248,7 @@ class Runs:
 
     def search(self, data):
         """Yields (label, first position, number of runs) of what is found."""
-        found = {}
+        by_owner = {}
         for start in range(0, data.size - _RUN + 1, 2**20):
             piece = np.array(data[start : start + 2**20 + _RUN - 1])
             words = _words(piece)
@@ -262,9 +262,9 @@ class Runs:
             at, owners = at[same], self.owners[where[same]]
             for owner in np.unique(owners):
                 places = at[owners == owner]
-                position, count = found.get(owner, (start + places[0], 0))
-                found[owner] = position, count + places.size
-        for owner, (first, count) in found.items():
+                position, count = by_owner.get(owner, (start + places[0], 0))
+                by_owner[owner] = position, count + places.size
+        for owner, (first, count) in by_owner.items():
             yield self.labels[owner], int(first), int(count)
 
 
@@ -306,10 +306,10 @@ class Known:
                 for order in self._runs.get(head, ()):
                     first = start + at
                     known = order.astype("<f4").tobytes()
-                    some = slice(first, first + len(known))
-                    if data[some].tobytes() == known:
+                    place = slice(first, first + len(known))
+                    if data[place].tobytes() == known:
                         result = data.copy() if result is None else result
-                        result[some] = 0
+                        result[place] = 0
                         break
         return data if result is None else result
 
@@ -356,8 +356,8 @@ class Printed:
         runs = np.sort(view(self.values, length)[secret[same]], axis=1)
         secret = secret[same][np.all(np.diff(runs, axis=1) > 0, axis=1)]
         owners = np.searchsorted(self.ends, secret, side="right")
-        found = {}
+        by_owner = {}
         for owner in owners:
             secret = self.owners[owner]
-            found[secret] = found.get(secret, 0) + 1
-        yield from found.items()
+            by_owner[secret] = by_owner.get(secret, 0) + 1
+        yield from by_owner.items()

@@ -88,10 +88,10 @@ class View(io.RawIOBase):
         return self._at
 
     def readinto(self, buffer):
-        some = self._data[self._at : self._at + len(buffer)]
-        buffer[: some.size] = some.tobytes()
-        self._at += some.size
-        return some.size
+        piece = self._data[self._at : self._at + len(buffer)]
+        buffer[: piece.size] = piece.tobytes()
+        self._at += piece.size
+        return piece.size
 
 
 # Streams ---------------------------------------------------------------------
@@ -192,8 +192,8 @@ _CLOSED = {
 def closed(data: np.ndarray) -> str:
     """What a file is that can't be opened here, or ""."""
     head = data[:32].tobytes()
-    found = (what for magic, what in _CLOSED.items() if head.startswith(magic))
-    return next(found, "")
+    kinds = (what for magic, what in _CLOSED.items() if head.startswith(magic))
+    return next(kinds, "")
 
 
 def streams_in(data: np.ndarray, limits: Limits) -> Iterator[Content]:
@@ -328,8 +328,8 @@ def is_tar(data: np.ndarray) -> bool:
 def begins_packed(data: np.ndarray) -> bool:
     """Whether data begins as an archive or a compressed stream does."""
     head = data[:16].tobytes()
-    found = _ANY.match(head)
-    certain = found and _STREAMS[found.lastindex - 1].name not in _WEAK
+    match = _ANY.match(head)
+    certain = match and _STREAMS[match.lastindex - 1].name not in _WEAK
     return certain or head.startswith(b"PK\3\4") or is_tar(data)
 
 

@@ -51,19 +51,19 @@ def match(
         return _checked({path: path for path in expected}, expected, received)
     ours, theirs = _without_folders(expected), _without_folders(received)
     if set(ours) == set(theirs):
-        found = {ours[name]: theirs[name] for name in ours}
-        _checked(found, expected, received)
+        names = {ours[name]: theirs[name] for name in ours}
+        _checked(names, expected, received)
         if _are_in_folders(expected) and _are_in_folders(received):
-            _warn(whose, found, "in other folders")
-        return found
-    found = _found(expected, received)
-    if found is None:
+            _warn(whose, names, "in other folders")
+        return names
+    names = _by_likeness(expected, received)
+    if names is None:
         raise PassportError(_side_by_side(expected, received))
-    _warn(whose, found, "of the same geometries in the same places")
-    return found
+    _warn(whose, names, "of the same geometries in the same places")
+    return names
 
 
-def _found(expected, received) -> dict[str, str] | None:
+def _by_likeness(expected, received) -> dict[str, str] | None:
     if len(expected) != len(received):
         return None
     shared = [path for path in expected if path in received]
@@ -71,10 +71,10 @@ def _found(expected, received) -> dict[str, str] | None:
     # both mean one layer by it.
     names_hold = all(expected[path] == received[path] for path in shared)
 
-    def is_possible(found):
+    def is_possible(names):
         return all(
-            expected[own] == received[other] for own, other in found.items()
-        ) and not (names_hold and any(found[path] != path for path in shared))
+            expected[path] == received[given] for path, given in names.items()
+        ) and not (names_hold and any(names[path] != path for path in shared))
 
     in_order = dict(zip(expected, received, strict=True))
     ours, theirs = _counted(expected), _counted(received)
@@ -121,20 +121,20 @@ def _counted(paths) -> dict[tuple, str]:
     }
 
 
-def _checked(found, expected, received):
-    for own, other in found.items():
-        if expected[own] != received[other]:
+def _checked(names, expected, received):
+    for path, given in names.items():
+        if expected[path] != received[given]:
             raise PassportError(
-                f"Expected a passport for layer '{shown(own)}' with geometry "
-                f"{expected[own].to_dict()}. "
-                f"Received: {received[other].to_dict()}"
+                f"Expected a passport for layer '{shown(path)}' with geometry "
+                f"{expected[path].to_dict()}. "
+                f"Received: {received[given].to_dict()}"
             )
-    return found
+    return names
 
 
-def _warn(whose, found, how):
-    renamed = [(b, a) for a, b in found.items() if a != b]
-    some = ", ".join(
+def _warn(whose, names, how):
+    renamed = [(given, path) for path, given in names.items() if path != given]
+    examples = ", ".join(
         f"'{shown(old, 80)}' for '{shown(new, 80)}'" for old, new in renamed[:3]
     )
     then = "If they are not the model's, its outputs will be garbage."
@@ -145,7 +145,7 @@ def _warn(whose, found, how):
         )
     warnings.warn(
         f"The {whose}'s layers have other paths than the model's. Taken {how}: "
-        f"{some}{', ...' if len(renamed) > 3 else ''}. {then}",
+        f"{examples}{', ...' if len(renamed) > 3 else ''}. {then}",
         stacklevel=4,
     )
 
@@ -156,8 +156,8 @@ def _side_by_side(expected, received) -> str:
     for index in range(max(len(ours), len(theirs))):
         rows.append(
             tuple(
-                _row(some[index], geometries) if index < len(some) else ""
-                for some, geometries in ((ours, expected), (theirs, received))
+                _row(paths[index], geometries) if index < len(paths) else ""
+                for paths, geometries in ((ours, expected), (theirs, received))
             )
         )
     if len(rows) > _ROWS:

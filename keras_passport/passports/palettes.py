@@ -44,9 +44,9 @@ def pack(images: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
         numbers = np.empty(bits.shape, "uint8")
         values = np.zeros((len(levels), length), "<u4")
         parts = _channels(numbers, axis)
-        for index, found in enumerate(levels):
-            values[index, : len(found)] = found
-            parts[index][...] = np.searchsorted(found, channels[index])
+        for index, of_channel in enumerate(levels):
+            values[index, : len(of_channel)] = of_channel
+            parts[index][...] = np.searchsorted(of_channel, channels[index])
         shape = [1] * images.ndim
         shape[-1 if axis is None else axis] = len(levels)
         values = values.view("<f4").reshape(*shape, length)

@@ -95,10 +95,10 @@ class PlainHDF5:
 
     def read(self, name: str) -> np.ndarray:
         """The array of a name in `datasets`, which goes from there."""
-        found = self.datasets.pop(name)
-        self._seek(found.address, found.nbytes)
-        array = np.empty(found.shape, found.dtype)
-        if self._file.readinto(array.reshape(-1).view("uint8")) < found.nbytes:
+        stored = self.datasets.pop(name)
+        self._seek(stored.address, stored.nbytes)
+        array = np.empty(stored.shape, stored.dtype)
+        if self._file.readinto(array.reshape(-1).view("uint8")) < stored.nbytes:
             raise _refusal("an array that ends too early")
         return hidden(array)
 
