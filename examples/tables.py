@@ -34,7 +34,7 @@ from common.rundir import (
     replacing,
     write_json,
 )
-from keras_passport import plots
+from keras_passport import plots, texts
 from keras_passport.attacks import AttackResult
 
 _KINDS = {
@@ -156,14 +156,15 @@ def table(rows: dict[str, dict]) -> list[str]:
         "RevA": "reva",
         "S RevA": "reva_strength",
     }
+    cells = [
+        (name, *(f"{row[key]:.2f}" for key in columns.values()))
+        for name, row in rows.items()
+    ]
+    numbers = range(1, 1 + len(columns))
     return [
         "Test accuracy in %; fakes of the passport's own kind (Table 2), and "
         "RevA (Table 4)",
-        f"{'':8}" + "".join(f"{name:>10}" for name in columns),
-        *(
-            f"{name:8}" + "".join(f"{row[c]:10.2f}" for c in columns.values())
-            for name, row in rows.items()
-        ),
+        *texts.table([("", *columns), *cells], right=numbers).split("\n"),
     ]
 
 

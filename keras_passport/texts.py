@@ -50,6 +50,7 @@ def table(
     rows: Sequence[Sequence],
     width: int | None = None,
     widest: int | None = None,
+    right: Sequence[int] = (),
 ) -> str:
     """Rows of cells as lines of text, in columns.
 
@@ -59,6 +60,7 @@ def table(
             ends of their cells stay. `None` for what it takes.
         widest: Most characters of a column but the last, which then takes
             what is left of `width` and goes on in further lines.
+        right: Numbers of the columns that end alike, as numbers do.
 
     Returns:
         Lines without a line break at the end.
@@ -87,9 +89,15 @@ def table(
         parts = [last] if widest is None else _wrapped(last, widths[-1])
         for number, part in enumerate(parts):
             shows = [*(cells if number == 0 else [""] * len(cells)), part]
-            columns = zip(shows, widths, strict=True)
-            line = "  ".join(_cut(cell, n).ljust(n) for cell, n in columns)
-            lines.append(line.rstrip())
+            fitted = [
+                _cut(cell, size).rjust(size)
+                if column in right
+                else _cut(cell, size).ljust(size)
+                for column, (cell, size) in enumerate(
+                    zip(shows, widths, strict=True)
+                )
+            ]
+            lines.append("  ".join(fitted).rstrip())
     return "\n".join(lines)
 
 

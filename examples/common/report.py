@@ -10,6 +10,7 @@ import keras_passport as kp
 from common import training
 from common.data import Dataset
 from common.rundir import RunDirectory, load_model, read_json, write_json
+from keras_passport import texts
 
 # What a message calls them.
 _NETWORKS = {"original": "original", "valid": "protected"}
@@ -208,7 +209,10 @@ def _table(result: dict[str, Any]) -> str:
         f"{result['network']} on {result['config']['dataset']}, "
         f"{result['config']['passport']}, {result['config']['function']}: "
         "test accuracy in %",
-        *(f"{name:<18}{value:>7.2f}   {note}" for name, value, note in rows),
+        texts.table(
+            [(name, f"{value:.2f}", note) for name, value, note in rows],
+            right=(1,),
+        ),
         f"The fakes' predictions have {result['mean_fake_entropy']:.2f} bits "
         f"of entropy, of at most {np.log2(result['num_classes']):.2f}.",
         f"{result['successful_fakes']} of {trials} fakes left S at 50 or "

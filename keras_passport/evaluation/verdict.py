@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from keras_passport import metrics
+from keras_passport import metrics, texts
 from keras_passport.attacks import AttackResult
 from keras_passport.attacks.training import is_stuck
 
@@ -177,16 +177,12 @@ def changes_table(changes: dict[str, dict]) -> list[str]:
     Args:
         changes: from a change to what `kp.audit.accuracies` returns.
     """
-    return [
-        "",
-        f"{'change of the network':<40}{'valid':>8}{'fakes':>8}{'best':>8}",
-        *(
-            f"{name:<40}"
-            + "".join(f"{100 * value:8.1f}" for value in found.values())
-            for name, found in changes.items()
-        ),
-        "",
+    rows = [
+        (name, *(f"{100 * value:.1f}" for value in accuracies.values()))
+        for name, accuracies in changes.items()
     ]
+    head = ("change of the network", "valid", "fakes", "best")
+    return ["", texts.table([head, *rows], right=(1, 2, 3)), ""]
 
 
 def _same_data(one, other):
@@ -228,21 +224,24 @@ def spent(row: dict) -> str:
 def table(rows: list[dict], numbers: dict[str, Any]) -> list[str]:
     """The rows as lines of text."""
     valid = 100 * numbers["valid"] / numbers["total"]
-    lines = [
-        f"Test accuracy in %; valid passport {valid:.1f}, "
-        f"chance {numbers['chance']:.1f}; 95 % intervals",
-        f"{'attack':<34}{'spent':<34}{'accuracy':<22}{'S':<22}status",
-    ]
+    cells = [("attack", "spent", "accuracy", "S", "status")]
     for r in rows:
         low, high = r["interval"]
         below, above = r["strength_interval"]
-        lines.append(
-            f"{r['title']:<34}{spent(r):<34}"
-            f"{r['accuracy']:5.1f} ({low:.1f} to {high:.1f})".ljust(90)
-            + f"{r['strength']:5.1f} ({below:.1f} to {above:.1f})".ljust(22)
-            + status_of(r)
+        cells.append(
+            (
+                r["title"],
+                spent(r),
+                f"{r['accuracy']:5.1f} ({low:.1f} to {high:.1f})",
+                f"{r['strength']:5.1f} ({below:.1f} to {above:.1f})",
+                status_of(r),
+            )
         )
-    return lines
+    return [
+        f"Test accuracy in %; valid passport {valid:.1f}, "
+        f"chance {numbers['chance']:.1f}; 95 % intervals",
+        *texts.table(cells).split("\n"),
+    ]
 
 
 def status_of(r: dict) -> str:
