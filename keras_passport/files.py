@@ -37,7 +37,7 @@ _LONGEST_NAME = 255
 _DONT_WAIT = getattr(os, "O_NONBLOCK", 0)
 _KINDS = {
     stat.S_IFDIR: "a folder (directory)",
-    stat.S_IFIFO: "a FIFO",
+    stat.S_IFIFO: "a FIFO (pipe)",
     stat.S_IFSOCK: "a socket",
     stat.S_IFCHR: "a device",
     stat.S_IFBLK: "a device",
@@ -228,10 +228,19 @@ class IsSpecialFileError(OSError):
     """A device, FIFO or socket where a file is expected."""
 
 
+def kind_of(mode: int) -> str:
+    """What is at a place, by its mode, if it is no regular file.
+
+    Args:
+        mode: `st_mode`, as `os.stat` gives it.
+    """
+    return _KINDS.get(stat.S_IFMT(mode), "something else")
+
+
 def _check_regular(path, mode, what) -> None:
     if stat.S_ISREG(mode):
         return
-    kind = _KINDS.get(stat.S_IFMT(mode), "something else")
+    kind = kind_of(mode)
     raised = IsADirectoryError if stat.S_ISDIR(mode) else IsSpecialFileError
     error = raised(f"Expected a file {what}. Received: '{shown(path)}', {kind}")
     error.strerror = f"{kind}, no file"

@@ -156,9 +156,9 @@ def test_wrong_arguments():
             kp.calibrate(model, **options)
     with pytest.raises(ValueError, match="at least one batch"):
         kp.calibrate(model, like=base, batches=[])
-    from keras_passport.models import binding
+    from keras_passport import models
 
-    assert binding.calibrate is kp.calibrate
+    assert models.calibrate is kp.calibrate
 
 
 # Biases that a normalisation cancels ---------------------------------------

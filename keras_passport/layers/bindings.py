@@ -20,13 +20,16 @@ import numpy as np
 from keras.src.backend.common import global_state
 
 from keras_passport import secrecy
-from keras_passport.errors import PassportRequiredError
+from keras_passport.errors import PassportError, PassportRequiredError
 
 # What `read` may be asked for.
 KEYS = "keys"  # Keys of one passport, for all examples.
 ROWS = "rows"  # Keys, one row or one per example.
 DUALS = "duals"  # Keys of one passport, and their dual basis.
 PARAMETERS = "parameters"  # γ and β themselves.
+
+# Where Keras notes the outermost call of a thread, and its `training`.
+CALLS = "current_call_ctx"
 
 # Held while what layers are bound to is exchanged, or read.
 lock = threading.RLock()
@@ -222,6 +225,21 @@ def sizes_of(secret, kind) -> tuple[int, ...]:
     return (layer.passport_size,) * (2 if kind == DUALS else 1)
 
 
+def check_packed(shape: tuple, size: int, whose: str) -> None:
+    """Raises `PassportError` unless packed keys have the right shape.
+
+    Args:
+        shape: Theirs.
+        size: Number of elements of one passport.
+        whose: What they are, for the message.
+    """
+    if len(shape) != 2 or shape[1] != size:
+        raise PassportError(
+            f"Expected {whose} of shape (1 or batch, {size}). "
+            f"Received: shape={tuple(shape)}"
+        )
+
+
 def required(secret):
     """The error of a layer without a passport."""
     return PassportRequiredError(
@@ -235,7 +253,7 @@ def name_of(secret) -> str:
 
 def call_context():
     """Keras's object for the outermost call of a layer in this thread."""
-    return global_state.get_global_attribute("current_call_ctx")
+    return global_state.get_global_attribute(CALLS)
 
 
 def _snapshot(secret):

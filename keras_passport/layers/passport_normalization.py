@@ -10,6 +10,7 @@ from keras_passport import secrecy
 from keras_passport.errors import PassportError
 from keras_passport.layers import (
     access,
+    bindings,
     decoupling,
     duals,
     folding,
@@ -333,12 +334,11 @@ class PassportNormalization(keras.layers.Wrapper):
         """γ and β, each (rows, channels), or None where not hidden."""
         if passport is None:
             passport = access.read(self._secret)
-        if len(passport.shape) != 2 or passport.shape[1] != self.passport_size:
-            raise PassportError(
-                f"Expected the passport of layer '{self.name}' to have shape "
-                f"(1 or batch, {self.passport_size}). "
-                f"Received: shape={tuple(passport.shape)}"
-            )
+        bindings.check_packed(
+            passport.shape,
+            self.passport_size,
+            f"a packed passport for layer '{self.name}'",
+        )
         return self._by_role(self._respond(passport), passport.shape[0])
 
     def _respond(self, packed):

@@ -10,9 +10,6 @@ from keras.src.backend.common import global_state
 
 from keras_passport.layers import bindings
 
-# Where Keras notes `training` for the layers that a layer calls.
-_CALLS = "current_call_ctx"
-
 
 class Substitution(keras.StatelessScope):
     """Inside it, some variables have other values; all else is as outside.
@@ -119,7 +116,7 @@ def rematerialized(layer, call, args, kwargs):
     """
     context = contextvars.copy_context()
     context.run(bindings.hold)
-    calls = copy.copy(global_state.get_global_attribute(_CALLS))
+    calls = copy.copy(bindings.call_context())
     structure = (args, kwargs)
     flat = keras.tree.flatten(structure)
     variables = layer.variables
@@ -167,12 +164,12 @@ def rematerialized(layer, call, args, kwargs):
 @contextlib.contextmanager
 def _called_within(calls):
     """Lets layers see the flags of a call that is over."""
-    before = global_state.get_global_attribute(_CALLS)
-    global_state.set_global_attribute(_CALLS, calls)
+    before = bindings.call_context()
+    global_state.set_global_attribute(bindings.CALLS, calls)
     try:
         yield
     finally:
-        global_state.set_global_attribute(_CALLS, before)
+        global_state.set_global_attribute(bindings.CALLS, before)
 
 
 def _has_gradient(value) -> bool:

@@ -6,7 +6,12 @@ import math
 import numpy as np
 from scipy import fft, sparse
 
-from keras_passport.leaks.searches import FALSE_ALARM, Secret, orders
+from keras_passport.leaks.searches import (
+    FALSE_ALARM,
+    Secret,
+    is_numeric,
+    orders,
+)
 
 # Elements of an array, and secrets, that are compared at a time.
 _PIECE, _TOGETHER = 2**15, 64
@@ -190,7 +195,7 @@ def _numeric(array):
     Numbers that are no numbers, or larger than any weight, become 0.
     """
     array = np.squeeze(array)
-    if array.dtype.kind not in "iuf" and "float" not in array.dtype.name:
+    if not is_numeric(array):
         return None
     if array.size < 4:
         return None

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from keras_passport.leaks.searches import is_numeric
 from keras_passport.passports.derivation import image_arrays
 
 # Correlation of brightness, and of its changes, that a copy has at least: of
@@ -128,7 +129,7 @@ class Likenesses:
         Its last axes are a picture's, in any order of channels, or the pixels
         of one in a row.
         """
-        if array.dtype.kind not in "iuf" and "float" not in array.dtype.name:
+        if not is_numeric(array):
             return
         for size in self._known:
             pixels = size[0] * size[1]

@@ -85,7 +85,7 @@ def scales_in(array: np.ndarray, folded: list[Folded]):
     Returns:
         Pairs of `Folded` and the factors, a float64 array `(channels,)`.
     """
-    if array.dtype.kind not in "iuf" and "float" not in array.dtype.name:
+    if not searches.is_numeric(array):
         return
     for one in folded:
         if array.size != one.kernel.size:

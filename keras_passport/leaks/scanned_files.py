@@ -13,6 +13,8 @@ from collections.abc import Callable, Iterable
 
 import numpy as np
 
+from keras_passport import files
+
 # Larger files are mapped into memory, not read: none shrinks while it is.
 _MAPPED = 2**26
 # Of a sparse file, that much of its data is searched.
@@ -20,13 +22,6 @@ _MOST_DATA = 2**26
 
 # Called with a place and the reason why it was not examined.
 Problem = Callable[[str, str], None]
-
-_KINDS = {
-    stat.S_ISFIFO: "a pipe (FIFO)",
-    stat.S_ISSOCK: "a socket",
-    stat.S_ISCHR: "a device",
-    stat.S_ISBLK: "a device",
-}
 
 
 def files_under(
@@ -62,8 +57,7 @@ def files_under(
         elif stat.S_ISREG(about.st_mode):
             regular[path] = None
         else:
-            kind = (k for test, k in _KINDS.items() if test(about.st_mode))
-            problem(str(path), next(kind, "a special file"))
+            problem(str(path), files.kind_of(about.st_mode))
 
     for path in map(pathlib.Path, paths):
         try:
@@ -106,16 +100,12 @@ def contents_of(path: pathlib.Path, problem: Problem) -> np.ndarray | None:
         uint8 array, not writable; the data of a sparse file without its holes.
     """
     try:
-        # What is a pipe by now would else wait for a writer.
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        file = files.open_regular(path)
     except OSError as error:
         problem(str(path), _why(error))
         return None
-    with open(descriptor, "rb") as file:
-        about = os.fstat(descriptor)
-        if not stat.S_ISREG(about.st_mode):
-            problem(str(path), "not a regular file any more")
-            return None
+    with file:
+        about = os.fstat(file.fileno())
         size = about.st_size
         try:
             if size - 512 * about.st_blocks > _MOST_DATA:

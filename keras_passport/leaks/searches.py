@@ -154,6 +154,11 @@ def orders(array: np.ndarray):
         yield array.transpose(axes)
 
 
+def is_numeric(array: np.ndarray) -> bool:
+    """Whether an array holds numbers, those of other libraries' types too."""
+    return array.dtype.kind in "iuf" or "float" in array.dtype.name
+
+
 # Runs of bytes -----------------------------------------------------------
 
 
