@@ -178,7 +178,7 @@ FULL = """
 import resource, signal
 import numpy as np
 import keras_passport as kp
-from keras_passport.geometry import Geometry
+from keras_passport.passports.geometry import Geometry
 entry = kp.PassportEntry(
     Geometry("pointwise", 4000), gamma_key=np.ones(4000, "float32"))
 passport = kp.Passport("feature_maps", "V1", {"a": entry}, b"s" * 16)
