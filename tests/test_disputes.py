@@ -9,6 +9,7 @@ import pytest
 
 import keras_passport as kp
 from keras_passport.cli import parser
+from support import programs
 from support.owned_networks import Owned, examples, fitted, network
 
 
@@ -161,3 +162,27 @@ def test_mistakes_end_in_one_line(words, match, folder, tmp_path, capsys):
     run(*words, status=2)
     told = capsys.readouterr().err
     assert match in told and told.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("example", "given", "said"),
+    [
+        (
+            "verify",
+            ("--epochs=2", "--fakes=2", "--foreign=0"),
+            "CONTESTED: several claims hold; that of Ada Ltd is the earlier",
+        ),
+        (
+            "licensing",
+            ("--epochs=1", "--licensees=20"),
+            "as γ and β:\nlicensee 7",
+        ),
+    ],
+)
+def test_the_examples(example, given, said, tmp_path, monkeypatch):
+    pytest.importorskip("sklearn")
+    monkeypatch.chdir(tmp_path)
+    output, _ = programs.succeed(
+        *given, program=programs.EXAMPLES / f"{example}.py"
+    )
+    assert said in output
