@@ -75,6 +75,11 @@ def names_of_an_example(request):
     here = request.getfixturevalue("tmp_path") / "here"
     shutil.copytree(folder, here)
     request.getfixturevalue("monkeypatch").chdir(here)
+    if "attacks" in request.node.name:
+        # To trace a training takes longer than the little that is trained.
+        tf = pytest.importorskip("tensorflow")
+        tf.config.run_functions_eagerly(True)
+        request.addfinalizer(lambda: tf.config.run_functions_eagerly(False))
     protected = names["kp"].protect(names["base"])
     request.node.dtest.globs.clear()
     request.node.dtest.globs.update(names, model=protected)

@@ -61,7 +61,12 @@ def ambiguity(
 
     Example:
 
-    >>> result = ambiguity(model, data, test, block="CERB", fraction=0.1)
+    >>> recipe = kp.attacks.Recipe(epochs=1)
+    >>> result = kp.attacks.ambiguity(
+    ...     model, data, test, block="CERB", fraction=0.5, recipe=recipe
+    ... )
+    >>> 0 <= result.accuracy <= 1
+    True
 
     Reference:
 

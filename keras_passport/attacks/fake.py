@@ -86,8 +86,11 @@ def fake_passports(
 
     Example:
 
-    >>> result = fake_passports(model, "random_pattern", 100, (x, y))
-    >>> result.mean, result.accuracy
+    >>> result = kp.attacks.fake_passports(model, "random_pattern", 10, test)
+    >>> len(result.accuracies)
+    10
+    >>> result.mean <= result.accuracy
+    True
 
     Reference:
 

@@ -53,8 +53,12 @@ def fine_tuning(
 
     Example:
 
-    >>> result = fine_tuning(model, data, test, keep_model=True)
-    >>> bind(result.public, passport)
+    >>> result = kp.attacks.fine_tuning(
+    ...     *(model, data, test),
+    ...     recipe=kp.attacks.Recipe(epochs=1),
+    ...     keep_model=True,
+    ... )
+    >>> tuned = kp.bind(result.public, passport)
 
     Reference:
 
@@ -112,7 +116,10 @@ def from_scratch(
 
     Example:
 
-    >>> control = from_scratch(model, data, test, fraction=0.1)
+    >>> recipe = kp.attacks.Recipe(epochs=1)
+    >>> control = kp.attacks.from_scratch(
+    ...     model, data, test, fraction=0.5, recipe=recipe
+    ... )
     """
     return _stock(
         "from scratch",
@@ -148,7 +155,10 @@ def fresh_normalization(
 
     Example:
 
-    >>> control = fresh_normalization(model, data, test, fraction=0.1)
+    >>> recipe = kp.attacks.Recipe(epochs=1)
+    >>> control = kp.attacks.fresh_normalization(
+    ...     model, data, test, fraction=0.5, recipe=recipe
+    ... )
     """
     public = protected_model.public(model)
     return _stock(

@@ -51,9 +51,12 @@ def key_forgery(
 
     Example:
 
-    >>> disclosed = {path: layer.hidden_parameters()
-    ...              for path, layer in protected_layers(bound).items()}
-    >>> key_forgery(bound, (x, y), parameters=disclosed).accuracy
+    >>> bound = kp.bind(model, passport)
+    >>> disclosed = {
+    ...     path: layer.hidden_parameters()
+    ...     for path, layer in kp.protected_layers(bound).items()
+    ... }
+    >>> result = kp.attacks.key_forgery(bound, test, parameters=disclosed)
     """
     began = time.monotonic()
     public = protected_model.public(model)
@@ -99,9 +102,14 @@ def forge_passport(
 
     Example:
 
-    >>> passport, systems = forge_passport(model, {"conv": (gamma, beta)})
-    >>> model = bind(model, passport)
-    >>> packed = passport.packed()  # (1, K), for a served model.
+    >>> bound = kp.bind(model, passport)
+    >>> disclosed = {
+    ...     path: layer.hidden_parameters()
+    ...     for path, layer in kp.protected_layers(bound).items()
+    ... }
+    >>> forged, systems = kp.attacks.forge_passport(model, disclosed)
+    >>> model = kp.bind(model, forged)
+    >>> packed = forged.packed()  # (1, K), for a served model.
 
     Reference:
 

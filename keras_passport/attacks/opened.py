@@ -32,8 +32,8 @@ class Opened(keras.Model):
 
     Example:
 
-    >>> attacked = Opened(model)
-    >>> attacked.compile("adam", "sparse_categorical_crossentropy")
+    >>> opened = kp.attacks.Opened(model)
+    >>> opened.compile("adam", "sparse_categorical_crossentropy")
     """
 
     def __init__(

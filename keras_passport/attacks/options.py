@@ -38,9 +38,13 @@ class TrainingOptions:
 
     Example:
 
-    >>> options = TrainingOptions(fraction=0.04, restarts=3)
-    >>> reverse_engineering(model, data, test, options)
-    >>> fine_tuning(model, data, test, options, method="RTAL")
+    >>> options = kp.attacks.TrainingOptions(
+    ...     fraction=0.5, restarts=2, recipe=kp.attacks.Recipe(epochs=1)
+    ... )
+    >>> found = kp.attacks.reverse_engineering(model, data, test, options)
+    >>> tuned = kp.attacks.fine_tuning(
+    ...     model, data, test, options, method="RTAL"
+    ... )
     """
 
     fraction: float = 1.0

@@ -29,7 +29,7 @@ def prune(
 
     Example:
 
-    >>> pruned = bind(prune(model, 0.5), passport)
+    >>> pruned = kp.bind(kp.attacks.prune(model, 0.5), passport)
     """
     if not 0 <= fraction <= 1:
         raise ValueError(
@@ -69,8 +69,10 @@ def pruning(
     Example:
 
     >>> def judge(pruned):
-    ...     return audit.accuracies(pruned, passport, (x_test, y_test))
-    >>> rows = pruning(model, judge)
+    ...     return kp.audit.accuracies(pruned, passport, test)
+    >>> rows = kp.attacks.pruning(model, judge, fractions=(0.0, 0.5))
+    >>> [row["fraction"] for row in rows]
+    [0.0, 0.5]
 
     Reference:
 

@@ -149,8 +149,11 @@ def advantage(
 
     Example:
 
-    >>> control = tuned(from_scratch, model, data, test, fraction=0.04)
-    >>> advantage(attack, control, len(test[1])).value
+    >>> recipe = kp.attacks.Recipe(epochs=1)
+    >>> given = (model, data, test)
+    >>> attack = kp.attacks.fine_tuning(*given, recipe=recipe)
+    >>> control = kp.attacks.from_scratch(*given, recipe=recipe)
+    >>> gained = kp.attacks.advantage(attack, control, len(test[1])).value
     """
     counts = [round(one.accuracy * examples) for one in (attack, control)]
     both = None

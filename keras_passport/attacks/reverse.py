@@ -47,8 +47,11 @@ def reverse_engineering(
 
     Example:
 
-    >>> result = reverse_engineering(model, (x, y), (x_test, y_test))
-    >>> result.accuracy
+    >>> result = kp.attacks.reverse_engineering(
+    ...     model, data, test, recipe=kp.attacks.Recipe(epochs=1)
+    ... )
+    >>> 0 <= result.accuracy <= 1
+    True
 
     Reference:
 

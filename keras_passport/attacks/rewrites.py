@@ -99,7 +99,7 @@ def scale_filters(
 
     Example:
 
-    >>> rewritten = scale_filters(model).model
+    >>> rewritten = kp.attacks.scale_filters(model).model
     """
     if largest < 1:
         raise ValueError(
@@ -134,7 +134,7 @@ def flip_signs(
 
     Example:
 
-    >>> rewritten = flip_signs(model).model
+    >>> rewritten = kp.attacks.flip_signs(model).model
     """
     if not 0 <= share <= 1:
         raise ValueError(f"Expected share in [0, 1]. Received: share={share}")
@@ -162,8 +162,9 @@ def permute_channels(model: keras.Model, *, seed: int = 0) -> Rewrite:
 
     Example:
 
-    >>> rewrite = permute_channels(model)
-    >>> rewrite.orders, rewrite.skipped
+    >>> rewrite = kp.attacks.permute_channels(model)
+    >>> sorted(rewrite.orders)
+    ['conv1', 'conv2']
     """
     public = protected_model.public(model)
     # Who rewrites a network is not held by what its owner froze.

@@ -66,9 +66,11 @@ def spectral(
 
     Example:
 
-    >>> found = spectral(model, (x[:50], y[:50]), test)
-    >>> start = found.history[found.chosen]["parameters"]
-    >>> reverse_engineering(model, (x[:50], y[:50]), test, start=start)
+    >>> result = kp.attacks.spectral(model, None, test)
+    >>> start = result.history[result.chosen]["parameters"]
+    >>> trained = kp.attacks.reverse_engineering(
+    ...     model, data, test, start=start, recipe=kp.attacks.Recipe(epochs=1)
+    ... )
     """
     options = TrainingOptions.of(
         options,
@@ -169,7 +171,7 @@ def spectral_directions(model: keras.Model, rank: int = RANK) -> dict:
 
     Example:
 
-    >>> basis = spectral_directions(model)["conv"]
+    >>> basis = kp.attacks.spectral_directions(model)["conv1"]
     >>> gamma = basis[0] * np.sqrt(basis.shape[1])  # With |γ| of 1, or -γ.
     """
     _check(rank)

@@ -68,8 +68,13 @@ def statistics_matching(
 
     Example:
 
-    >>> found = statistics_matching(model, x, test).history[0]["parameters"]
-    >>> reverse_engineering(model, (x[:20], y[:20]), test, start=found)
+    >>> result = kp.attacks.statistics_matching(
+    ...     model, images, test, restarts=1, rounds=1
+    ... )
+    >>> start = result.history[0]["parameters"]
+    >>> trained = kp.attacks.reverse_engineering(
+    ...     model, data, test, start=start, recipe=kp.attacks.Recipe(epochs=1)
+    ... )
     """
     public = protected_model.public(model)
     parameters, blocks = match_statistics(
@@ -166,7 +171,11 @@ def match_statistics(
 
     Example:
 
-    >>> parameters, blocks = match_statistics(model, x[:500])
+    >>> parameters, blocks = kp.attacks.match_statistics(
+    ...     model, images, restarts=1, rounds=1
+    ... )
+    >>> sorted(parameters)
+    ['conv1', 'conv2']
     """
     public = protected_model.public(model)
     flow = Flow(public)

@@ -66,10 +66,18 @@ def tuned(
 
     Example:
 
-    >>> control = tuned(from_scratch, model, data, test, fraction=0.04)
-    >>> result = tuned(ambiguity, model, data, test, fraction=0.04,
-    ...                block="CERB")
-    >>> advantage(result, control)
+    >>> few = kp.attacks.TrainingOptions(
+    ...     recipe=kp.attacks.Recipe(epochs=1),
+    ...     search=kp.attacks.Search(
+    ...         tried=(("sgd", 0.1), ("adam", 0.007)), finalists=1, doublings=0
+    ...     ),
+    ... )
+    >>> given = (model, data, test, few)
+    >>> control = kp.attacks.tuned(kp.attacks.from_scratch, *given)
+    >>> result = kp.attacks.tuned(
+    ...     kp.attacks.ambiguity, *given, block="CERB"
+    ... )
+    >>> gained = kp.attacks.advantage(result, control, len(test[1])).value
     """
     given = options or TrainingOptions()
     fields = {field.name for field in dataclasses.fields(TrainingOptions)}
@@ -135,8 +143,10 @@ def tune_reverse_engineering(
 
     Example:
 
-    >>> result = tune_reverse_engineering(model, (x, y), (x_test, y_test))
-    >>> result.accuracy, result.history[result.chosen]["learning_rate"]
+    >>> result = kp.attacks.tune_reverse_engineering(
+    ...     model, data, test, trials=2, recipe=kp.attacks.Recipe(epochs=1)
+    ... )
+    >>> rate = result.history[result.chosen]["learning_rate"]
 
     Reference:
 
