@@ -30,11 +30,12 @@ def predict(model, inputs, batch_size: int = 500) -> np.ndarray:
     """
     import keras
 
+    from keras_passport import graph
+
     flat = keras.tree.flatten(inputs)
-    structure = getattr(model, "_inputs_struct", None)
-    if len(flat) == 1 and structure is not None:
+    if len(flat) == 1 and graph.is_model(model):
         # As `predict` takes it; a call would warn of a list of one.
-        inputs = keras.tree.pack_sequence_as(structure, flat)
+        inputs = keras.tree.pack_sequence_as(graph.inputs_of(model), flat)
     scores = []
     for start in range(0, len(flat[0]), batch_size):
         batch = keras.tree.map_structure(

@@ -30,7 +30,6 @@ class Flow:
                 "Expected a model without nested models, whose graph can be "
                 f"followed. Received: '{model.name}'"
             )
-        self._functional = graph.functional_of(model)
         self.graph = graph.Graph(model)
         self.layers = protected_layers(model)
         self.nodes = {
@@ -79,9 +78,7 @@ class Flow:
         given = keras.tree.flatten(images)
         return {
             id(tensor): np.asarray(array, "float32")
-            for tensor, array in zip(
-                self._functional.inputs, given, strict=True
-            )
+            for tensor, array in zip(self.graph.inputs, given, strict=True)
         }
 
     def entering(self, path, known):

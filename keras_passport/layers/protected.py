@@ -22,7 +22,8 @@ def protected_layers(model) -> dict[str, PassportNormalization]:
     }
 
 
-def _layers_or_error(model) -> dict[str, PassportNormalization]:
+def layers_or_error(model) -> dict[str, PassportNormalization]:
+    """What `protected_layers` returns; `PassportError` if there are none."""
     layers = protected_layers(model)
     if not layers:
         raise PassportError(
@@ -38,7 +39,7 @@ def function_of(model):
     Raises:
         PassportError: If the model is not protected, or its layers differ.
     """
-    functions = {layer.function for layer in _layers_or_error(model).values()}
+    functions = {layer.function for layer in layers_or_error(model).values()}
     if len(functions) != 1:
         raise PassportError(
             "Expected one passport function in all protected layers. "

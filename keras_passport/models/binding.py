@@ -8,7 +8,7 @@ import numpy as np
 from keras_passport import files, secrecy
 from keras_passport.errors import PassportError
 from keras_passport.layers import access, optimizer_state
-from keras_passport.layers.protected import _layers_or_error
+from keras_passport.layers.protected import layers_or_error
 from keras_passport.passports.passport import check_passport
 from keras_passport.secrecy import hidden
 
@@ -40,7 +40,7 @@ def bind(model: keras.Model, passport) -> keras.Model:
     >>> model = kp.bind(model, kp.Passport.random_pattern(model))
     """
     passport = hidden(passport)
-    layers = _layers_or_error(model)
+    layers = layers_or_error(model)
     check_passport(passport)
     keys = passport.keys(model)
     access.bind(
@@ -65,7 +65,7 @@ def unbind(model: keras.Model) -> keras.Model:
         The model itself.
     """
     access.bind(
-        {layer._secret: None for layer in _layers_or_error(model).values()}
+        {layer._secret: None for layer in layers_or_error(model).values()}
     )
     return model
 
@@ -111,7 +111,7 @@ def presented(model: keras.Model, passport):
     """
     if _is_array(passport):
         passport = secrecy.hidden(passport)
-    layers = list(_layers_or_error(model).values())
+    layers = list(layers_or_error(model).values())
     sizes = [layer.passport_size for layer in layers]
     shape = tuple(np.shape(passport) if _is_array(passport) else passport.shape)
     if len(shape) != 2 or shape[1] != sum(sizes):
@@ -160,7 +160,7 @@ def assumed(model, parameters: dict):
     >>> with kp.assumed(model, assumed):
     ...     outputs = model(images, training=False)
     """
-    layers = _layers_or_error(model)
+    layers = layers_or_error(model)
     if parameters.keys() != layers.keys():
         raise PassportError(
             f"Expected parameters for the protected layers {list(layers)}. "

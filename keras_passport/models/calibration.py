@@ -12,7 +12,7 @@ from keras_passport import graph
 from keras_passport.errors import PassportError
 from keras_passport.layers import normalization
 from keras_passport.layers.passport_normalization import PassportNormalization
-from keras_passport.layers.protected import _layers_or_error
+from keras_passport.layers.protected import layers_or_error
 from keras_passport.models import features
 from keras_passport.texts import table
 
@@ -150,7 +150,7 @@ def calibrate(
 
     - Fan, Ng, Chan: Digital Passport, Section 2.3, Figure 3.
     """
-    layers = _layers_or_error(model)
+    layers = layers_or_error(model)
     if like is None and not (batches is None and max_change is None):
         raise ValueError(
             "Expected like, the original, along with batches or max_change. "
@@ -212,7 +212,7 @@ def _wanted(layers, like, batches, signs) -> dict:
     elif inserted:
         warnings.warn(
             f"{len(inserted)} normalisations that the original does not have "
-            f"({_some(inserted)}) start from γ = 1 and β = 0, which is not "
+            f"({_first_of(inserted)}) start from γ = 1 and β = 0, which is not "
             "what the original computes: give `batches`, to start from what "
             "its layers give out.",
             stacklevel=3,
@@ -280,14 +280,14 @@ def _warn(report, max_change):
         named = [f"{path}: {sizes[path]}" for path in report.large]
         warnings.warn(
             "Kernels changed by more than half their norm, since their keys "
-            f"are small ({_some(named)}): expect the network to need more "
+            f"are small ({_first_of(named)}): expect the network to need more "
             "training. `batches` lets kernels grow instead, `max_change` "
             "leaves such layers as they are; larger keys help.",
             stacklevel=3,
         )
 
 
-def _some(names) -> str:
+def _first_of(names) -> str:
     names = list(names)
     return ", ".join(names[:3]) + (" and others" if len(names) > 3 else "")
 
@@ -301,12 +301,12 @@ def _normalization_of(path, layer, originals):
 
 def _affine_of(path, layer, originals):
     """γ and β of the normalisation whose place a passport layer took."""
-    found = _normalization_of(path, layer, originals)
+    replaced = _normalization_of(path, layer, originals)
     kernel = originals.get(path)
     units = layer.adapter.units(layer.layer)
     values = []
     for role, neutral in (("gamma", np.ones), ("beta", np.zeros)):
-        variable = getattr(found, role, None)
+        variable = getattr(replaced, role, None)
         if variable is None:
             values.append(neutral(units))
         else:
@@ -340,13 +340,13 @@ def _outputs_of(like, originals, layers, batches) -> dict:
     with features.watching({p: originals[p] for p in layers}, "call", note):
         for inputs in batches:
             like(inputs, training=False)
-    found = {}
+    outputs = {}
     for path, (count, total, squares) in sums.items():
         mean = total / count
         variance = np.maximum(squares / count - mean**2, 0.0)
         epsilon = layers[path].normalization.epsilon
-        found[path] = np.sqrt(variance + epsilon), mean
-    return found
+        outputs[path] = np.sqrt(variance + epsilon), mean
+    return outputs
 
 
 def _linear_part(layer, inputs):

@@ -94,12 +94,12 @@ def _new_optimizer(optimizer):
 def _instead(thing, name, value):
     """Lets an object have another attribute while its config is read."""
     attributes = vars(thing)
-    own = attributes[name]
+    before = attributes[name]
     attributes[name] = value
     try:
         yield
     finally:
-        attributes[name] = own
+        attributes[name] = before
 
 
 def _new_metrics(metrics, inside=False):
@@ -111,13 +111,13 @@ def _new_metrics(metrics, inside=False):
     """
     if isinstance(metrics, dict):
         made = {name: _new_metrics(m, True) for name, m in metrics.items()}
-        return {name: some for name, some in made.items() if some is not None}
+        return {name: new for name, new in made.items() if new is not None}
     if isinstance(metrics, (list, tuple)):
-        made = [_new_metrics(some, True) for some in metrics]
+        made = [_new_metrics(metric, True) for metric in metrics]
         if inside:
-            return [some for some in made if some is not None]
+            return [new for new in made if new is not None]
         # What was left out keeps its place: it may stand for an output.
-        return [[] if some is None else some for some in made]
+        return [[] if new is None else new for new in made]
     if not isinstance(metrics, keras.Metric):
         return metrics
     try:

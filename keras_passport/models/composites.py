@@ -6,13 +6,10 @@ layers and operations, in training as in inference, the graph can stand in its
 place, and `protect` finds the kernels and normalisations in it.
 """
 
-import contextlib
-import functools
 import inspect
 
 import keras
 import numpy as np
-from keras.src.models.functional import Functional
 from keras.src.utils.python_utils import is_default
 
 from keras_passport import graph
@@ -41,7 +38,7 @@ def is_composite(layer) -> bool:
     ) and not any(isinstance(p, PassportNormalization) for p in _parts(layer))
 
 
-def opened(layer: keras.layers.Layer, calls: list) -> Functional | str:
+def opened(layer: keras.layers.Layer, calls: list) -> keras.Model | str:
     """The graph that a composite layer computes, or why there is none.
 
     Args:
@@ -55,9 +52,9 @@ def opened(layer: keras.layers.Layer, calls: list) -> Functional | str:
     try:
         _check(layer, calls)
         graphs = [_trace(layer, calls[0], t) for t in (None, True, False)]
-        own = {id(part) for part in _parts(layer)}
+        held = {id(part) for part in _parts(layer)}
         forms = [
-            _form(functional, training, own)
+            _form(functional, training, held)
             for functional, training in zip(
                 graphs, (None, True, False), strict=True
             )
@@ -92,9 +89,9 @@ def _check(layer, calls):
         raise _Closed("runs it in its own way")
     if kind.__call__ is not keras.layers.Layer.__call__:
         raise _Closed("has its own `__call__`")
-    own = layer._trainable_variables + layer._non_trainable_variables
-    if own:
-        names = ", ".join(f"'{variable.name}'" for variable in own[:3])
+    weights = layer._trainable_variables + layer._non_trainable_variables
+    if weights:
+        names = ", ".join(f"'{variable.name}'" for variable in weights[:3])
         raise _Closed(f"has weights of its own ({names})")
     if layer._seed_generators:
         raise _Closed("draws random numbers of its own")
@@ -111,28 +108,27 @@ def _check(layer, calls):
     )
     if masked or not is_default(layer.compute_mask):
         raise _Closed("handles masks")
-    if len({repr(_arguments_form(node)) for node in calls}) != 1:
+    forms = {
+        repr(_mapped(node, lambda t: (t.shape, t.dtype))) for node in calls
+    }
+    if len(forms) != 1:
         raise _Closed("is called in several ways")
 
 
-def _arguments_form(node):
-    """A call's arguments, with shapes and dtypes in place of tensors."""
+def _mapped(node, replace):
+    """A call's arguments with something else in place of its tensors."""
     return keras.tree.map_structure(
         lambda leaf: (
-            (leaf.shape, leaf.dtype)
-            if isinstance(leaf, keras.KerasTensor)
-            else leaf
+            replace(leaf) if isinstance(leaf, keras.KerasTensor) else leaf
         ),
         (node.arguments.args, node.arguments.kwargs),
     )
 
 
-def _inputs_of(layer, node) -> list:
+def _new_inputs(layer, node) -> list:
     """New inputs for the tensors of a call, as the layer's `call` sees them."""
     made = []
-    for i, tensor in enumerate(
-        tensors(node.arguments.args, node.arguments.kwargs)
-    ):
+    for i, tensor in enumerate(node.input_tensors):
         dtype = tensor.dtype
         if layer._convert_input_args and layer.autocast:
             floating = keras.backend.is_float_dtype(dtype)
@@ -150,29 +146,24 @@ def _inputs_of(layer, node) -> list:
 def _arguments(layer, node, values, training):
     """A call's arguments with other values in place of its tensors."""
     values = iter(values)
-    args, kwargs = keras.tree.map_structure(
-        lambda leaf: (
-            next(values) if isinstance(leaf, keras.KerasTensor) else leaf
-        ),
-        (node.arguments.args, node.arguments.kwargs),
-    )
+    args, kwargs = _mapped(node, lambda _: next(values))
     kwargs = {k: v for k, v in kwargs.items() if k != "training"}
     if "training" in inspect.signature(layer.call).parameters:
         kwargs["training"] = training
     return args, kwargs
 
 
-def _trace(layer, node, training) -> Functional:
+def _trace(layer, node, training) -> keras.Model:
     """The graph of one call, of the layer's own sublayers."""
-    inputs = _inputs_of(layer, node)
+    inputs = _new_inputs(layer, node)
     args, kwargs = _arguments(layer, node, inputs, training)
-    with _left_alone(layer):
+    with graph.left_alone(layer):
         if training is not None:
             # What its sublayers see that are called without `training`.
             layer._get_call_context().set_value("training", training)
         try:
             outputs = layer.call(*args, **kwargs)
-            return Functional(
+            return keras.Model(
                 inputs[0] if len(inputs) == 1 else inputs,
                 outputs,
                 name=layer.name,
@@ -185,45 +176,7 @@ def _trace(layer, node, training) -> Functional:
             ) from None
 
 
-@contextlib.contextmanager
-def _left_alone(layer):
-    """Takes back what a symbolic call notes in a layer and its sublayers."""
-    attributes = dict(vars(layer))
-    counts = [
-        (part, len(part._inbound_nodes), len(part._outbound_nodes))
-        for part in _parts(layer)
-    ]
-    chains = [
-        part
-        for part in _parts(layer)
-        if isinstance(part, keras.Sequential) and part._functional
-    ]
-    for part in chains:
-        vars(part)["compute_output_spec"] = functools.partial(_spec, part)
-    try:
-        yield
-    finally:
-        layer._maybe_reset_call_context()
-        for part in chains:
-            del vars(part)["compute_output_spec"]
-        vars(layer).clear()
-        vars(layer).update(attributes)
-        for part, inbound, outbound in counts:
-            del part._inbound_nodes[inbound:]
-            del part._outbound_nodes[outbound:]
-
-
-def _spec(sequential, inputs, training=None, mask=None):
-    """The outputs of a Sequential that was built for another size.
-
-    Called by the code of another layer, Keras runs it all the same.
-    """
-    return sequential._functional._run_through_graph(
-        inputs, operation_fn=lambda operation: operation.compute_output_spec
-    )
-
-
-def _form(functional, training, own) -> list:
+def _form(functional, training, held) -> list:
     """What a graph computes, in a form that can be compared.
 
     Layers that the composite holds are named by their identity, all else,
@@ -232,7 +185,7 @@ def _form(functional, training, own) -> list:
     Args:
         functional: The graph.
         training: What it was traced with.
-        own: Ids of the layers that the composite holds.
+        held: Ids of the layers that the composite holds.
     """
     numbers = {id(t): i for i, t in enumerate(functional.inputs)}
     rows = []
@@ -253,14 +206,14 @@ def _form(functional, training, own) -> list:
             given = kwargs.pop("training", None)
             if training is not None and given not in (None, training):
                 raise _Closed("calls a layer with a `training` of its own")
-        name = id(operation) if id(operation) in own else _name(operation)
+        name = id(operation) if id(operation) in held else _name(operation)
         arguments = keras.tree.map_structure(
             leaf, (node.arguments.args, kwargs)
         )
         rows.append((name, repr(arguments)))
         for tensor in node.outputs:
             numbers[id(tensor)] = len(numbers)
-    outputs = keras.tree.map_structure(leaf, functional._outputs_struct)
+    outputs = keras.tree.map_structure(leaf, graph.outputs_of(functional))
     return [*rows, repr(outputs)]
 
 
@@ -280,11 +233,7 @@ def _name(operation):
 
 def _check_complete(layer, functional):
     """Checks that the graph holds all weights that the layer holds."""
-    reached = [
-        operation
-        for operation in functional.layers
-        if not isinstance(operation, keras.layers.InputLayer)
-    ]
+    reached = graph.children(functional)
     weights = {id(weight) for part in reached for weight in part.weights}
     if any(id(weight) not in weights for weight in layer.weights):
         raise _Closed("holds weights that its call does not use")
@@ -307,7 +256,7 @@ def _check_outputs(layer, functional, node):
     args, kwargs = _arguments(layer, node, values, False)
     try:
         # Whatever a layer assigns to a variable meanwhile is forgotten.
-        with _left_alone(layer), keras.StatelessScope():
+        with graph.left_alone(layer), keras.StatelessScope():
             expected = keras.tree.flatten(layer(*args, **kwargs))
             received = keras.tree.flatten(
                 functional(

@@ -14,6 +14,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_passport import graph
 from keras_passport.errors import PassportError
 from keras_passport.layers.channel_scale import ChannelScale
 from keras_passport.layers.protected import protected_layers
@@ -125,30 +126,30 @@ def protect_trained(
             f"any kind). Received: model '{model.name}' with nothing to "
             f"protect\n{plan.report}"
         )
-    made = {}
-    protected = protecting.rebuild(
-        model, functions.get("V3"), plan, made, ProtectedModel
-    )
-    paths = {
-        id(part): path for path, part in protected_layers(protected).items()
+    rewrite = _Solving(plan, functions.get("V3"))
+    protected = graph.rebuild(model, rewrite, ProtectedModel)
+    sites = {id(rewrite.made[key][1]): site for key, site in plan.sites.items()}
+    solved = {
+        path: _solve(path, sites[id(layer)], layer, seed, sizes)
+        for path, layer in protected_layers(protected).items()
     }
-    solved = {}
-
-    def take_over(site, target):
-        path = paths[id(target)]
-        solved[path] = _solve(path, site, target, seed, sizes)
-
-    protecting.copy_state(model, protected, plan, made, take_over)
     protected.report = plan.report
-    protected.solution = tuple(solved[path][1] for path in paths.values())
+    protected.solution = tuple(solution for _, solution in solved.values())
     passport = Passport(
         "solved",
         "V3",
-        {path: solved[path][0] for path in paths.values()},
+        {path: entry for path, (entry, _) in solved.items()},
         seed,
     )
     compiling.compile_like(model, protected)
     return bind(protected, passport), passport
+
+
+class _Solving(protecting.Protecting):
+    """Leaves a normalisation's scale, shift and statistics to the keys."""
+
+    def take_over(self, site, wrapper):
+        pass
 
 
 def _solve(path, site, target, seed, sizes):

@@ -45,7 +45,7 @@ def input_shapes(model, spatial_size=None) -> dict[str, tuple[int, ...]]:
         seen.setdefault(path, tuple(spec.shape[1:]))
 
     with (
-        _any_sizes(model),
+        graph.any_sizes(model),
         watching(layers, "compute_output_spec", note),
     ):
         model.compute_output_spec(
@@ -53,7 +53,7 @@ def input_shapes(model, spatial_size=None) -> dict[str, tuple[int, ...]]:
                 lambda tensor: keras.KerasTensor(
                     _filled(tensor.shape, spatial_size), dtype=tensor.dtype
                 ),
-                inputs.structure_of(model),
+                graph.inputs_of(model),
             )
         )
     return {path: seen[path] for path in layers}
@@ -69,7 +69,11 @@ def map_shapes(model) -> dict[str, tuple]:
         model: Protected model.
     """
     layers = protected_layers(model)
-    inside = tuple(f"{path}/" for path, _ in _sequentials(model))
+    inside = tuple(
+        f"{path}/"
+        for path, layer in graph.walk(model)
+        if isinstance(layer, keras.Sequential)
+    )
     shapes = {}
     for path, layer in layers.items():
         shape = layer.inputs_shape
@@ -85,30 +89,6 @@ def map_shapes(model) -> dict[str, tuple]:
     return shapes
 
 
-def _sequentials(model):
-    for path, layer in graph.walk(model):
-        if isinstance(layer, keras.Sequential):
-            yield path, layer
-
-
-@contextlib.contextmanager
-def _any_sizes(model):
-    """Lets shapes go through Sequentials that were built for others."""
-    inside = [graph.functional_of(layer) for _, layer in _sequentials(model)]
-    inside = [one for one in inside if one is not None]
-    specs = [vars(one).get("_manual_input_spec", one) for one in inside]
-    for one in inside:
-        one.input_spec = None
-    try:
-        yield
-    finally:
-        for one, spec in zip(inside, specs, strict=True):
-            if spec is one:
-                del one._manual_input_spec
-            else:
-                one.input_spec = spec
-
-
 def open_sizes(model, x) -> tuple[int, ...] | None:
     """Sizes that inputs have along the axes that a model leaves open.
 
@@ -120,15 +100,14 @@ def open_sizes(model, x) -> tuple[int, ...] | None:
     Returns:
         A `spatial_size` as `input_shapes` takes it; `None` for no open axis.
     """
-    expected = keras.tree.flatten(inputs.structure_of(model))
-    for tensor, array in zip(expected, inputs.flat(model, x), strict=True):
+    for tensor, array in zip(model.inputs, inputs.flat(model, x), strict=True):
         # Keras adds or takes a last axis of 1.
         sizes = tuple(
             size
-            for own, size in zip(
+            for expected_size, size in zip(
                 tensor.shape[1:], array.shape[1:], strict=False
             )
-            if own is None
+            if expected_size is None
         )
         if sizes:
             return sizes
@@ -182,7 +161,7 @@ def layer_inputs(
     shapes = map_shapes(model)
     taken = {path: {} for path in wanted}
     flat = _for_reference(model, reference, inputs.flat(model, images))
-    for index in sorted({i for some in wanted.values() for i in some}):
+    for index in sorted({i for indices in wanted.values() for i in indices}):
 
         def note(path, seen, index=index):
             if index in wanted[path] and index not in taken[path]:
@@ -218,14 +197,14 @@ def _counterparts(model, reference, wanted) -> dict:
 
 def _geometries(model) -> dict:
     """The geometry of each kernel layer of a model, protected or not."""
-    found = {}
+    geometries = {}
     for path, layer in graph.walk(model, stop=(PassportNormalization,)):
         adapter = kernels.adapter_for(layer)
         if isinstance(layer, PassportNormalization):
-            found[path] = layer.geometry
+            geometries[path] = layer.geometry
         elif adapter is not None and adapter.refusal(layer) is None:
-            found[path] = adapter.geometry(layer)
-    return found
+            geometries[path] = adapter.geometry(layer)
+    return geometries
 
 
 def _check_seen(path, expected, value) -> None:
@@ -243,8 +222,8 @@ def _for_reference(model, reference, flat) -> list:
     """
     if not graph.is_model(reference):
         return flat
-    ours = [tensor.name for tensor in _symbolic(model)]
-    theirs = _symbolic(reference)
+    ours = [tensor.name for tensor in model.inputs]
+    theirs = reference.inputs
     names = [tensor.name for tensor in theirs]
     if sorted(names) == sorted(ours) and len(set(ours)) == len(ours):
         flat = [flat[ours.index(name)] for name in names]
@@ -258,10 +237,6 @@ def _for_reference(model, reference, flat) -> list:
             f"{[tensor.shape for tensor in theirs]}"
         )
     return flat
-
-
-def _symbolic(model) -> list:
-    return keras.tree.flatten(inputs.structure_of(model))
 
 
 def _run(reference, flat) -> None:
@@ -304,9 +279,8 @@ def check_images(model, images):
             "pictures.read_images reads pictures and folders of them)"
         )
     checked = []
-    expected = _symbolic(model)
     given = inputs.flat(model, images)
-    for tensor, array in zip(expected, given, strict=True):
+    for tensor, array in zip(model.inputs, given, strict=True):
         shape = tensor.shape
         if not isinstance(array, np.ndarray) or array.dtype.kind not in "fiub":
             raise PassportError(

@@ -4,10 +4,9 @@ import warnings
 
 import keras
 import numpy as np
-from keras import ops
 
 from keras_passport.errors import PassportError
-from keras_passport.layers import normalization
+from keras_passport.layers import folding, normalization
 from keras_passport.layers.protected import protected_layers
 from keras_passport.models import binding
 
@@ -131,9 +130,9 @@ class _Step:
         """One change; returns the largest gap that there was."""
         roles = self._layer.function.roles
         wanted = {"gamma": gamma, "beta": beta}
-        found = self._layer.hidden_parameters()
-        found = np.stack([value for value in found if value is not None])
-        gap = np.stack([wanted[role] for role in roles]) - found
+        hidden = self._layer.hidden_parameters()
+        hidden = np.stack([value for value in hidden if value is not None])
+        gap = np.stack([wanted[role] for role in roles]) - hidden
         pace = np.ones(gap.shape)
         if self._gap is not None:
             closed = self._gap - gap
@@ -141,7 +140,7 @@ class _Step:
             np.divide(self._pace * self._gap, closed, out=pace, where=moving)
             pace = np.clip(pace, *_PACE)
         self._gap, self._pace = gap, pace
-        values = dict(zip(roles, found + pace * gap, strict=True))
+        values = dict(zip(roles, hidden + pace * gap, strict=True))
         self._layer.set_hidden_parameters(**values)
         return float(np.max(np.abs(gap)))
 
@@ -153,43 +152,32 @@ def publish_statistics(layer, variance=1.0):
         layer: `PassportNormalization` with a batch normalisation.
         variance: Of all its channels; their mean is 0.
     """
-    found = layer.normalization
-    found.moving_mean.assign(np.zeros(found.moving_mean.shape))
-    found.moving_variance.assign(np.full(found.moving_mean.shape, variance))
-    found.trainable = False
+    statistics = layer.normalization
+    mean = statistics.moving_mean
+    mean.assign(np.zeros(mean.shape))
+    statistics.moving_variance.assign(np.full(mean.shape, variance))
+    statistics.trainable = False
     layer.replaced["config"]["trainable"] = False
 
 
 def _gamma_and_beta(layer):
     """A bound layer's γ and β, wherever they come from."""
-    hidden = layer.hidden_parameters()
+    values = folding.gamma_and_beta(layer, *layer.hidden_parameters())
     units = layer.adapter.units(layer.layer)
-    own = layer.gamma, layer.beta
     return tuple(
-        value
-        if value is not None
-        else np.full(units, neutral, "float32")
-        if variable is None
-        else ops.convert_to_numpy(variable)
-        for value, variable, neutral in zip(
-            hidden, own, (1.0, 0.0), strict=True
-        )
+        np.full(units, neutral, "float32")
+        if value is None
+        else value.astype("float32")
+        for value, neutral in zip(values, (1.0, 0.0), strict=True)
     )
 
 
 def _absorbed(layer, gamma, beta):
     """γ and β that do a normalisation's work too, and the variance left."""
-    mean, variance = (
-        ops.convert_to_numpy(value).astype("float64")
-        for value in (
-            layer.normalization.moving_mean,
-            layer.normalization.moving_variance,
-        )
-    )
-    epsilon = layer.normalization.epsilon
-    left = np.exp(np.mean(np.log(variance + epsilon)))
+    mean, deviation = normalization.statistics_of(layer.normalization)
+    left = np.exp(np.mean(np.log(deviation)))
     return (
-        gamma * np.sqrt(left / (variance + epsilon)),
-        beta - gamma * mean / np.sqrt(variance + epsilon),
-        left - epsilon,
+        gamma * left / deviation,
+        beta - gamma * mean / deviation,
+        left**2 - layer.normalization.epsilon,
     )

@@ -14,11 +14,6 @@ from keras_passport.errors import PassportError
 from keras_passport.secrecy import type_of
 
 
-def structure_of(model):
-    """The symbolic inputs of a functional or sequential model, as written."""
-    return graph.functional_of(model)._inputs_struct
-
-
 def flat(model, inputs) -> list:
     """A model's inputs in a list, in the order of its graph.
 
@@ -31,26 +26,25 @@ def flat(model, inputs) -> list:
     Raises:
         PassportError: If they are not as many, or have other names.
     """
-    structure = structure_of(model)
-    expected = keras.tree.flatten(structure)
+    structure = graph.inputs_of(model)
     if isinstance(inputs, Mapping):
-        found = _by_name(structure, expected, inputs)
-    elif isinstance(structure, dict) and len(expected) > 1:
-        found = None  # which is which, a list doesn't say
+        arrays = _by_name(model, inputs)
+    elif isinstance(structure, dict) and len(model.inputs) > 1:
+        arrays = None  # which is which, a list doesn't say
     else:
-        found = keras.tree.flatten(inputs)
-    if found is None or len(found) != len(expected):
+        arrays = keras.tree.flatten(inputs)
+    if arrays is None or len(arrays) != len(model.inputs):
         shapes = keras.tree.map_structure(lambda t: t.shape, structure)
         raise PassportError(
             f"Expected images in the structure of the model's inputs, {shapes}"
             f". Received: {_described(inputs)}"
         )
-    return found
+    return arrays
 
 
 def packed(model, arrays: list):
     """A flat list of inputs, in the structure that a model was written with."""
-    return keras.tree.pack_sequence_as(structure_of(model), arrays)
+    return keras.tree.pack_sequence_as(graph.inputs_of(model), arrays)
 
 
 def restructured(model, given):
@@ -63,14 +57,13 @@ def restructured(model, given):
         model: Functional or Sequential model.
         given: Arrays or tensors in one structure or the other.
     """
-    structure = structure_of(model)
+    structure = graph.inputs_of(model)
     if isinstance(given, Mapping) == isinstance(structure, Mapping):
         return given
-    found = keras.tree.flatten(given)
+    arrays = keras.tree.flatten(given)
     if isinstance(given, Mapping):
-        expected = keras.tree.flatten(structure)
-        found = _by_name(structure, expected, given) or found
-    return packed(model, found)
+        arrays = _by_name(model, given) or arrays
+    return packed(model, arrays)
 
 
 def plain(model, arrays: list):
@@ -78,7 +71,7 @@ def plain(model, arrays: list):
 
     One array for one input, a dict for a model that has a dict, else a list.
     """
-    structure = structure_of(model)
+    structure = graph.inputs_of(model)
     if len(arrays) == 1:
         return arrays[0]
     is_flat = isinstance(structure, dict) and not any(
@@ -101,12 +94,14 @@ def of_rank(array: np.ndarray, shape: tuple) -> np.ndarray:
     return array
 
 
-def _by_name(structure, expected, inputs) -> list | None:
+def _by_name(model, inputs) -> list | None:
+    """A dict of inputs in the order of the graph, if its names are theirs."""
+    structure = graph.inputs_of(model)
     if isinstance(structure, dict):
         if set(structure) != set(inputs):
             return None
         return keras.tree.flatten({name: inputs[name] for name in structure})
-    names = [tensor.name for tensor in expected]
+    names = [tensor.name for tensor in model.inputs]
     return (
         [inputs[name] for name in names] if set(names) <= set(inputs) else None
     )

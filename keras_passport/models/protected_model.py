@@ -10,8 +10,8 @@ from keras.src.utils import io_utils
 from keras_passport import files, graph, registration, subclasses
 from keras_passport.errors import PassportError, PassportRequiredError
 from keras_passport.layers import access, optimizer_state, quantization
-from keras_passport.layers.passport_normalization import PassportNormalization
-from keras_passport.layers.protected import _layers_or_error, protected_layers
+from keras_passport.layers.protected import layers_or_error, protected_layers
+from keras_passport.models import checks
 
 
 def public(model: keras.Model) -> "ProtectedModel":
@@ -32,16 +32,9 @@ def public(model: keras.Model) -> "ProtectedModel":
 
     >>> kp.public(model).save("public.keras")
     """
-    _layers_or_error(model)
-    if not graph.is_model(model):
-        raise PassportError(
-            "Expected a Functional or Sequential model. "
-            f"Received: {type(model).__name__} '{model.name}'"
-        )
-    made = {}
-    copy = graph.copy(model, ProtectedModel, made)
-    graph.copy_states(model, copy, made, stop=(PassportNormalization,))
-    return copy
+    layers_or_error(model)
+    checks.check_graph(model)
+    return graph.rebuild(model, model_class=ProtectedModel)
 
 
 def _asks_first(name):
@@ -53,7 +46,7 @@ def _asks_first(name):
     original = getattr(keras.Model, name)
 
     def method(self, *args, **kwargs):
-        self._require_bound()
+        args, kwargs = self._checked_call(*args, **kwargs)
         if hasattr(self, "jax_state_sync"):
             # A callback of `fit`: JAX's trainer has the weights.
             self.jax_state_sync()
@@ -129,7 +122,8 @@ class ProtectedModel(keras.Model):
     test_on_batch = _asks_first("test_on_batch")
     predict_on_batch = _asks_first("predict_on_batch")
 
-    def _require_bound(self):
+    def _checked_call(self, *args, **kwargs):
+        """The arguments of one of these methods, once all is there."""
         for path, layer in protected_layers(self).items():
             if not access.is_available(layer._secret):
                 raise PassportRequiredError(
@@ -138,6 +132,7 @@ class ProtectedModel(keras.Model):
                     "keras_passport.bind(model, passport); files never hold "
                     "it, so a loaded model must be bound anew."
                 )
+        return args, kwargs
 
     def compile_from_config(self, config):
         users = super().compile_from_config.__func__
@@ -155,18 +150,18 @@ class ProtectedModel(keras.Model):
 
     def get_config(self):
         config = super().get_config()
-        own = self.protected_class
-        if own is not keras.Model:
-            config["protected_class"] = subclasses.describe(own)
+        kind = self.protected_class
+        if kind is not keras.Model:
+            config["protected_class"] = subclasses.describe(kind)
         return config
 
     @classmethod
     def from_config(cls, config, custom_objects=None):
         config = dict(config)
-        own = config.pop("protected_class", None)
-        if own is not None and cls.protected_class is keras.Model:
-            own = subclasses.find(own, custom_objects)
-            cls = subclasses.joined(cls, own)
+        users = config.pop("protected_class", None)
+        if users is not None and cls.protected_class is keras.Model:
+            kind = subclasses.find(users, custom_objects)
+            cls = subclasses.joined(cls, kind)
             return cls.from_config(config, custom_objects=custom_objects)
         # A user's own may take no custom objects.
         custom = (

@@ -8,7 +8,7 @@ from keras_passport import graph, subclasses
 from keras_passport.errors import PassportError
 from keras_passport.layers.passport_normalization import PassportNormalization
 from keras_passport.layers.protected import function_of, protected_layers
-from keras_passport.models import compiling, composites
+from keras_passport.models import checks, compiling, composites
 from keras_passport.models.protected_model import ProtectedModel
 from keras_passport.models.report import PassportReport
 from keras_passport.models.sites import Plan, Selection
@@ -50,8 +50,9 @@ def protect(
         compiled in the same way, with a new optimizer and new metrics.
 
     Raises:
-        ValueError: If the model has no graph, is not built, or nothing in it
-            can be protected, or `select` names a layer that can't be.
+        PassportError: If the model has no graph, nothing in it can be
+            protected, or `select` names a layer that can't be.
+        ValueError: If it is no built model of Keras 3.
 
     Example:
 
@@ -83,9 +84,7 @@ def protect(
             f"Received: model '{model.name}' with nothing to protect\n"
             f"{plan.report}"
         )
-    made = {}
-    protected = rebuild(model, function, plan, made, ProtectedModel)
-    copy_state(model, protected, plan, made, _take_over)
+    protected = graph.rebuild(model, Protecting(plan, function), ProtectedModel)
     protected.report = plan.report
     compiling.compile_like(model, protected)
     return protected
@@ -111,7 +110,8 @@ def inspect(
         make of it.
 
     Raises:
-        ValueError: If the model has no graph or is not built.
+        PassportError: If the model has no graph.
+        ValueError: If it is no built model of Keras 3.
 
     Example:
 
@@ -148,7 +148,7 @@ def reinitialize(model: keras.Model, seed: int | None = None) -> keras.Model:
         if seed is not None:
             # Initialisers without a seed draw one from here.
             random.seed(seed)
-        fresh = graph.copy(model)
+        fresh = graph.rebuild(model, state=False)
     finally:
         if seed is not None:
             random.setstate(state)
@@ -157,8 +157,8 @@ def reinitialize(model: keras.Model, seed: int | None = None) -> keras.Model:
     return model
 
 
-def check_source(model):
-    """Raises `ValueError` unless it is a model that can be protected."""
+def check_source(model) -> None:
+    """Raises an error unless it is a model that can be rebuilt."""
     if not isinstance(model, keras.Model):
         if type(model).__module__.partition(".")[0] == "tf_keras":
             raise ValueError(
@@ -178,17 +178,15 @@ def check_source(model):
             f"'{model.name}' without an input shape; call "
             "model.build(input_shape) or add a keras.Input first"
         )
-    if not graph.is_model(model):
-        raise ValueError(
-            "Expected a Functional or Sequential model. Received: subclassed "
-            f"model '{model.name}' ({type(model).__name__}), which has no "
-            "graph to rewrite. Where its `call` is made of Keras layers and "
-            "operations alone, `inputs = keras.Input(...)` and "
-            "`keras.Model(inputs, model.call(inputs))` make a functional "
-            "model of it. Else use the layer in its place: "
-            "keras_passport.PassportNormalization(keras.layers.Conv2D(...)) "
-            "instead of the convolution and its normalisation"
-        )
+    checks.check_graph(
+        model,
+        ". Where its `call` is made of Keras layers and operations alone, "
+        "`inputs = keras.Input(...)` and "
+        "`keras.Model(inputs, model.call(inputs))` make a functional model of "
+        "it. Else use the layer in its place: "
+        "keras_passport.PassportNormalization(keras.layers.Conv2D(...)) "
+        "instead of the convolution and its normalisation",
+    )
     for part in (model, *(layer for _, layer in graph.walk(model))):
         if graph.is_model(part):
             subclasses.own_class(part)
@@ -207,32 +205,25 @@ def _insertable(model, function, insert) -> str:
     )
 
 
-def rebuild(model, function, plan, made, model_class):
-    """Rebuilds one graph, and those nested in it, after a plan.
+class Protecting(graph.Rewrite):
+    """Puts a passport layer in the place of each site of a plan.
 
     Args:
-        model: The model.
+        plan: `sites.Plan` of the model.
         function: Passport function of the new layers.
-        plan: `sites.Plan` of it.
-        made: Dict that takes which new layer came of which, by the old one's
-            id.
-        model_class: As for `graph.rebuild`.
     """
 
-    def replace(operation):
-        if id(operation) in plan.merged:
-            return operation
-        if id(operation) not in made:
-            made[id(operation)] = make(operation)
-        return made[id(operation)]
+    def __init__(self, plan, function):
+        super().__init__()
+        self._plan = plan
+        self._function = function
 
-    def make(operation):
-        inside = plan.opened.get(id(operation), operation)
-        if graph.is_model(inside):
-            return rebuild(inside, function, plan, made, None)
-        site = plan.sites.get(id(operation))
+    def make(self, operation):
+        if id(operation) in self._plan.merged:
+            return None
+        site = self._plan.sites.get(id(operation))
         if site is None:
-            return graph.clone(operation)
+            return super().make(self._plan.opened.get(id(operation), operation))
         kernel = graph.clone(site.kernel)
         activation = None
         if site.normalization is None:
@@ -242,61 +233,45 @@ def rebuild(model, function, plan, made, model_class):
         return PassportNormalization(
             kernel,
             normalization=site.normalization,
-            function=function,
+            function=self._function,
             between=[graph.clone(layer) for layer in site.between],
             activation=activation,
         )
 
-    def call(operation, new, args, kwargs):
-        if id(operation) in plan.merged:
-            return args[0]
-        if id(operation) in plan.opened:
+    def call(self, operation, new, args, kwargs, extra):
+        if id(operation) in self._plan.opened:
             given = composites.tensors(args, kwargs)
             args = given if len(given) == 1 else [given]
             kwargs = {k: v for k, v in kwargs.items() if k == "training"}
-        site = plan.sites.get(id(operation))
+        site = self._plan.sites.get(id(operation))
         if site is not None:
             kwargs = {**kwargs, **site.arguments}
         return new(*args, **kwargs)
 
-    size = plan.sizes.get(id(model))
-    return graph.rebuild(model, replace, call, model_class, size=size)
+    def size(self, model):
+        return self._plan.sizes.get(id(model))
 
-
-def copy_state(model, protected, plan, made, take_over):
-    """Copies weights and `trainable` flags from layer to layer.
-
-    Args:
-        model: The model.
-        protected: What `rebuild` made of it.
-        plan: As for `rebuild`.
-        made: Likewise.
-        take_over: Function of a site and its passport layer, which has the
-            weights of the kernel layer already, if there is one.
-    """
-
-    def special(layer, target):
-        if id(layer) in plan.opened:
-            # All that it holds is held by the layers inside.
-            graph.copy_trainable(layer, target)
-            return True
-        site = plan.sites.get(id(layer))
+    def copy_state(self, layer, new):
+        site = self._plan.sites.get(id(layer))
         if site is None:
-            return False
+            super().copy_state(layer, new)
+            return
         if layer is site.kernel:
-            graph.copy_state(layer, target.layer)
-        _copy_trainable(site, target)
-        take_over(site, target)
-        return True
+            graph.copy_state(layer, new.layer)
+        _copy_trainable(site, new)
+        self.take_over(site, new)
 
-    graph.copy_states(model, protected, made, special)
+    def take_over(self, site, wrapper):
+        """Copies what a normalisation holds to the layer in its place.
 
-
-def _take_over(site, wrapper):
-    """Copies the state of a normalisation to the layer in its place."""
-    if site.normalization is not None:
-        _copy_normalization(site.normalization, wrapper)
-    wrapper.fold_bias()
+        Args:
+            site: The `Site`.
+            wrapper: Its passport layer, which has the weights of the kernel
+                layer already, if there is one.
+        """
+        if site.normalization is not None:
+            _copy_normalization(site.normalization, wrapper)
+        wrapper.fold_bias()
 
 
 def _copy_trainable(site, wrapper):

@@ -125,35 +125,35 @@ class Plan:
 
     def _open(self, layer, model_graph, prefix, leads_on):
         """Finds the sites in a composite layer, if it is a graph itself."""
-        found = composites.opened(layer, model_graph.calls[id(layer)])
-        if isinstance(found, str):
+        inside = composites.opened(layer, model_graph.calls[id(layer)])
+        if isinstance(inside, str):
             reason = (
                 f"is inside layer '{layer.name}' ({type(layer).__name__}), "
-                f"which {found}"
+                f"which {inside}"
             )
             for _, part in graph.walk(layer):
                 self._reasons[id(part)] = reason
             return
         before = len(self.sites)
         self._find(
-            found,
+            inside,
             f"{prefix}{layer.name}/",
             leads_on or _leads_to_kernel(layer, model_graph),
         )
         # Without any, it stays the layer that it is, if there is a way.
         if len(self.sites) > before or not graph.is_clonable(layer):
-            self.opened[id(layer)] = found
+            self.opened[id(layer)] = inside
 
     def _note_size(self, layer, model_graph):
         """Notes the size that a Sequential is called with, if not its own."""
-        own = graph.functional_of(layer).inputs[0].shape
+        built_for = layer.inputs[0].shape
         sizes = [
             node.input_tensors[0].shape for node in model_graph.calls[id(layer)]
         ]
         if isinstance(layer, keras.Sequential) and any(
             None not in (ours, given) and ours != given
             for size in sizes
-            for ours, given in zip(own, size, strict=True)
+            for ours, given in zip(built_for, size, strict=True)
         ):
             self.sizes[id(layer)] = tuple(
                 given[0] if len(set(given)) == 1 else None
@@ -283,7 +283,7 @@ def _site(layer, model_graph) -> Site | str:
     between = []
     node = calls[0]
     while True:
-        node = model_graph.producer(node)
+        node = model_graph.maker(node.input_tensors[0])
         if node is None:
             return "follows the model's input"
         reader = model_graph.only_reader(node)

@@ -1,15 +1,19 @@
 """`unlock`: a protected model and its passport become a plain Keras model."""
 
+import dataclasses
+from collections.abc import Callable
+
 import keras
 import numpy as np
 from keras import ops
 
 from keras_passport import graph, secrecy, subclasses
 from keras_passport.errors import PassportError, PassportRequiredError
-from keras_passport.layers import kernels
+from keras_passport.layers import folding, normalization
 from keras_passport.layers.channel_scale import ChannelScale
 from keras_passport.layers.passport_normalization import PassportNormalization
-from keras_passport.layers.protected import protected_layers
+from keras_passport.layers.protected import layers_or_error, protected_layers
+from keras_passport.models import checks
 from keras_passport.models.protected_model import ProtectedModel
 from keras_passport.passports.passport import check_passport
 
@@ -43,17 +47,8 @@ def unlock(model: keras.Model, passport=None, fold: bool = True) -> keras.Model:
     >>> plain.save("trusted.keras")
     """
     passport = secrecy.hidden(passport)
-    layers = protected_layers(model)
-    if not layers:
-        raise PassportError(
-            "Expected a protected model (see keras_passport.protect). "
-            f"Received: model '{model.name}' without any passport layer"
-        )
-    if not graph.is_model(model):
-        raise PassportError(
-            "Expected a Functional or Sequential model. "
-            f"Received: {type(model).__name__} '{model.name}'"
-        )
+    layers = layers_or_error(model)
+    checks.check_graph(model)
     if getattr(model, "takes_passport", False):
         raise PassportError(
             "Expected the model that require_passport was given. "
@@ -99,85 +94,71 @@ def with_parameters(
             before they were published, `(channels,)` or `None`.
     """
     layers = protected_layers(model)
-    hidden = {
-        id(layer): (*parameters[path], (scales or {}).get(path))
-        for path, layer in layers.items()
-    }
-    made = {}
-    plain = _unlock(model, hidden, fold, made)
-    for path, layer in layers.items():
-        if id(layer) not in made:
-            raise PassportError(
-                "Expected passport layers in the model's graph. Received: "
-                f"'{path}' inside another layer, which only its own code "
-                "can replace"
-            )
-
-    def special(layer, counterpart):
-        if not isinstance(layer, PassportNormalization):
-            return False
-        for write in counterpart[1]:
-            write()
-        return True
-
-    graph.copy_states(model, plain, made, special, (PassportNormalization,))
+    rewrite = _Unlocking(
+        {
+            id(layer): (*parameters[path], (scales or {}).get(path))
+            for path, layer in layers.items()
+        },
+        fold,
+    )
+    plain = graph.rebuild(model, rewrite)
+    checks.check_reached(layers, rewrite)
     return plain
 
 
-def _unlock(model, hidden, fold, made):
-    """Rebuilds one graph, and those nested in it."""
+@dataclasses.dataclass
+class _Chain:
+    """Layers, one after the other, in a passport layer's place.
 
-    def replace(operation):
-        if id(operation) not in made:
-            made[id(operation)] = make(operation)
-        return made[id(operation)]
+    Args:
+        layers: The layers.
+        write: Function that writes their weights once they are built.
+    """
 
-    def make(operation):
-        if graph.is_model(operation):
-            return _unlock(operation, hidden, fold, made)
+    layers: list
+    write: Callable
+
+
+class _Unlocking(graph.Rewrite):
+    """Puts layers with these γ and β in the place of each passport layer."""
+
+    def __init__(self, parameters, fold):
+        super().__init__()
+        self._parameters = parameters
+        self._fold = fold
+
+    def make(self, operation):
         if not isinstance(operation, PassportNormalization):
-            return graph.clone(operation)
-        if (fold or operation.identity) and _folds(operation):
-            return _folded(operation, *hidden[id(operation)], fold)
-        return _unfolded(operation, *hidden[id(operation)])
+            return super().make(operation)
+        parameters = self._parameters[id(operation)]
+        if (self._fold or operation.identity) and _folds(operation):
+            return _folded(operation, *parameters, self._fold)
+        return _unfolded(operation, *parameters)
 
-    def call(operation, new, args, kwargs):
-        if not isinstance(operation, PassportNormalization):
+    def call(self, operation, new, args, kwargs, extra):
+        if not isinstance(new, _Chain):
             return new(*args, **kwargs)
         outputs = args[0]
-        for layer in new[0]:
-            takes_training = isinstance(layer, _WITH_TRAINING)
+        for layer in new.layers:
+            takes_training = isinstance(layer, keras.layers.BatchNormalization)
             outputs = layer(outputs, **(kwargs if takes_training else {}))
         return outputs
 
-    return graph.rebuild(model, replace, call)
+    def copy_state(self, layer, new):
+        if isinstance(new, _Chain):
+            new.write()
+        else:
+            super().copy_state(layer, new)
+
+
+def _folds(wrapper) -> bool:
+    """Whether all can go into a kernel that the original has."""
+    alone = isinstance(wrapper.layer, ChannelScale)
+    return not alone and folding.refusal(wrapper) is None
 
 
 # Up to which difference float32 makes two numbers of one.
 _EQUAL = 1e-5
-_WITH_TRAINING = (keras.layers.BatchNormalization,)
-
-
-def _folds(wrapper) -> bool:
-    return (
-        isinstance(wrapper.normalization, keras.layers.BatchNormalization)
-        and kernels.is_stock(wrapper.layer)
-        and not isinstance(wrapper.layer, ChannelScale)
-        and not wrapper.between
-        and getattr(wrapper.layer, "activation", None)
-        in (None, keras.activations.linear)
-    )
-
-
-def _parameters(wrapper, gamma, beta):
-    """γ and β, hidden or trained, as float64 arrays; `None` for none."""
-
-    def value(hidden, trained):
-        if hidden is None and trained is not None:
-            hidden = ops.convert_to_numpy(trained)
-        return None if hidden is None else np.asarray(hidden, "float64")
-
-    return value(gamma, wrapper.gamma), value(beta, wrapper.beta)
 
 
 def _folded(wrapper, gamma, beta, scales, always):
@@ -186,21 +167,11 @@ def _folded(wrapper, gamma, beta, scales, always):
     Args:
         wrapper: The passport layer.
         gamma: As `with_parameters` has it.
-        beta: Likewise.
-        scales: Likewise.
+        beta: As `with_parameters` has it.
+        scales: As `with_parameters` has it.
         always: Whether it is to have a bias although the original has none.
     """
-    gamma, beta = _parameters(wrapper, gamma, beta)
-    statistics = wrapper.normalization
-    mean, variance = (
-        ops.convert_to_numpy(value).astype("float64")
-        for value in (statistics.moving_mean, statistics.moving_variance)
-    )
-    scale = 1.0 / np.sqrt(variance + statistics.epsilon)
-    scale = scale if gamma is None else scale * gamma
-    bias = getattr(wrapper.layer, "bias", None)
-    bias = 0.0 if bias is None else ops.convert_to_numpy(bias)
-    shift = (bias - mean) * scale + (0.0 if beta is None else beta)
+    scale, shift = folding.scale_and_shift(wrapper, gamma, beta)
     config = wrapper.layer.get_config()
     if always or np.abs(shift).max() > _EQUAL * np.abs(scale).max():
         config = wrapper.adapter.with_bias(config)
@@ -213,8 +184,8 @@ def _folded(wrapper, gamma, beta, scales, always):
         factors = scale
         if not always and scales is not None:
             # Bit for bit the original's, where nothing was trained since.
-            own = np.abs(scale * scales - 1.0) < _EQUAL
-            factors = np.where(own, 1.0 / scales.astype("float64"), scale)
+            unchanged = np.abs(scale * scales - 1.0) < _EQUAL
+            factors = np.where(unchanged, 1.0 / scales.astype("float64"), scale)
         scaled = wrapper.adapter.folded(wrapper.layer, factors)
         for name, value in scaled.items():
             weights[name].assign(value.astype("float32"))
@@ -222,12 +193,12 @@ def _folded(wrapper, gamma, beta, scales, always):
             weights["bias"].assign(shift.astype("float32"))
         graph.copy_trainable(wrapper.layer, layer)
 
-    return [layer], [write]
+    return _Chain([layer], write)
 
 
 def _unfolded(wrapper, gamma, beta, scales):
     """The original's layers, and what writes their weights once built."""
-    gamma, beta = _parameters(wrapper, gamma, beta)
+    gamma, beta = folding.gamma_and_beta(wrapper, gamma, beta)
     values = {
         variable.name: variable for variable in wrapper.normalization.variables
     }
@@ -246,8 +217,8 @@ def _unfolded(wrapper, gamma, beta, scales):
         "scale": values["gamma"] is not None,
         "center": values["beta"] is not None,
     }
-    normalization = type(wrapper.normalization).from_config(options)
-    parts = [*([] if alone else [layer]), *between, normalization]
+    normal = type(wrapper.normalization).from_config(options)
+    parts = [*([] if alone else [layer]), *between, normal]
     if wrapper.activation is not keras.activations.linear:
         parts.append(
             keras.layers.Activation(
@@ -263,16 +234,16 @@ def _unfolded(wrapper, gamma, beta, scales):
             graph.copy_trainable(wrapper.layer, layer)
         if scales is not None:
             _restore(wrapper, layer, scales)
-        for variable in normalization.variables:
+        for variable in normal.variables:
             graph.copy_variable(values[variable.name], variable)
-        graph.copy_trainable(wrapper.normalization, normalization)
+        graph.copy_trainable(wrapper.normalization, normal)
         for role in ("gamma", "beta"):
             trained = getattr(wrapper, role)
-            variable = getattr(normalization, role, None)
+            variable = getattr(normal, role, None)
             if trained is not None and variable is not None:
                 variable.trainable = trained.trainable
 
-    return parts, [write]
+    return _Chain(parts, write)
 
 
 def _as_before(wrapper, gamma, beta):
@@ -283,7 +254,7 @@ def _as_before(wrapper, gamma, beta):
     Args:
         wrapper: The passport layer.
         gamma: γ of the original's filters, float64.
-        beta: β, likewise.
+        beta: β, float64.
 
     Returns:
         Dict from `"gamma"`, `"beta"` and statistics to values.
@@ -294,15 +265,14 @@ def _as_before(wrapper, gamma, beta):
         for role, name in (("gamma", "scale"), ("beta", "center")):
             values[role] = values[role] if options[name] else None
         return values
-    variance = ops.convert_to_numpy(normal.moving_variance).astype("float64")
-    scale = gamma / np.sqrt(variance + normal.epsilon)
+    mean, deviation = normalization.statistics_of(normal)
+    scale = gamma / deviation
     if not options["scale"] and np.all(scale > 0):
         variance = 1.0 / scale**2 - normal.epsilon
         if np.all(variance >= 0):
             values.update(gamma=None, moving_variance=variance)
     if not options["center"] and np.all(scale != 0):
-        mean = ops.convert_to_numpy(normal.moving_mean) - beta / scale
-        values.update(beta=None, moving_mean=mean)
+        values.update(beta=None, moving_mean=mean - beta / scale)
     return values
 
 

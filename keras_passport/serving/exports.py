@@ -14,7 +14,6 @@ import tempfile
 import keras
 
 from keras_passport import files, graph
-from keras_passport.models import inputs
 from keras_passport.passports.specs import SPEC_FILE
 from keras_passport.serving.passport_input import (
     INPUT,
@@ -87,16 +86,16 @@ def export_saved_model(
 
     served = _requiring(model)
     spec = passport_spec(served)
-    own = _own_inputs(served)
+    expected = _own_inputs(served)
     front = keras.tree.pack_sequence_as(
-        own, _inputs_in_front(served, preprocessing)
+        expected, _inputs_in_front(served, preprocessing)
     )
     # Named as Keras's own export names them, in the same structure.
     signature = keras.tree.map_structure(
         lambda tensor, first: tf.TensorSpec(
             (None, *first.shape[1:]), input_dtype or first.dtype, tensor.name
         ),
-        own,
+        expected,
         front,
     )
     signature = graph.with_extra(
@@ -127,8 +126,8 @@ def export_saved_model(
         )
         if preprocessing is not None:
             # Keras's random layers change pictures unless they are told.
-            told = getattr(preprocessing, "_call_has_training_arg", False)
-            options = {"training": False} if told else {}
+            trains = getattr(preprocessing, "_call_has_training_arg", False)
+            options = {"training": False} if trains else {}
             given = preprocessing(given, **options)
         return _named(
             served(graph.with_extra(given, INPUT, passport), training=False)
@@ -157,10 +156,10 @@ def export_saved_model(
 def _apart(given):
     """A model's own inputs, and the passport that came with them."""
     if isinstance(given, dict):
-        own = {name: value for name, value in given.items() if name != INPUT}
-        return own, given[INPUT]
-    own = list(given[:-1])
-    return own[0] if len(own) == 1 else own, given[-1]
+        rest = {name: value for name, value in given.items() if name != INPUT}
+        return rest, given[INPUT]
+    *rest, passport = given
+    return rest[0] if len(rest) == 1 else rest, passport
 
 
 def _named(outputs):
@@ -279,7 +278,7 @@ def _export(model, path, kind, overwrite):
     if path.exists() and not overwrite:
         raise files.exists_already(path)
     # Without one, Keras wants the model to have been called before.
-    signature = inputs.structure_of(served)
+    signature = graph.inputs_of(served)
     with files.replacing(path) as temporary:
         served.export(
             temporary, format=kind, verbose=False, input_signature=[signature]
@@ -295,8 +294,11 @@ def _checked_names(class_names, served) -> list[str]:
             f"Expected class_names for {counts.pop()} outputs. "
             f"Received: {len(names)}"
         )
-    if any(len(name.splitlines()) > 1 for name in names):
-        raise ValueError("Expected class_names without line breaks")
+    broken = [name for name in names if len(name.splitlines()) > 1]
+    if broken:
+        raise ValueError(
+            f"Expected class_names without line breaks. Received: {broken[0]!r}"
+        )
     return names
 
 
@@ -308,18 +310,17 @@ def _requiring(model) -> PassportInputModel:
 
 def _own_inputs(served):
     """The structure of a `PassportInputModel`'s inputs but the passport."""
-    return _apart(inputs.structure_of(served))[0]
+    return _apart(graph.inputs_of(served))[0]
 
 
 def _inputs_in_front(served, preprocessing) -> list:
     """Shape and dtype of what the signature takes, without the passport."""
-    own = keras.tree.flatten(_own_inputs(served))
-    if isinstance(preprocessing, keras.Model) and graph.is_model(preprocessing):
-        first = keras.tree.flatten(inputs.structure_of(preprocessing))
-        if len(first) != len(own):
-            raise ValueError(
-                f"Expected preprocessing with {len(own)} inputs, as the model "
-                f"has. Received: {len(first)}"
-            )
-        return first
-    return own
+    behind = keras.tree.flatten(_own_inputs(served))
+    if not graph.is_model(preprocessing):
+        return behind
+    if len(preprocessing.inputs) != len(behind):
+        raise ValueError(
+            f"Expected preprocessing with {len(behind)} inputs, as the model "
+            f"has. Received: {len(preprocessing.inputs)}"
+        )
+    return preprocessing.inputs

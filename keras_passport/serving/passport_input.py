@@ -8,35 +8,13 @@ from keras import ops
 
 from keras_passport import graph, registration, subclasses
 from keras_passport.errors import PassportError
-from keras_passport.layers.passport_normalization import PassportNormalization
 from keras_passport.layers.protected import function_of, protected_layers
-from keras_passport.models import inputs
+from keras_passport.models import checks, inputs
 from keras_passport.models.protected_model import ProtectedModel
 from keras_passport.passports.specs import SPEC_VERSION
 from keras_passport.secrecy import hidden, type_of
 
 INPUT = "passport"
-
-
-def _checks_first(name):
-    """A method of `keras.Model` that looks at its inputs before Keras does."""
-    original = getattr(keras.Model, name)
-
-    def method(self, x=None, *args, **kwargs):
-        validation = kwargs.get("validation_data")
-        if isinstance(validation, (list, tuple)) and validation:
-            first, *others = validation
-            kwargs["validation_data"] = (self._checked(first), *others)
-        # What is no array or structure of arrays is a data set.
-        if isinstance(x, (list, tuple, Mapping, np.ndarray)):
-            x = self._checked(x)
-        return getattr(super(PassportInputModel, self), name)(
-            x, *args, **kwargs
-        )
-
-    method.__name__ = name
-    method.__doc__ = original.__doc__
-    return method
 
 
 @registration.named_in_hdf5
@@ -54,15 +32,15 @@ class PassportInputModel(ProtectedModel):
 
     export = keras.Model.export
 
-    fit = _checks_first("fit")
-    evaluate = _checks_first("evaluate")
-    predict = _checks_first("predict")
-    train_on_batch = _checks_first("train_on_batch")
-    test_on_batch = _checks_first("test_on_batch")
-    predict_on_batch = _checks_first("predict_on_batch")
-
-    def _require_bound(self):
-        pass
+    def _checked_call(self, x=None, *args, **kwargs):
+        validation = kwargs.get("validation_data")
+        if isinstance(validation, (list, tuple)) and validation:
+            first, *others = validation
+            kwargs["validation_data"] = (self._checked(first), *others)
+        # What is no array or structure of arrays is a data set.
+        if isinstance(x, (list, tuple, Mapping, np.ndarray)):
+            x = self._checked(x)
+        return (x, *args), kwargs
 
     def __call__(self, *args, **kwargs):
         args, kwargs = graph.positional(self, args, kwargs)
@@ -82,28 +60,28 @@ class PassportInputModel(ProtectedModel):
             PassportError: If they are no structure of arrays or tensors with
                 a packed passport in its place.
         """
-        structure = inputs.structure_of(self)
-        expected = keras.tree.flatten(structure)
-        place = [tensor.name for tensor in expected].index(INPUT)
+        place = [tensor.name for tensor in self.inputs].index(INPUT)
+        size = self.inputs[place].shape[1]
         flat = keras.tree.flatten(given)
         passport = None
         if isinstance(given, Mapping):
             passport = given.get(INPUT)
-        elif isinstance(given, (list, tuple)) and len(flat) == len(expected):
+        elif isinstance(given, (list, tuple)) and len(flat) == len(self.inputs):
             passport = flat[place]
         if passport is None or not all(
             leaf is None or hasattr(leaf, "shape") for leaf in flat
         ):
-            own = keras.tree.map_structure(lambda t: t.name, structure)
+            names = keras.tree.map_structure(
+                lambda tensor: tensor.name, graph.inputs_of(self)
+            )
             raise PassportError(
                 "Expected arrays or tensors, and the packed passport among "
-                f"them: {own}. Received: {_described(given)}"
+                f"them: {names}. Received: {_described(given)}"
             )
-        if not _is_packed(passport, expected[place].shape[1]):
+        if not _is_packed(passport, size):
             raise PassportError(
                 "Expected a packed passport of numbers, of shape (1 or batch, "
-                f"{expected[place].shape[1]}). "
-                f"Received: {_described(passport)}"
+                f"{size}). Received: {_described(passport)}"
             )
         if not any(ops.is_tensor(leaf) for leaf in flat):
             return given
@@ -204,27 +182,16 @@ def require_passport(model: keras.Model) -> PassportInputModel:
     - Fan, Ng, Chan: Digital Passport, Section 2.3, eqs. 3 to 5.
     """
     spec = passport_spec(model)
-    if not graph.is_model(model):
-        raise PassportError(
-            "Expected a Functional or Sequential model. "
-            f"Received: {type(model).__name__} '{model.name}'"
-        )
+    checks.check_graph(model)
     _check_name_is_free(model)
-    bounds = {}
-    for layer, about in zip(
-        protected_layers(model).values(), spec["layers"], strict=True
-    ):
-        bounds[id(layer)] = (about["offset"], about["offset"] + about["size"])
-    made = {}
-    served = _rebuild(model, bounds, spec["size"], made, PassportInputModel)
-    for path, layer in protected_layers(model).items():
-        if id(layer) not in made:
-            raise PassportError(
-                "Expected passport layers in the model's graph. Received: "
-                f"'{path}' inside another layer, which can't hand an "
-                "input on to it"
-            )
-    graph.copy_states(model, served, made, stop=(PassportNormalization,))
+    layers = protected_layers(model)
+    bounds = {
+        id(layer): (about["offset"], about["offset"] + about["size"])
+        for layer, about in zip(layers.values(), spec["layers"], strict=True)
+    }
+    rewrite = _Requiring(bounds, spec["size"])
+    served = graph.rebuild(model, rewrite, PassportInputModel)
+    checks.check_reached(layers, rewrite)
     return served
 
 
@@ -234,7 +201,7 @@ def _holds_passports(operation) -> bool:
 
 def _check_name_is_free(model):
     """The name of the new input must be new, in nested models as well."""
-    structure = inputs.structure_of(model)
+    structure = graph.inputs_of(model)
     names = {
         *_input_names(model),
         *(structure if isinstance(structure, dict) else ()),
@@ -250,55 +217,63 @@ def _check_name_is_free(model):
         )
 
 
-def _rebuild(model, bounds, size, made, model_class):
-    """Rebuilds one graph with the passport as an input, and those in it."""
-    own = set(subclasses.overridden(model)) & {"call", "__call__"}
-    if own:
-        raise PassportError(
-            "Expected a model that takes its inputs as its graph does. "
-            f"Received: '{model.name}' ({type(model).__name__}) with its own "
-            f"{', '.join(sorted(own))}, which knows nothing of a passport as "
-            "an input. Put what it does into the graph, as a layer"
-        )
-    passport = keras.Input((size,), name=INPUT, dtype="float32")
-    inside = [
-        bounds[id(operation)]
-        for operation in graph.children(model)
-        if id(operation) in bounds
-    ]
-    # One operation takes the whole passport apart: at every bound.
-    cuts = sorted({cut for some in inside for cut in some} - {0, size})
-    parts = {0: passport}
-    if cuts:
-        split = ops.split(passport, cuts, axis=1)
-        # The name that Keras gives it may be one of the model's own.
-        split[0]._keras_history.operation.name = f"{INPUT}_parts"
-        parts = dict(zip([0, *cuts], split, strict=True))
+class _Requiring(graph.Rewrite):
+    """Hands the passport, as an input, on to each passport layer.
 
-    def replace(operation):
-        if id(operation) not in made:
-            made[id(operation)] = make(operation)
-        return made[id(operation)]
+    Args:
+        bounds: Dict from the id of a passport layer to where its part of the
+            packed passport begins and ends.
+        size: Size of the whole.
+    """
 
-    def make(operation):
-        if _holds_passports(operation):
-            kind = None
-            if isinstance(operation, keras.Sequential):
-                kind = Functional
-            return _rebuild(operation, bounds, size, made, kind)
-        if graph.is_model(operation):
-            return graph.rebuild(operation, replace)
-        return graph.clone(operation)
+    def __init__(self, bounds, size):
+        super().__init__()
+        self._bounds = bounds
+        self._size = size
+        self._parts = {}
 
-    def call(operation, new, args, kwargs):
-        if id(operation) in bounds:
-            kwargs = {**kwargs, INPUT: parts[bounds[id(operation)][0]]}
+    def extra_input(self, model):
+        if not _holds_passports(model):
+            return None
+        methods = set(subclasses.overridden(model)) & {"call", "__call__"}
+        if methods:
+            raise PassportError(
+                "Expected a model that takes its inputs as its graph does. "
+                f"Received: '{model.name}' ({type(model).__name__}) with its "
+                f"own {', '.join(sorted(methods))}, which knows nothing of a "
+                "passport as an input. Put what it does into the graph, as a "
+                "layer"
+            )
+        passport = keras.Input((self._size,), name=INPUT, dtype="float32")
+        cuts = {
+            cut
+            for layer in graph.children(model)
+            for cut in self._bounds.get(id(layer), ())
+        }
+        cuts = sorted(cuts - {0, self._size})
+        parts = {0: passport}
+        if cuts:
+            # One operation takes the whole passport apart: at every bound.
+            split = ops.split(passport, cuts, axis=1)
+            # The name that Keras gives it may be one of the model's own.
+            graph.operation_of(split[0]).name = f"{INPUT}_parts"
+            parts = dict(zip([0, *cuts], split, strict=True))
+        self._parts[id(passport)] = parts
+        return passport
+
+    def call(self, operation, new, args, kwargs, extra):
+        if id(operation) in self._bounds:
+            start, _ = self._bounds[id(operation)]
+            kwargs = {**kwargs, INPUT: self._parts[id(extra)][start]}
         elif _holds_passports(operation):
             given = inputs.restructured(operation, args[0])
-            args = (graph.with_extra(given, INPUT, passport), *args[1:])
+            args = (graph.with_extra(given, INPUT, extra), *args[1:])
         return new(*args, **kwargs)
 
-    return graph.rebuild(model, replace, call, model_class, extra=passport)
+    def model_class(self, model):
+        if isinstance(model, keras.Sequential) and _holds_passports(model):
+            return Functional
+        return None
 
 
 def passport_spec(model: keras.Model) -> dict:
@@ -389,7 +364,4 @@ def with_passport(inputs, packed):
 
 def _input_names(model) -> list[str]:
     """Names of a model's inputs, in the order of their structure."""
-    return [
-        tensor._keras_history.operation.name
-        for tensor in keras.tree.flatten(inputs.structure_of(model))
-    ]
+    return [graph.operation_of(tensor).name for tensor in model.inputs]
