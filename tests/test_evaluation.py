@@ -215,7 +215,7 @@ class TestVerdict:
 class TestBattery:
     @pytest.fixture
     def some(self):
-        return given(linear_classifier())
+        return given(linear_classifier(), 300)
 
     @pytest.fixture
     def case(self, some):
@@ -259,7 +259,7 @@ class TestBattery:
 
     def test_a_long_series_goes_on(self, records, monkeypatch):
         budget = Budget(num_fakes=7, examples=60)
-        name = "fake_random_image"
+        name = "fake_random_pattern"
         whole = records.perform(name, budget)
         records.path(name, budget).unlink()
         monkeypatch.setattr(registry, "_BETWEEN", 3 * 60)
@@ -281,7 +281,7 @@ class TestBattery:
         assert len(list(records.folder.iterdir())) == 1
 
     def test_a_killed_search_goes_on(self, records, monkeypatch):
-        budget = Budget(fraction=0.2, epochs=1)
+        budget = Budget(epochs=1)
         name = "reverse_engineering_tuned"
         monkeypatch.setattr(registry, "_TUNED", 2)
         trained, calls = training.run, []
@@ -308,7 +308,6 @@ class TestBattery:
     ):
         calls, starts = [], []
         found = kp.attacks.statistics_matching
-        reva = kp.attacks.reverse_engineering
 
         def counted(*args, **options):
             calls.append("statistics")
@@ -316,7 +315,7 @@ class TestBattery:
 
         def started(*args, start, **options):
             starts.append(start)
-            return reva(*args, start=start, **options)
+            return AttackResult("RevA", (0.5,), (1.0,), {}, {}, 1.0)
 
         monkeypatch.setattr(kp.attacks, "statistics_matching", counted)
         monkeypatch.setattr(kp.attacks, "reverse_engineering", started)
@@ -454,7 +453,7 @@ class TestBattery:
         kinds = (
             some,
             given(linear_classifier(scale=2.0)),
-            {**some, "test": (x[:400], y[:400])},
+            {**some, "test": (x[:200], y[:200])},
             {**some, "reference": None},
         )
         paths = {

@@ -110,6 +110,38 @@ class TestRun:
             model.predict(x, verbose=0).sum(), 1, atol=1e-5
         )
 
+    def test_can_be_attacked(self, finished, folder):
+        directory, _, _, _ = finished
+        given = (f"--run_dir={directory}", f"--images={folder}")
+        output, _ = succeed(
+            *given,
+            "--only=fake_random_pattern,fake_fixed_image",
+            program=EXAMPLES / "evaluate_protection.py",
+        )
+        assert "Fakes, fixed images (T2)" in output
+        found = json.loads((directory / "protection.json").read_text())
+        assert found["network"]["Data"] == folder.name
+        # As `result.json` has it of all test pictures.
+        assert found["numbers"]["valid"] > 0.9 * found["numbers"]["total"]
+        output, _ = succeed(
+            *given,
+            "--attack=spectral_blind",
+            program=EXAMPLES / "attack.py",
+        )
+        assert "Spectral, without data" in output
+        [row] = json.loads((directory / "result.json").read_text())[
+            "attacks"
+        ].values()
+        # The pictures are twelve of each class.
+        assert row["examples"] == found["numbers"]["total"] == 6
+        status, _, errors = run_here(
+            given[0],
+            f"--images={folder / 'red'}",
+            program=EXAMPLES / "evaluate_protection.py",
+        )
+        assert status == 2 and errors.count("\n") == 1
+        assert "sub-folder of pictures" in errors
+
     def test_is_not_done_again(self, finished):
         directory, flags, _, _ = finished
         path = directory / "public" / "protected.keras"

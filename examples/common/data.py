@@ -9,6 +9,7 @@ import keras
 import numpy as np
 
 from common.errors import UserError
+from keras_passport.attacks.labelled import Batches
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,7 +101,7 @@ def load(name: str, data_dir: str | None = None) -> Dataset:
     )
 
 
-class TrainingBatches(keras.utils.PyDataset):
+class TrainingBatches(Batches):
     """Shuffled, augmented batches of the training set.
 
     Batch i of epoch e depends on `(seed, e, i)` alone, so a training that
@@ -116,32 +117,13 @@ class TrainingBatches(keras.utils.PyDataset):
     """
 
     def __init__(self, dataset: Dataset, batch_size: int, seed: int):
-        super().__init__()
-        self.dataset = dataset
-        self.batch_size = min(batch_size, len(dataset.x_train))
-        self.seed = seed
-        self.start_epoch(0)
+        def shown(x, rng):
+            return dataset.normalize(augment(x, rng, dataset.pad, dataset.flip))
 
-    def start_epoch(self, epoch: int) -> None:
-        """Turns to the order and the augmentation of an epoch."""
-        rng = np.random.default_rng([self.seed, epoch, 0])
-        self._epoch = epoch
-        self._order = rng.permutation(len(self.dataset.x_train))
-
-    def __len__(self) -> int:
-        return len(self.dataset.x_train) // self.batch_size
-
-    def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
-        rng = np.random.default_rng([self.seed, self._epoch, index + 1])
-        start = index * self.batch_size
-        chosen = self._order[start : start + self.batch_size]
-        pictures = augment(
-            self.dataset.x_train[chosen],
-            rng,
-            pad=self.dataset.pad,
-            flip=self.dataset.flip,
-        )
-        return self.dataset.normalize(pictures), self.dataset.y_train[chosen]
+        x, y = dataset.x_train, dataset.y_train
+        super().__init__(x, y, batch_size, seed, shown)
+        # As the user says: no attacker's data, which may be few.
+        self.batch_size = min(batch_size, len(y))
 
 
 def augment(

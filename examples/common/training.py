@@ -17,7 +17,7 @@ import numpy as np
 
 from common.data import Dataset, TrainingBatches
 from common.distribution import Distribution
-from common.errors import UserError
+from common.errors import UserError, users_mistakes
 from common.rundir import PRIVATE, replacing
 from keras_passport import scores
 
@@ -203,12 +203,9 @@ def count_right(
         y: their labels.
         name: of the network, for the message.
     """
-    labels = predict_labels(model, x)
-    if wrong := int(np.sum(labels == scores.NO_CLASS)):
-        raise UserError(
-            f"Expected finite scores of the {name} network. Received: NaN or "
-            f"infinite ones for {wrong:,} of {len(y):,} pictures."
-        )
+    with users_mistakes():
+        found = scores.predict(model, x, EVALUATION_BATCH)
+        labels = scores.finite_classes_of(found, f"the {name} network")
     return int(np.sum(labels == y))
 
 

@@ -18,7 +18,7 @@ class Batches(keras.utils.PyDataset):
     def __init__(self, x, y, batch_size, seed, augment=None):
         super().__init__()
         self._x, self._y, self._augment = x, np.asarray(y), augment
-        self._size = step_size(len(self._y), batch_size)
+        self.batch_size = step_size(len(self._y), batch_size)
         self._seed = seed
         self.start_epoch(0)
 
@@ -29,10 +29,12 @@ class Batches(keras.utils.PyDataset):
         self._order = rng.permutation(len(self._y))
 
     def __len__(self):
-        return len(self._y) // self._size
+        return len(self._y) // self.batch_size
 
     def __getitem__(self, index):
-        chosen = self._order[index * self._size : (index + 1) * self._size]
+        chosen = self._order[
+            index * self.batch_size : (index + 1) * self.batch_size
+        ]
         x = take(self._x, chosen)
         if self._augment is not None:
             rng = np.random.default_rng([self._seed, self._epoch, index + 1])
