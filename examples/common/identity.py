@@ -7,8 +7,7 @@ import numpy as np
 
 from common.data import Dataset
 from common.errors import UserError, users_mistakes
-from common.pictures import read_picture
-from keras_passport.cli import pictures as kp_pictures
+from keras_passport.cli.pictures import listed, read_picture
 
 NUM_IMAGES = 20
 
@@ -44,14 +43,16 @@ def identity_images(
         least, most = 2, None
     if files:
         with users_mistakes():
-            files = kp_pictures.listed(files)
-        if len(files) < least or (most and len(files) > most):
-            raise UserError(
-                f"--passport={kind} with --function={function} takes "
-                f"{'' if most else 'at least '}{least} --identity_images. "
-                f"Received: {len(files)}"
+            files = listed(files)
+            if len(files) < least or (most and len(files) > most):
+                raise ValueError(
+                    f"--passport={kind} with --function={function} takes "
+                    f"{'' if most else 'at least '}{least} --identity_images. "
+                    f"Received: {len(files)}"
+                )
+            return np.stack(
+                [read_picture(file, dataset.input_shape) for file in files]
             )
-        return np.stack([read_picture(f, dataset.input_shape) for f in files])
     # Which pictures these are is part of the secret, so no seed decides it.
     chosen = secrets.SystemRandom().sample(
         range(len(dataset.x_train)), most or num_images or NUM_IMAGES

@@ -10,26 +10,18 @@ import keras
 import numpy as np
 
 from common import data
-from common.errors import UserError
+from common.errors import UserError, users_mistakes
 from keras_passport import scores
-from keras_passport.cli import pictures as kp_pictures
-from keras_passport.cli.pictures import PREPROCESSING, SUFFIXES
+from keras_passport.cli.pictures import (
+    PREPROCESSING,
+    SUFFIXES,
+    fitted,
+    read_picture,
+)
 
 _TEST_NAMES = ("test", "val", "validation")
 
 Arrays = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
-
-
-def read_picture(
-    path: str | os.PathLike, shape: tuple[int, int, int]
-) -> np.ndarray:
-    """Any picture file as uint8 of `shape`, transparency put on white."""
-    try:
-        return kp_pictures.read_picture(path, shape)
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"{path} cannot be read as a picture ({error})."
-        ) from error
 
 
 def read(
@@ -201,7 +193,7 @@ def read_tfds(
         for picture, label in splits[split].as_numpy_iterator():
             if picture.shape[-1] == 1:
                 picture = picture[..., 0]
-            pictures.append(_fitted(Image.fromarray(picture), shape))
+            pictures.append(fitted(Image.fromarray(picture), shape))
             labels.append(label)
         arrays.append((np.stack(pictures), np.asarray(labels, "int32")))
         if len(arrays) == 2:
@@ -213,16 +205,6 @@ def read_tfds(
         raise UserError(f"{name} has no labels in the split that tests.")
     names = list(info.features[info.supervised_keys[1]].names)
     return (x_train, y_train, x_test, y_test), names
-
-
-def _fitted(picture, shape: tuple[int, int, int]) -> np.ndarray:
-    height, width, channels = shape
-    picture = picture.convert("L" if channels == 1 else "RGB")
-    if picture.size != (width, height):
-        from PIL import Image
-
-        picture = picture.resize((width, height), Image.Resampling.LANCZOS)
-    return np.asarray(picture, "uint8").reshape(shape)
 
 
 def _subfolders(folder: pathlib.Path) -> list[pathlib.Path]:
@@ -290,8 +272,9 @@ def _read_all(files: list[pathlib.Path], shape, bar) -> np.ndarray:
     pictures = np.empty((len(files), *shape), "uint8")
     with ThreadPoolExecutor() as pool:  # Pillow decodes without the GIL.
         read = pool.map(lambda path: read_picture(path, shape), files)
-        for index, picture in enumerate(read):
-            pictures[index] = picture
-            if bar:
-                bar.add(1)
+        with users_mistakes():
+            for index, picture in enumerate(read):
+                pictures[index] = picture
+                if bar:
+                    bar.add(1)
     return pictures

@@ -176,7 +176,6 @@ def read_picture(path, shape: tuple[int, int, int]) -> np.ndarray:
             "Expected Pillow, which reads pictures (pip install pillow), or "
             f"images in .npy files. Received: {error}"
         ) from error
-    height, width, channels = shape
     try:
         with files.open_regular(path) as opened, Image.open(opened) as file:
             picture = ImageOps.exif_transpose(file)
@@ -190,11 +189,7 @@ def read_picture(path, shape: tuple[int, int, int]) -> np.ndarray:
                 picture = picture.convert("RGBA")
                 white = Image.new("RGBA", picture.size, "white")
                 picture = Image.alpha_composite(white, picture)
-            picture = picture.convert("L" if channels == 1 else "RGB")
-            if picture.size != (width, height):
-                picture = picture.resize(
-                    (width, height), Image.Resampling.LANCZOS
-                )
+            return fitted(picture, shape)
     except FileNotFoundError:
         raise
     except IsADirectoryError as error:
@@ -208,4 +203,14 @@ def read_picture(path, shape: tuple[int, int, int]) -> np.ndarray:
             f"Expected '{shown(path)}' to be a picture. "
             f"Received: {shown(error)}"
         ) from error
+
+
+def fitted(picture, shape: tuple[int, int, int]) -> np.ndarray:
+    """A Pillow image of this shape, uint8; see `read_picture`."""
+    from PIL import Image
+
+    height, width, channels = shape
+    picture = picture.convert("L" if channels == 1 else "RGB")
+    if picture.size != (width, height):
+        picture = picture.resize((width, height), Image.Resampling.LANCZOS)
     return np.asarray(picture, "uint8").reshape(shape)

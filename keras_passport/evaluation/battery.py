@@ -10,10 +10,10 @@ from keras_passport.evaluation.registry import ATTACKS, Budget
 class Level:
     """How thorough a battery is.
 
-    Attributes:
-        budget: of every attack, but for its data.
-        fractions: parts of the data that attackers have.
-        sources: where the data come from.
+    Args:
+        budget: Of every attack, but for its data.
+        fractions: Parts of the data that attackers have.
+        sources: Where the data come from.
     """
 
     budget: Budget
@@ -44,9 +44,9 @@ def plan(
     """The attacks of a battery of `LEVELS`, each with what it may spend.
 
     Args:
-        battery: its name.
-        seed: of all draws.
-        fractions: parts of the data that attackers have, in (0, 1]; the
+        battery: Its name.
+        seed: Of all draws.
+        fractions: Parts of the data that attackers have, in (0, 1]; the
             level's own if not given.
     """
     level = LEVELS[battery]

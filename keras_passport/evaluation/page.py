@@ -14,7 +14,7 @@ from typing import Any
 from keras_passport import plots
 from keras_passport.attacks import AttackResult
 from keras_passport.evaluation import verdict
-from keras_passport.files import replacing
+from keras_passport.files import write_bytes
 
 _STYLE = """
 :root { color-scheme: light; }
@@ -68,7 +68,7 @@ def write(path: pathlib.Path, content: dict[str, Any]) -> None:
     """Writes the page in one step.
 
     Args:
-        path: of the page.
+        path: Of the page.
         content: `title`, `facts` (dict), `numbers`, `rows`, `verdict` (as of
             `verdict`), `changes` (as for `verdict.changes_table`) and
             `figures`: list of tuples of a drawing
@@ -105,8 +105,7 @@ def write(path: pathlib.Path, content: dict[str, Any]) -> None:
         + "\n".join(sections)
         + "\n</body>\n</html>\n"
     )
-    with replacing(path) as temporary:
-        temporary.write_text(page, encoding="utf-8")
+    write_bytes(path, page.encode())
 
 
 def _facts(facts):
@@ -205,10 +204,10 @@ def figures(
     """The paper's figures of what was found; see `write`.
 
     Args:
-        records: as `Records.perform` returns them.
-        rows: one for each record.
-        numbers: as `Owner.numbers` returns them.
-        noise: from a name to what `kp.audit.accuracy_under_noise` returns.
+        records: As `Records.perform` returns them.
+        rows: One for each record.
+        numbers: As `Owner.numbers` returns them.
+        noise: From a name to what `kp.audit.accuracy_under_noise` returns.
     """
     lines = {
         f"{name}_accuracy": 100 * numbers[name] / numbers["total"]

@@ -15,9 +15,9 @@ def row(record: dict[str, Any], numbers: dict[str, Any], labels) -> dict:
     """One attack against the valid passport, in per cent.
 
     Args:
-        record: as `Records.perform` returns it.
-        numbers: as `Owner.numbers` returns them.
-        labels: of the pictures that the attack was judged on.
+        record: As `Records.perform` returns it.
+        numbers: As `Owner.numbers` returns them.
+        labels: Of the pictures that the attack was judged on.
 
     Returns:
         Plain values. `status` is `"failed"` for a training that learned
@@ -105,10 +105,10 @@ def verdict(
     """Sentences: the worst case first, then what limits its meaning.
 
     Args:
-        rows: as `row` returns them.
-        numbers: as `Owner.numbers` returns them.
-        missing: what ended with an error, or could not be tried.
-        left_out: what was not asked for, or is no part of this battery.
+        rows: As `row` returns them.
+        numbers: As `Owner.numbers` returns them.
+        missing: What ended with an error, or could not be tried.
+        left_out: What was not asked for, or is no part of this battery.
     """
     valid = 100 * numbers["valid"] / numbers["total"]
     lines = []
@@ -175,7 +175,7 @@ def changes_table(changes: dict[str, dict]) -> list[str]:
     """What the owner is left with, as lines of text.
 
     Args:
-        changes: from a change to what `kp.audit.accuracies` returns.
+        changes: From a change to what `kp.audit.accuracies` returns.
     """
     rows = [
         (name, *(f"{100 * value:.1f}" for value in accuracies.values()))
