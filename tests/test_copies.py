@@ -528,6 +528,34 @@ def test_own_class_that_nobody_registered(tmp_path):
 # Flags and dtypes -------------------------------------------------------------
 
 
+def test_flags_of_a_layer_in_two_models():
+    """A model's flag sets those of what it holds, which may say otherwise."""
+    shared = layers.Dense(4, name="shared")
+    parts = []
+    for name in ("first", "second"):
+        inputs = keras.Input((4,))
+        outputs = shared(layers.Dense(4, name="alone")(inputs))
+        parts.append(keras.Model(inputs, outputs, name=name))
+    inputs = keras.Input((8, 8, 3))
+    features = trunk(inputs)
+    base = keras.Model(inputs, layers.Add()([part(features) for part in parts]))
+    parts[1].trainable = False
+    shared.trainable = True
+    model = kp.protect(base)
+    for copy in (base, model, kp.public(model), kp.require_passport(model)):
+        flags = {
+            f"{part}/{name}": copy.get_layer(part).get_layer(name).trainable
+            for part in ("first", "second")
+            for name in ("alone", "shared")
+        }
+        assert flags == {
+            "first/alone": True,
+            "first/shared": True,
+            "second/alone": False,
+            "second/shared": True,
+        }
+
+
 def test_single_frozen_variables():
     base = nested_in(of_graph(keras.Model))
     own = base.layers[-1]

@@ -99,9 +99,10 @@ def protect_trained(
         frozen. If the source was compiled, so is it.
 
     Raises:
-        PassportError: If the model is protected already, or not finite.
-        ValueError: If the model has no graph, is not built, or nothing in it
-            can be protected, or `select` names a layer that can't be.
+        PassportError: If the model is protected already, or not finite, has no
+            graph, nothing in it can be protected, or `select` names a layer
+            that can't be.
+        ValueError: If it is no built model of Keras 3.
 
     Example:
 
