@@ -8,7 +8,7 @@ from keras import ops
 
 from keras_passport import graph
 from keras_passport.errors import PassportError
-from keras_passport.layers import normalization
+from keras_passport.layers import folding, normalization
 from keras_passport.layers.protected import protected_layers
 
 # Most numbers in one array.
@@ -253,11 +253,8 @@ class Block:
         """The equations that a layer gives, if it does."""
         layer = self._flow.layers[path]
         if (
-            not isinstance(layer.normalization, keras.layers.BatchNormalization)
+            not folding.is_direct(layer)
             or not normalization.tells_channels_apart(layer.normalization)
-            or layer.between
-            or getattr(layer.layer, "activation", None)
-            not in (None, keras.activations.linear)
             or not self._is_channelwise(path)
         ):
             return None

@@ -7,6 +7,7 @@ import numpy as np
 from keras import ops
 
 from keras_passport import graph
+from keras_passport.layers import folding
 from keras_passport.layers.passport_normalization import PassportNormalization
 from keras_passport.layers.protected import protected_layers
 from keras_passport.models import binding, protected_model, unlocking
@@ -147,11 +148,6 @@ def neutral(model: keras.Model) -> dict:
     """
     parameters = {}
     for path, layer in protected_layers(model).items():
-        units = layer.adapter.units(layer.layer)
-        parameters[path] = tuple(
-            np.full(units, value, "float32")
-            if own is None
-            else ops.convert_to_numpy(own)
-            for own, value in ((layer.gamma, 1.0), (layer.beta, 0.0))
-        )
+        gamma, beta = folding.gamma_and_beta(layer, neutral=True)
+        parameters[path] = gamma.astype("float32"), beta.astype("float32")
     return parameters

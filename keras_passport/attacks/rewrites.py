@@ -13,7 +13,7 @@ import numpy as np
 from keras import ops
 
 from keras_passport import graph
-from keras_passport.layers import kernels
+from keras_passport.layers import folding, kernels, normalization
 from keras_passport.layers.passport_normalization import PassportNormalization
 from keras_passport.layers.protected import protected_layers
 from keras_passport.models import protected_model
@@ -195,7 +195,7 @@ def _scaled(model, draw, seed):
     rng = np.random.default_rng(seed)
     factors, skipped = {}, {}
     for path, layer in protected_layers(public).items():
-        refusal = _scale_refusal(layer)
+        refusal = folding.refusal(layer)
         if refusal:
             skipped[path] = refusal
             continue
@@ -208,33 +208,16 @@ def _scaled(model, draw, seed):
         for name, value in values.items():
             weights[name].assign(value)
         statistics = layer.normalization
-        mean, variance = (
-            ops.convert_to_numpy(value).astype("float64")
-            for value in (statistics.moving_mean, statistics.moving_variance)
-        )
-        epsilon = statistics.epsilon
+        mean, deviation = normalization.statistics_of(statistics)
         statistics.moving_mean.assign(mean * factor)
         statistics.moving_variance.assign(
-            np.maximum(factor**2.0 * (variance + epsilon) - epsilon, 0.0)
+            np.maximum((factor * deviation) ** 2 - statistics.epsilon, 0.0)
         )
         if layer.gamma is not None:
             layer.gamma.assign(
                 ops.convert_to_numpy(layer.gamma) * np.sign(factor)
             )
     return Rewrite(public, {}, factors, skipped)
-
-
-def _scale_refusal(layer):
-    if not isinstance(layer.normalization, keras.layers.BatchNormalization):
-        return f"a {type(layer.normalization).__name__} mixes channels"
-    if not kernels.is_stock(layer.layer):
-        return "it is no layer of Keras's own"
-    if layer.between or getattr(layer.layer, "activation", None) not in (
-        None,
-        keras.activations.linear,
-    ):
-        return "something stands between kernel and normalisation"
-    return None
 
 
 def _graphs(model):

@@ -55,7 +55,7 @@ def refusal(layer) -> str | None:
     return None
 
 
-def gamma_and_beta(layer, gamma=None, beta=None) -> tuple:
+def gamma_and_beta(layer, gamma=None, beta=None, neutral=False) -> tuple:
     """A passport layer's γ and β, whether they are hidden or trainable.
 
     Args:
@@ -63,17 +63,24 @@ def gamma_and_beta(layer, gamma=None, beta=None) -> tuple:
         gamma: The hidden γ, an array `(channels,)`; `None` where the passport
             function hides none.
         beta: The hidden β, or `None`.
+        neutral: Whether a layer that has no γ or β has ones and zeros.
 
     Returns:
         Tuple of float64 arrays `(channels,)`; `None` for what it has not.
     """
-    return tuple(
-        None if value is None else ops.convert_to_numpy(value).astype("float64")
-        for value in (
-            layer.gamma if gamma is None else gamma,
-            layer.beta if beta is None else beta,
-        )
-    )
+    units = layer.adapter.units(layer.layer)
+    values = []
+    for value, trained, nothing in (
+        (gamma, layer.gamma, np.ones),
+        (beta, layer.beta, np.zeros),
+    ):
+        value = trained if value is None else value
+        if value is not None:
+            value = ops.convert_to_numpy(value).astype("float64")
+        elif neutral:
+            value = nothing(units)
+        values.append(value)
+    return tuple(values)
 
 
 def scale_and_shift(layer, gamma=None, beta=None) -> tuple:

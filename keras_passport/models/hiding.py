@@ -82,7 +82,9 @@ def hide_statistics(model: keras.Model, batches) -> keras.Model:
                 "keras_passport.protect(model, select=...) a layer is left out"
             )
     before = {
-        path: _gamma_and_beta(layer)
+        path: folding.gamma_and_beta(
+            layer, *layer.hidden_parameters(), neutral=True
+        )
         for path, layer in protected_layers(model).items()
     }
     batches = list(batches)
@@ -158,18 +160,6 @@ def publish_statistics(layer, variance=1.0):
     statistics.moving_variance.assign(np.full(mean.shape, variance))
     statistics.trainable = False
     layer.replaced["config"]["trainable"] = False
-
-
-def _gamma_and_beta(layer):
-    """A bound layer's γ and β, wherever they come from."""
-    values = folding.gamma_and_beta(layer, *layer.hidden_parameters())
-    units = layer.adapter.units(layer.layer)
-    return tuple(
-        np.full(units, neutral, "float32")
-        if value is None
-        else value.astype("float32")
-        for value, neutral in zip(values, (1.0, 0.0), strict=True)
-    )
 
 
 def _absorbed(layer, gamma, beta):
