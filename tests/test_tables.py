@@ -10,6 +10,7 @@ import tables
 from common.rundir import RunDirectory, write_json
 from keras_passport.attacks import AttackResult
 from support.programs import EXAMPLES, SMALL, run, run_here, succeed
+from support.stored_secrets import arrays_of_h5
 
 PROGRAM = EXAMPLES / "tables.py"
 GPU = ("--mixed_precision=bfloat16", "--steps_per_execution=4")
@@ -20,7 +21,7 @@ def test_tables_on_jax(tmp_path):
     flags = (
         f"--dir={tmp_path}",
         "--functions=V3",
-        "--kinds=random_pattern",
+        "--kinds=random_image",
         "--reva_epochs=1",
     )
     options = {"program": PROGRAM, "backend": "jax", "runs": run}
@@ -30,9 +31,11 @@ def test_tables_on_jax(tmp_path):
         assert (tmp_path / name).stat().st_size > 10_000
     (row,) = json.loads((tmp_path / "tables.json").read_text()).values()
     assert row["reva_strength"] == pytest.approx(row["valid"] - row["reva"])
-    result = json.loads((tmp_path / "V3-T1" / "result.json").read_text())
+    result = json.loads((tmp_path / "V3-T3" / "result.json").read_text())
     assert row["strength"] == result["protection_strength"]
     assert result["versions"]["backend"] == "jax"
+    passport = arrays_of_h5(tmp_path / "V3-T3" / "owner" / "passport.h5")
+    assert len(passport) > 0
 
 
 def test_all_runs_share_the_first_ones_original(tmp_path, monkeypatch):
