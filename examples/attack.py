@@ -46,6 +46,11 @@ flags.DEFINE_integer(
     1,
 )
 flags.DEFINE_integer("seed", None, "Of all draws of the attack.", 0)
+flags.DEFINE_bool(
+    "tuned",
+    None,
+    "Try optimizers and learning rates, of the attack and its control alike.",
+)
 flags.mark_flag_as_required("attack")
 flags.adopt_module_key_flags(finished)
 
@@ -55,17 +60,24 @@ def main(_):
         budget = _budget(_ATTACK.value)
         run = finished.FinishedRun.of_flags()
         with run.directory.locked():
+            tried = {_ATTACK.value: budget}
+            if "fraction" in kp.evaluation.ATTACKS[_ATTACK.value].uses:
+                # What the same data are worth without the network.
+                tried.setdefault("from_scratch", budget)
             with users_mistakes():
                 evaluation = kp.evaluation.evaluate(
                     **run.given,
-                    attacks={_ATTACK.value: budget},
+                    attacks=tried,
                     directory=run.directory.path,
                     progress=sys.stdout.isatty(),
                 )
             print(evaluation)
-            if not evaluation.rows:
+            rows = [
+                row for row in evaluation.rows if row["attack"] == _ATTACK.value
+            ]
+            if not rows:
                 raise UserError(f"{_ATTACK.value} came to no result.")
-            [row] = evaluation.rows
+            [row] = rows
             result = read_json(run.directory.result)
             # Without one the trainer is not done yet: it would be taken for
             # its own.

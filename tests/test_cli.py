@@ -604,7 +604,7 @@ def test_new_random_pattern(made, tmp_path, capsys):
         assert passports[-1].kind == "random_pattern"
         assert passports[-1].fingerprint in capsys.readouterr().out
         kp.bind(load(made["protected.keras"]), passports[-1])
-    assert passports[0].key_scaling == "orthogonal"
+    assert passports[0].key_scaling == "signed"
     assert passports[1].key_scaling == "unit"
     assert passports[0].seed != passports[1].seed
 
@@ -786,7 +786,7 @@ def test_show(made, capsys):
     for expected in (
         "random_pattern",
         "V3",
-        "orthogonal",
+        "signed",
         passport.fingerprint,
         f"{passport.packed().size} numbers in 2 layers",
         "first_conv   gamma beta  3x3x3",

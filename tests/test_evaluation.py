@@ -17,6 +17,7 @@ from keras_passport.evaluation import (
     Case,
     Level,
     Records,
+    advantages,
     battery,
     evaluate,
     owner,
@@ -522,3 +523,49 @@ class TestBattery:
             budget = Budget(num_fakes=1, epochs=1)
             record = Records(case, tmp_path).perform(name, budget)
             assert record["examples"] == 24
+
+
+class TestAdvantage:
+    """A, beside S: what an attack gains over training from scratch."""
+
+    def given(self, name, accuracy, source="defender", fraction=0.1, **more):
+        made = record(accuracy, validation=(accuracy,), **more)
+        return {
+            **made,
+            "attack": name,
+            "budget": {"source": source, "fraction": fraction},
+        }
+
+    def rows(self, *records):
+        rows = [verdict.row(some, NUMBERS, LABELS) for some in records]
+        advantages.add_advantages(rows, records, NUMBERS)
+        return rows, verdict.verdict(rows, NUMBERS, [])
+
+    def test_it_is_over_the_control_on_the_same_data(self):
+        rows, lines = self.rows(
+            self.given("fine_tuning_ftal", 0.6, title="FTAL"),
+            self.given("fine_tuning_ftal", 0.7, fraction=1.0, title="FTAL"),
+            self.given("from_scratch", 0.5, control=True),
+            self.given("from_scratch", 0.8, control=True, fraction=1.0),
+        )
+        found = [row["advantage"] for row in rows]
+        assert found[:2] == [pytest.approx(10), pytest.approx(-10)]
+        assert found[2:] == [None, None]
+        low, high = rows[0]["advantage_interval"]
+        assert low < 10 < high
+        assert lines[0].startswith("What an attacker gains: A = 10.0 (")
+        assert "reaches 50.0 %" in lines[0]
+        assert "FTAL on 10 % of the training data" in lines[0]
+        assert lines[1].startswith("Worst case: FTAL on 100 %")
+        assert verdict.table(rows, NUMBERS)[2].count("10.0 (") == 1
+
+    def test_without_labels_it_is_over_saying_one_class(self):
+        rows, lines = self.rows(record(0.3))
+        assert rows[0]["advantage"] == pytest.approx(20.0)
+        assert "always saying one class" in lines[0]
+
+    def test_without_a_control_nobody_knows(self):
+        rows, lines = self.rows(self.given("reverse_engineering", 0.6))
+        assert rows[0]["advantage"] is None
+        assert lines[0].startswith("Worst case")
+        assert "A = " not in "".join(verdict.table(rows, NUMBERS))

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 import keras_passport as kp
-from keras_passport.attacks import forgery
+from keras_passport.layers.filters import response_matrix
 from support.passport_layers import KERNELS, assert_near, build
 from support.plain_models import randomize, small_resnet
 
@@ -35,7 +35,7 @@ class TestResponseMatrix:
     @pytest.mark.parametrize("kernel", KERNELS)
     def test_it_makes_hidden_parameters_of_any_key(self, kernel):
         layer, _ = build(kernel)
-        matrix = forgery.response_matrix(layer)
+        matrix = response_matrix(layer)
         rng = np.random.default_rng(3)
         key = rng.normal(size=layer.geometry.key_shape).astype("float32")
         parts = key.reshape(-1, len(matrix), key.shape[-1] // len(matrix))
@@ -45,9 +45,9 @@ class TestResponseMatrix:
         assert_near(received.astype("float32"), expected)
 
     def test_groups_are_systems_of_their_own(self):
-        assert len(forgery.response_matrix(build("grouped")[0])) == 2
-        assert len(forgery.response_matrix(build("depthwise")[0])) == 4
-        assert len(forgery.response_matrix(build("separable")[0])) == 1
+        assert len(response_matrix(build("grouped")[0])) == 2
+        assert len(response_matrix(build("depthwise")[0])) == 4
+        assert len(response_matrix(build("separable")[0])) == 1
 
 
 class TestForgePassport:

@@ -202,9 +202,9 @@ def test_the_same_architecture_made_anew(tmp_path):
     # The reference that images go through may be another one's too.
     images = np.random.default_rng(0).normal(size=(2, 8, 8, 6))
     images = images.astype("float32")
-    own = kp.Passport.fixed_image(model, images, reference=base)
+    own = kp.Passport.fixed_image(model, images, reference=base, seed=1)
     with pytest.warns(UserWarning, match="reference's layers"):
-        same = kp.Passport.fixed_image(model, images, reference=again)
+        same = kp.Passport.fixed_image(model, images, reference=again, seed=1)
     np.testing.assert_allclose(same.packed(), own.packed(), 1e-4, 1e-5)
 
 

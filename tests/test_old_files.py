@@ -127,6 +127,8 @@ def test_an_interrupted_run_goes_on(tmp_path):
     shutil.copytree(OLD / "interrupted", run)
     config = json.loads((run / "config.json").read_text())
     names = ("depth", "width", "epochs", "num_fakes", "fake_examples")
+    # Those whose default is another one by now.
+    names += ("key_scaling",)
     flags = [f"--{name}={config[name]}" for name in names]
     program = REPOSITORY / "examples" / "cifar_resnet.py"
     arguments = [str(program), "--dataset=digits", f"--run_dir={run}", *flags]

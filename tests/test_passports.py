@@ -12,7 +12,12 @@ from scipy import stats
 
 import keras_passport as kp
 from keras_passport.models import features
-from keras_passport.passports.derivation import FAKE, scale_keys
+from keras_passport.passports.derivation import (
+    FAKE,
+    derive,
+    scale_keys,
+    uniform,
+)
 from keras_passport.passports.geometry import Geometry
 from support.plain_models import (
     multi_input_model,
@@ -373,6 +378,44 @@ def test_orthogonal_keys(kind, model, bases):
         for key in (gamma, beta):
             weights = np.linalg.lstsq(parts.T, key, rcond=None)[0]
             np.testing.assert_allclose(weights @ parts, key, atol=2e-3)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_signed_keys(kind, model, bases, tmp_path):
+    options = {"reference": bases["plain_cnn"]}
+    plain = make(kind, model, key_scaling="paper", seed=1, **options)
+    made = make(kind, model, seed=1, **options)
+    other = make(kind, model, seed=2, **options)
+    assert made.key_scaling == "signed"
+    negated = []
+    for path, keys in made.keys(model).items():
+        gamma, beta = keys["gamma"].ravel(), keys["beta"].ravel()
+        for key in (gamma, beta):
+            size = np.sqrt(key.size / 2)
+            assert np.linalg.norm(key) == pytest.approx(size, rel=1e-5)
+            assert abs(key.mean()) < 1e-5 * size
+        assert abs(gamma @ beta) < 1e-5 * (gamma @ gamma)
+        # What they are made of: digested keys with signs, and a constant.
+        old, parts = plain.keys(model)[path], [np.ones(gamma.size)]
+        for role in ("gamma", "beta"):
+            salt = derive(derive(made.seed, "key", path), "signs", role)
+            drawn = uniform(salt, old[role].shape).ravel()
+            negated.append(drawn < 0)
+            parts.append(np.where(drawn < 0, -1, 1) * old[role].ravel())
+        for key in (gamma, beta):
+            weights = np.linalg.lstsq(np.stack(parts).T, key, rcond=None)[0]
+            np.testing.assert_allclose(weights @ parts, key, atol=2e-3)
+        # Another seed negates others: what is known of images says little.
+        theirs = other.keys(model)[path]["gamma"].ravel()
+        assert abs(gamma @ theirs) < 0.5 * (gamma @ gamma)
+    assert 0.3 < np.mean(np.concatenate(negated)) < 0.7
+    made.save(tmp_path / "owner.h5")
+    assert_same(made, kp.Passport.load(tmp_path / "owner.h5"))
+
+
+def test_signs_need_a_secret():
+    with pytest.raises(kp.PassportError, match="signs of keys"):
+        scale_keys({"gamma": np.ones(4)}, "signed")
 
 
 def test_keys_too_small_or_too_alike_for_right_angles_stay():

@@ -13,10 +13,17 @@ from keras_passport.attacks.finetuning import (
     from_scratch,
 )
 from keras_passport.attacks.forgery import forge_passport, key_forgery
+from keras_passport.attacks.guessing import guess_images
 from keras_passport.attacks.opened import Opened
 from keras_passport.attacks.options import TrainingOptions
+from keras_passport.attacks.orienting import Orientation, orientation
 from keras_passport.attacks.pruning import prune, pruning
 from keras_passport.attacks.recipe import Recipe
+from keras_passport.attacks.relatives import (
+    difference,
+    difference_directions,
+    known_ancestor,
+)
 from keras_passport.attacks.result import (
     Advantage,
     AttackResult,
@@ -41,20 +48,26 @@ __all__ = [
     "Advantage",
     "AttackResult",
     "Opened",
+    "Orientation",
     "Recipe",
     "Rewrite",
     "Search",
     "TrainingOptions",
     "advantage",
     "ambiguity",
+    "difference",
+    "difference_directions",
     "fake_passports",
     "fine_tuning",
     "flip_signs",
     "forge_passport",
     "fresh_normalization",
     "from_scratch",
+    "guess_images",
     "key_forgery",
+    "known_ancestor",
     "match_statistics",
+    "orientation",
     "permute_channels",
     "prune",
     "pruning",

@@ -235,15 +235,18 @@ def _maker(
 
         return pattern
 
-    pool = _image_keys(model, images, reference)
+    pool = image_keys(model, images, reference)
     guess = _guesser(model, kind, images, seed)
     roles = function_of(model).roles
 
     def of_images(number):
-        rows = []
-        for keys, chosen in zip(pool.values(), guess(number), strict=True):
+        rows, secret = [], _seed_of(seed, number)
+        for (path, keys), chosen in zip(
+            pool.items(), guess(number), strict=True
+        ):
             drawn = dict(zip(roles, keys[chosen], strict=True))
-            rows += scale_keys(drawn, key_scaling).values()
+            salt = derive(secret, "key", path)
+            rows += scale_keys(drawn, key_scaling, salt).values()
         return np.concatenate([key.ravel() for key in rows])[None]
 
     return of_images
@@ -275,7 +278,7 @@ def _seed_of(seed: int, number: int) -> bytes:
     return derive(str(seed).encode().rjust(16, b"0"), FAKE, str(number))
 
 
-def _image_keys(model, images, reference) -> dict:
+def image_keys(model, images, reference) -> dict:
     """Keys of every image at every layer: dict from path to `(n, *key)`."""
     if images is None or reference is None:
         raise PassportError(

@@ -1,15 +1,14 @@
 """Forged keys: F is linear, so keys to known γ and β are solved for."""
 
-import math
 import time
 
 import keras
 import numpy as np
-from keras import ops
 
 from keras_passport.attacks import training
 from keras_passport.attacks.result import AttackResult
 from keras_passport.errors import PassportError
+from keras_passport.layers.filters import response_matrix
 from keras_passport.layers.protected import function_of, protected_layers
 from keras_passport.models import binding, protected_model, unlocking
 from keras_passport.passports.entries import ROLES, PassportEntry
@@ -18,8 +17,6 @@ from keras_passport.passports.passport import Passport
 # Singular values of a kernel below this part of its first are taken for zero:
 # γ and β come in float32, and what is divided by less is rounding error.
 RANK = 1e-6
-# Rows of a key matrix that meet a kernel at once.
-ROWS = 1024
 
 
 def key_forgery(
@@ -156,34 +153,6 @@ def forge_passport(
         entries[path] = PassportEntry(layer.geometry, **keys)
     passport = Passport("feature_maps", function, entries, bytes(16))
     return passport, tuple(systems)
-
-
-def response_matrix(layer) -> np.ndarray:
-    """A protected layer's linear map from keys to hidden parameters.
-
-    Args:
-        layer: Built `PassportNormalization`.
-
-    Returns:
-        float64 array `(blocks, rows, columns)`: groups of input channels
-        (`KernelAdapter.blocks`) have no number in common, so they are
-        systems of their own. A block's rows are its part of the key in C
-        order.
-    """
-    shape = layer.geometry.key_shape
-    blocks = layer.adapter.blocks(layer.layer)
-    if layer.adapter.weight(layer.layer) is None:
-        blocks = 1  # Mixed by a second kernel.
-    width = shape[-1] // blocks
-    rows = math.prod(shape[:-1]) * width
-    found = []
-    for at in range(0, rows, ROWS):
-        ones = np.eye(min(ROWS, rows - at), rows, at, "float32")
-        keys = np.tile(ones.reshape(-1, *shape[:-1], width), (blocks,))
-        response = layer.adapter.response(layer.layer, keys)
-        found.append(ops.convert_to_numpy(response))
-    matrix = np.concatenate(found).astype("float64")
-    return matrix.reshape(rows, blocks, -1).transpose(1, 0, 2)
 
 
 def _inverse(matrix):

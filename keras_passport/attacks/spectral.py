@@ -1,5 +1,6 @@
 """Spectral attack: what singular vectors of the kernels say of γ and β."""
 
+import dataclasses
 import time
 from typing import Any
 
@@ -8,11 +9,11 @@ import numpy as np
 from keras import ops
 
 from keras_passport.attacks import labelled, training
-from keras_passport.attacks.forgery import response_matrix
 from keras_passport.attacks.opened import Opened
 from keras_passport.attacks.options import TrainingOptions
 from keras_passport.attacks.recipe import Recipe
 from keras_passport.attacks.result import AttackResult
+from keras_passport.layers.filters import response_matrix
 from keras_passport.layers.protected import protected_layers
 from keras_passport.models import protected_model
 
@@ -79,14 +80,39 @@ def spectral(
         recipe=Recipe(epochs=30, batch_size=32, learning_rate=0.1),
         restarts=3,
     )
-    seed = options.seed
     public = protected_model.public(model)
     directions = spectral_directions(public, rank)
     if data is None:
         return _blind(public, directions, test, rank, options.keep_model)
-    mine = labelled.share(data, options.fraction, seed)
+    mine = labelled.share(data, options.fraction, options.seed)
+    result = along("spectral", public, directions, mine, test, options)
+    return dataclasses.replace(
+        result, knowledge={**result.knowledge, "rank": rank}
+    )
+
+
+def along(
+    name: str,
+    public: keras.Model,
+    directions: dict,
+    data: tuple,
+    test: tuple,
+    options: TrainingOptions,
+) -> AttackResult:
+    """Looks for γ and β along public vectors; see `spectral`.
+
+    Args:
+        name: Of the attack.
+        public: What is public of the model.
+        directions: Dict from path to an orthonormal basis, as
+            `spectral_directions` returns it.
+        data: The inputs and labels that the attacker has.
+        test: The judge's.
+        options: With a recipe.
+    """
+    seed = options.seed
     # Few pictures tell a sign, and all of them at once fill the memory.
-    some = labelled.split(mine, seed)[0]
+    some = labelled.split(data, seed)[0]
     some = labelled.share(some, min(1.0, SIGNS / len(some[1])), seed)
 
     def trial(number):
@@ -113,12 +139,12 @@ def spectral(
         )
 
     return training.run(
-        "spectral",
+        name,
         [trial(number) for number in range(options.restarts)],
-        mine,
+        data,
         test,
         seed=seed,
-        knowledge={"labels": True, "images": len(mine[1]), "rank": rank},
+        knowledge={"labels": True, "images": len(data[1])},
         search=options.search,
         keep_model=options.keep_model,
         progress=options.progress,

@@ -24,12 +24,12 @@ class Level:
 LEVELS: dict[str, Level] = {
     "quick": Level(Budget(100, 500, epochs=10), (0.1, 1.0)),
     "standard": Level(
-        Budget(1000, 1000, epochs=20),
+        Budget(1000, 1000, epochs=20, tuned=True),
         (0.01, 0.1, 0.5, 1.0),
         ("defender", "disjoint"),
     ),
     "full": Level(
-        Budget(10_000, 1000, epochs=60, trials=3),
+        Budget(10_000, 1000, epochs=60, trials=3, tuned=True),
         (0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0),
         ("defender", "disjoint"),
     ),

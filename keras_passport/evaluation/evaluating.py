@@ -13,7 +13,7 @@ import numpy as np
 from absl import logging
 
 from keras_passport import metrics
-from keras_passport.evaluation import page, verdict
+from keras_passport.evaluation import advantages, page, verdict
 from keras_passport.evaluation.battery import LEVELS, plan
 from keras_passport.evaluation.case import Case
 from keras_passport.evaluation.owner import Owner, told
@@ -123,6 +123,7 @@ def evaluate(
             line = tried.attack(records, name, spent)
             if line and tell:
                 tell(f"[{number}/{len(planned)}] {line}")
+        advantages.add_advantages(tried.rows, tried.records, numbers)
         owner.write_hits(tried.records)
         changes, noise, left_out = {}, {}, []
         network = _network(case, passport, numbers)
@@ -156,8 +157,9 @@ class Evaluation:
     Args:
         rows: A dict for each attack that came to a result, as `verdict.row`
             makes it: `attack`, `accuracy` (per cent) and `interval`,
-            `strength` (S) and `strength_interval`, `status`, and what it had
-            and spent.
+            `strength` (S) and `strength_interval`, `advantage` (A, or `None`
+            where there is no control) and `advantage_interval`, `status`, and
+            what it had and spent.
         verdict: Sentences: the worst case first.
         network: What was attacked, from words to words.
         numbers: What attacks are compared with; see `Owner.numbers`.

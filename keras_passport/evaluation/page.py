@@ -55,6 +55,9 @@ _WORDS = {
     "attack": "what was done",
     "S": "protection strength, valid passport minus attack (the paper's eq. "
     "7); a network is well-protected where S > 50 (Definition 2)",
+    "A": "advantage, attack minus training from scratch on the same data: "
+    "whether the network was worth stealing; without labels, minus saying "
+    "one class of every picture",
     "holds, falls": "S over 50, or not",
     "paralysed": "on average the trials were no better than saying one class "
     "of every picture",
@@ -143,8 +146,8 @@ def _changes(changes):
 def _table(rows, top):
     head = (
         '<tr><th>Attack</th><th class="number">Accuracy</th>'
-        '<th class="number">S</th><th>Result</th><th>Attacker has</th>'
-        "<th>Spent</th></tr>"
+        '<th class="number">S</th><th class="number">A</th><th>Result</th>'
+        "<th>Attacker has</th><th>Spent</th></tr>"
     )
     return (
         f'<div class="table"><table class="attacks">{head}'
@@ -178,12 +181,20 @@ def _row(row, is_worst):
         + f'<div class="bar"><i style="width:{row["accuracy"]:.1f}%"></i></div>'
         "</td>"
         + number(row["strength"], row["strength_interval"])
+        + "</td>"
+        + _advantage(row, number)
         + f'</td><td class="status">{result}{more}</td>'
         f"<td>{html.escape(row['knowledge'])}</td>"
         f"<td>{html.escape(verdict.spent(row))}"
         f"<small>{row['seconds']:.0f} s, judged on {row['examples']:,} "
         "pictures</small></td></tr>"
     )
+
+
+def _advantage(row, number):
+    if row.get("advantage") is None:
+        return "<td>"
+    return number(row["advantage"], row["advantage_interval"])
 
 
 def _figure(draw: Callable, numbers: dict, caption: str) -> str:

@@ -11,10 +11,11 @@ import keras
 
 from keras_passport import attacks
 from keras_passport.attacks import AttackResult, Recipe, TrainingOptions
+from keras_passport.attacks.searching import Search, enough_epochs
 from keras_passport.evaluation.case import Case
 from keras_passport.evaluation.progress import Progress
 from keras_passport.layers.normalization import tells_channels_apart
-from keras_passport.layers.protected import protected_layers
+from keras_passport.layers.protected import function_of, protected_layers
 
 # Fakes that are tried between two writings of what they reached: on so many
 # pictures together, some minutes' work, and of a long series a twentieth, since
@@ -24,6 +25,7 @@ _PARTS = 20
 # Trials of a tuned attacker, at least; pictures that statistics are matched on.
 _TUNED = 40
 _UNLABELLED = 512
+_GUESSED = 200
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,6 +40,8 @@ class Budget:
         epochs: Passes over them.
         trials: Trainings, of which the attacker's validation chooses.
         seed: Of all draws.
+        tuned: Whether trainings, of attacks and controls alike, try optimizers
+            and learning rates (`kp.attacks.tuned`).
 
     Example:
 
@@ -52,6 +56,7 @@ class Budget:
     epochs: int = 10
     trials: int = 1
     seed: int = 0
+    tuned: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,7 +88,11 @@ class Attack:
 
     def spends(self, budget: Budget) -> dict[str, Any]:
         """What of a budget it uses, in plain values."""
-        return {field: getattr(budget, field) for field in self.uses}
+        spent = {field: getattr(budget, field) for field in self.uses}
+        # Records of before there was a choice are of those not tuned.
+        if spent.get("tuned") is False:
+            del spent["tuned"]
+        return spent
 
     def judged_on(self, case: Case, budget: Budget) -> tuple:
         """The judge's inputs and labels that its accuracy is measured on."""
@@ -91,8 +100,9 @@ class Attack:
 
 
 _LONG = ("standard", "full")
+_ALL = ("quick", *_LONG)
 _FAKES = ("num_fakes", "examples", "seed")
-_TRAINING = ("source", "fraction", "epochs", "trials", "seed")
+_TRAINING = ("source", "fraction", "epochs", "trials", "seed", "tuned")
 _LABELLED = "labelled pictures"
 _OTHERS = "other pictures, the unprotected network"
 
@@ -116,11 +126,17 @@ def training_options(
         progress: Whether to show bars.
     """
     pictures = budget.fraction * len(case.examples(budget.source)[1])
+    epochs, search = budget.epochs, None
+    if budget.tuned:
+        epochs = max(epochs, enough_epochs(budget.fraction))
+        recipe = dataclasses.replace(recipe, warmup=0.05, weight_decay=5e-4)
+        search = Search()
     return TrainingOptions(
         fraction=budget.fraction,
+        search=search,
         recipe=dataclasses.replace(
             recipe,
-            epochs=budget.epochs,
+            epochs=epochs,
             batch_size=int(min(recipe.batch_size, max(16, pictures // 16))),
             augment=case.augment,
         ),
@@ -153,17 +169,31 @@ def _trained(
     return run
 
 
-def _from_what(first: str):
-    """The `run` of RevA that starts from the γ and β of another attack."""
+def _from_what(
+    first: str,
+    attack: Callable[..., AttackResult] | None = None,
+    recipe: Recipe = _REVA,
+    **own: Any,
+):
+    """The `run` of an attack that starts from what another one found.
+
+    Args:
+        first: Name of the other one.
+        attack: As for `_trained`; its γ and β start from those found. RevA
+            if not given.
+        recipe: As for `_trained`.
+        **own: Arguments of its own.
+    """
 
     def run(case, budget, progress):
         found, parameters = progress.found(first, budget)
-        result = attacks.reverse_engineering(
+        result = (attack or attacks.reverse_engineering)(
             case.model,
             case.examples(budget.source),
             case.judges(),
-            training_options(case, budget, _REVA, progress.shown),
+            training_options(case, budget, recipe, progress.shown),
             start=parameters,
+            **own,
         )
         return dataclasses.replace(
             result,
@@ -217,13 +247,20 @@ def _fakes(kind: str, title: str, knowledge: str) -> Attack:
         return result
 
     def unfit(case):
-        if kind != "random_pattern" and case.reference is None:
-            return "there is no original to make feature maps with"
-        if kind == "known_images" and case.known_images is None:
-            return "the passport is none of random images"
-        return None
+        return _no_images(case, known=kind == "known_images")
 
+    if kind == "random_pattern":
+        return Attack(title, knowledge, _FAKES, run)
     return Attack(title, knowledge, _FAKES, run, unfit=unfit)
+
+
+def _no_images(case, known=True):
+    """Why no feature maps of images can be tried, or None."""
+    if case.reference is None:
+        return "there is no original to make feature maps with"
+    if known and case.known_images is None:
+        return "the passport is none of random images"
+    return None
 
 
 def _blind(case, budget, progress):
@@ -241,6 +278,25 @@ def _statistics(case, budget, progress):
         seed=budget.seed,
         progress=progress.shown,
     )
+
+
+def _guessed(case, budget, progress):
+    return attacks.guess_images(
+        case.model,
+        case.known_images,
+        case.unlabelled(budget.source, _GUESSED, budget.seed),
+        case.judges(),
+        reference=case.reference,
+        key_scaling=case.key_scaling,
+        seed=budget.seed,
+        progress=progress.shown,
+    )
+
+
+def _shows_gamma(case):
+    """Why signs of γ need not be predicted, or None."""
+    hides = function_of(case.model).hides_gamma
+    return None if hides else "γ is published"
 
 
 def _hides_statistics(case):
@@ -325,6 +381,42 @@ ATTACKS: dict[str, Attack] = {
         levels=_LONG,
         unfit=_hides_statistics,
     ),
+    "guess_images": Attack(
+        "Guessed images, layer by layer",
+        "the owner's pictures, the unprotected network, "
+        f"{_GUESSED} unlabelled pictures",
+        ("source", "seed"),
+        _guessed,
+        unfit=_no_images,
+    ),
+    "orientation": Attack(
+        "Orientation",
+        f"{_LABELLED}, for a network of their own",
+        _TRAINING,
+        _trained(attacks.orientation),
+        unfit=_shows_gamma,
+    ),
+    **{
+        f"orientation_{name}": Attack(
+            f"Orientation, then {title}",
+            _LABELLED,
+            _TRAINING,
+            _from_what("orientation", attack, recipe, **own),
+            levels=levels,
+            unfit=_shows_gamma,
+        )
+        for name, title, attack, recipe, levels, own in (
+            ("reva", "RevA", None, _REVA, _ALL, {}),
+            (
+                *("cerb", "CERB", attacks.ambiguity, _BLOCKS, _LONG),
+                {"block": "CERB"},
+            ),
+            (
+                *("ftal", "FTAL", attacks.fine_tuning, _RECIPE, _LONG),
+                {"method": "FTAL"},
+            ),
+        )
+    },
     "key_forgery": Attack(
         "Key forgery",
         "γ and β, disclosed by a holder",

@@ -6,6 +6,7 @@ from typing import Any
 from keras_passport import metrics, texts
 from keras_passport.attacks import AttackResult
 from keras_passport.attacks.training import is_stuck
+from keras_passport.evaluation import advantages
 
 # The paper's τ_s of Definition 2.
 THRESHOLD = 50
@@ -123,6 +124,8 @@ def verdict(
     elif case is None:
         lines.append("No verdict: no attack came to a result.")
     else:
+        if gaining := advantages.best(rows):
+            lines.append(advantages.sentence(gaining, named(gaining)))
         low, high = case["strength_interval"]
         holds = case["status"] == "holds"
         lines.append(
@@ -208,6 +211,7 @@ def spent(row: dict) -> str:
     words = {
         "num_fakes": "{:,} fakes",
         "epochs": "{:,} epochs",
+        "tuned": "tuned",
         "trials": "{:,} trainings",
     }
     parts = []
@@ -224,7 +228,7 @@ def spent(row: dict) -> str:
 def table(rows: list[dict], numbers: dict[str, Any]) -> list[str]:
     """The rows as lines of text."""
     valid = 100 * numbers["valid"] / numbers["total"]
-    cells = [("attack", "spent", "accuracy", "S", "status")]
+    cells = [("attack", "spent", "accuracy", "S", "A", "status")]
     for r in rows:
         low, high = r["interval"]
         below, above = r["strength_interval"]
@@ -234,6 +238,7 @@ def table(rows: list[dict], numbers: dict[str, Any]) -> list[str]:
                 spent(r),
                 f"{r['accuracy']:5.1f} ({low:.1f} to {high:.1f})",
                 f"{r['strength']:5.1f} ({below:.1f} to {above:.1f})",
+                _advantage(r),
                 status_of(r),
             )
         )
@@ -242,6 +247,13 @@ def table(rows: list[dict], numbers: dict[str, Any]) -> list[str]:
         f"chance {numbers['chance']:.1f}; 95 % intervals",
         *texts.table(cells).split("\n"),
     ]
+
+
+def _advantage(r):
+    if r.get("advantage") is None:
+        return ""
+    low, high = r["advantage_interval"]
+    return f"{r['advantage']:5.1f} ({low:.1f} to {high:.1f})"
 
 
 def status_of(r: dict) -> str:

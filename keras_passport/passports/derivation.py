@@ -11,10 +11,11 @@ import numpy as np
 from keras_passport.errors import PassportError
 from keras_passport.secrecy import SecretBytes, SecretInt, hidden, type_of
 
-KEY_SCALINGS = ("paper", "unit", "fan_in", "orthogonal")
+KEY_SCALINGS = ("paper", "unit", "fan_in", "orthogonal", "signed")
 # Large keys at right angles need but a small part of a kernel to make γ and β,
-# and so leave little of themselves in it (BUILD_NOTES.md, "Hardening").
-DEFAULT_KEY_SCALING = "orthogonal"
+# and so leave little of themselves in it (BUILD_NOTES.md, "Hardening"). With
+# signs that follow from the seed, nobody guesses them layer by layer.
+DEFAULT_KEY_SCALING = "signed"
 # Digests are float32.
 _ROUNDING = 1e-4
 
@@ -34,7 +35,7 @@ def check_key_scaling(key_scaling: str) -> str:
 
 
 def scale_keys(
-    keys: dict[str, np.ndarray], key_scaling: str
+    keys: dict[str, np.ndarray], key_scaling: str, salt: bytes | None = None
 ) -> dict[str, np.ndarray]:
     """A layer's keys in the size that a scaling asks for; zeros stay zeros.
 
@@ -46,18 +47,47 @@ def scale_keys(
             hidden parameters a standard deviation of 1; `"orthogonal"` the
             same, once their means and β's component along γ's key are taken
             off: feature maps after a ReLU are positive, so that keys of
-            different images are nearly parallel otherwise.
+            different images are nearly parallel otherwise; `"signed"` that
+            of keys whose elements have taken signs drawn from `salt`. A key
+            of images alone can be guessed by who has the images, one layer
+            after the other: what is published shows when a guess is right
+            (`attacks.guess_images`). Signs can't be tried.
+        salt: Secret of 16 bytes or more, the layer's own, that signs follow
+            from.
 
     Raises:
-        PassportError: If a key is too large for a norm in float32.
+        PassportError: If a key is too large for a norm in float32, or signs
+            have no salt to follow from.
     """
     if key_scaling == "paper":
         return keys
-    if key_scaling == "orthogonal":
+    if key_scaling == "signed":
+        keys = signed(keys, salt)
+    if key_scaling in ("orthogonal", "signed"):
         keys = _orthogonal(keys)
     return {
         role: _of_norm(
             key, 1.0 if key_scaling == "unit" else np.sqrt(key.size / 2)
+        )
+        for role, key in keys.items()
+    }
+
+
+def signed(keys: dict[str, np.ndarray], salt: bytes | None) -> dict:
+    """A layer's keys with elements negated as a secret says; see `scale_keys`.
+
+    Before they are scaled: signs leave no norm as it was once means are off.
+    """
+    if salt is None:
+        raise PassportError(
+            "Expected a secret that the signs of keys follow from. "
+            "Received: none"
+        )
+    return {
+        role: hidden(
+            np.where(
+                uniform(derive(salt, "signs", role), key.shape) < 0, -key, key
+            )
         )
         for role, key in keys.items()
     }

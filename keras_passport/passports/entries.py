@@ -64,6 +64,8 @@ class PassportEntry:
         scales: What the layer's filters were multiplied by before they were
             published, float32 `(output channels,)`, none of them zero; or
             `None` where they are as they were trained.
+        origin: The path that signs of keys follow from, where the layer has
+            another one now; or `None`.
     """
 
     geometry: Geometry
@@ -76,6 +78,7 @@ class PassportEntry:
     gamma_record: MapRecord | None = None
     beta_record: MapRecord | None = None
     scales: np.ndarray | None = None
+    origin: str | None = None
 
     def __post_init__(self):
         # What follows from the arrays, once it is known: keys and records.
@@ -121,6 +124,12 @@ class PassportEntry:
                     f"identity image. Received: a {type_of(image)}"
                 )
             object.__setattr__(self, f"{role}_image", image)
+
+        if self.origin is not None and not isinstance(self.origin, str):
+            raise PassportError(
+                "Expected origin to be the path of a layer, or None. "
+                f"Received: a {type_of(self.origin)}"
+            )
 
     def _check_scales(self):
         scales = self.scales

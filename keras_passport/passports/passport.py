@@ -14,6 +14,7 @@ from keras_passport.passports.derivation import (
     DEFAULT_KEY_SCALING,
     PASSPORT,
     check_key_scaling,
+    derive,
     scale_keys,
     secret_seed,
 )
@@ -49,7 +50,8 @@ class Passport:
             norm 1, `"fan_in"` to √(size / 2), with which He's initialisation
             gives hidden parameters a standard deviation of 1; `"orthogonal"`
             does so too, after taking off each key's mean and what β's has
-            in common with γ's.
+            in common with γ's; `"signed"` the same, of keys whose elements
+            take signs that follow from the seed.
         images: Identity images of image kinds: a float32 array, or a dict of
             them for several inputs.
 
@@ -284,6 +286,7 @@ class Passport:
             path: scale_keys(
                 {role: entry.key(role) for role in self.function.roles},
                 self.key_scaling,
+                derive(self.seed, "key", entry.origin or path),
             )
             for path, entry in self.layers.items()
         }
@@ -374,9 +377,11 @@ class Passport:
         names = self.match(model)
         if list(names.items()) == [(path, path) for path in self.layers]:
             return self
+        from keras_passport.passports.remaking import moved
+
         fitted = copy.copy(self)
         fitted.layers = {
-            path: self.layers[given] for path, given in names.items()
+            path: moved(self, given, path) for path, given in names.items()
         }
         return fitted
 

@@ -87,6 +87,8 @@ def header(passport, hashes: dict | None = None) -> bytes:
         }
         if entry.scales is not None:
             about["scales"] = _describe(entry.scales)
+        if entry.origin is not None:
+            about["origin"] = entry.origin
         layers.append(about)
     about = {
         "version": version,
@@ -339,6 +341,8 @@ def _entry(file, index, layer, version) -> PassportEntry:
     if "scales" in layer:
         place = f"layers/{index}/scales"
         roles["scales"] = _array(file, place, layer["scales"])
+    if "origin" in layer:
+        roles["origin"] = layer["origin"]
     entry = PassportEntry(Geometry.from_dict(layer["geometry"]), **roles)
     for role, record in records.items():
         entry.note_record(role, record)

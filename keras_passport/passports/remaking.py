@@ -1,6 +1,7 @@
 """Feature maps made anew, of a passport whose file holds their keys alone."""
 
 import copy
+import dataclasses
 from collections.abc import Mapping
 
 import numpy as np
@@ -121,7 +122,8 @@ def renamed(passport, names: Mapping[str, str]):
     names = dict(names)
     unknown = set(names) - set(passport.layers)
     layers = {
-        names.get(path, path): entry for path, entry in passport.layers.items()
+        names.get(path, path): moved(passport, path, names.get(path, path))
+        for path in passport.layers
     }
     if unknown or not all(isinstance(path, str) for path in layers):
         raise PassportError(
@@ -141,12 +143,21 @@ def renamed(passport, names: Mapping[str, str]):
         layers = {
             path: PassportEntry(
                 entry.geometry,
+                origin=entry.origin,
                 **{f"{role}_key": entry.key(role) for role in roles},
             )
             for path, entry in layers.items()
         }
     renamed.layers = layers
     return renamed
+
+
+def moved(passport, old: str, new: str) -> PassportEntry:
+    """A layer's entry under another path: its key stays the same."""
+    entry = passport.layers[old]
+    if passport.key_scaling != "signed" or old == new:
+        return entry
+    return dataclasses.replace(entry, origin=entry.origin or old)
 
 
 def _another(path, role, why) -> PassportError:

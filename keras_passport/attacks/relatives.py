@@ -1,0 +1,354 @@
+"""Relatives of a network: a public ancestor, or another version of it.
+
+What a passport hides must not have been public before. Who has the checkpoint
+that a protected network was trained on from, or two versions that differ by a
+change along the keys, has γ and β without any passport.
+"""
+
+import dataclasses
+import time
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops
+
+from keras_passport import graph
+from keras_passport.attacks import labelled, spectral, training
+from keras_passport.attacks.opened import Opened, neutral
+from keras_passport.attacks.options import TrainingOptions
+from keras_passport.attacks.recipe import Recipe
+from keras_passport.attacks.result import AttackResult
+from keras_passport.errors import PassportError
+from keras_passport.layers import kernels, normalization
+from keras_passport.layers.filters import kernel_matrix, response_matrix
+from keras_passport.layers.passport_normalization import PassportNormalization
+from keras_passport.layers.protected import protected_layers
+from keras_passport.models import protected_model, sites
+from keras_passport.passports import functions
+from keras_passport.passports.matching import match
+
+# Layers whose filters are less alike than this, by the median, are strangers;
+# filters that are so tell no sign.
+ALIKE = 0.5
+# Directions of a difference that are less than this part of its first are
+# rounding errors.
+ROUNDING = 1e-5
+
+
+def known_ancestor(
+    model: keras.Model,
+    ancestor: keras.Model,
+    test: tuple,
+    *,
+    keep_model: bool = False,
+) -> AttackResult:
+    """Takes γ, β and statistics from the network that this one came from.
+
+    A network that was protected by training on from public weights has
+    filters that are still like those. Each protected filter is matched with
+    the ancestor's that it is most like, by the cosine of its weights, up to
+    its sign and size: with W_c ≈ s r W_a (s = ±1, r > 0),
+
+        γ_c = s γ_a,  β_c = β_a,  μ_c = s r μ_a,  σ_c = r σ_a.
+
+    Filters may have changed places, as long as those that they read have not.
+
+    Args:
+        model: Protected classifier with one output; what is public of it is
+            used alone.
+        ancestor: Plain Keras network with normalisations in the same places,
+            such as a public checkpoint.
+        test: The judge's inputs and labels, for the accuracy reported.
+        keep_model: Whether the result holds the attacked model.
+
+    Returns:
+        An `AttackResult` with one trial. `history[0]["parameters"]` is a dict
+        that other attacks take as their `start`; `history[0]["alike"]` has
+        each layer's median cosine. Where they are strangers, γ is 1 and β is 0.
+
+    Raises:
+        PassportError: If the model is not protected, or the ancestor has no
+            layer for one of the model's.
+
+    Example:
+
+    >>> found = kp.attacks.known_ancestor(model, base, test)
+    >>> start = found.history[0]["parameters"]
+
+    Reference:
+
+    - Zhang et al.: No Privacy Left Outside: On the (In-)Security of
+      TEE-Shielded DNN Partition for On-Device ML, S&P 2024.
+    """
+    began = time.monotonic()
+    public = protected_model.public(model)
+    parameters, alike = neutral(public), {}
+    for path, (kernel, own) in _counterparts(public, ancestor).items():
+        layer = protected_layers(public)[path]
+        ours, theirs = (_filters(layer), _filters_of(kernel))
+        chosen, cosines, sizes = _matched(ours, theirs)
+        alike[path] = float(np.median(np.abs(cosines)))
+        found = alike[path] >= ALIKE
+        parameters[path] = _taken(
+            layer, own, parameters[path], chosen, cosines, sizes, found
+        )
+    opened = Opened(public, parameters)
+    right, entropy = training.answers(opened, test)
+    return AttackResult(
+        name="known ancestor",
+        accuracies=(float(np.mean(right)),),
+        entropies=(entropy,),
+        knowledge={"labels": False, "images": 0, "ancestor": True},
+        budget={"images": 0, "epochs": 0, "trials": 1},
+        seconds=time.monotonic() - began,
+        history=(
+            {
+                "alike": alike,
+                "parameters": {
+                    path: [np.asarray(value).tolist() for value in pair]
+                    for path, pair in parameters.items()
+                },
+            },
+        ),
+        model=opened.plain() if keep_model else None,
+    )
+
+
+def difference(
+    model: keras.Model,
+    other: keras.Model,
+    data: tuple,
+    test: tuple,
+    options: TrainingOptions | None = None,
+    **changes: Any,
+) -> AttackResult:
+    """Finds the plane of the keys in the difference of two versions.
+
+    What changes a kernel only along its keys, as `calibrate(like=...)` and
+    `hide_statistics` do, leaves a difference W - W' = κ̃_γ a + κ̃_β b of rank
+    two: its two left singular vectors span the plane of the keys, and so γ
+    and β are two combinations of what the kernel makes of those. Four numbers
+    a layer are left, and few labels tell them.
+
+    Args:
+        model: Protected classifier with one output; what is public of it is
+            used alone.
+        other: Another version: the public network that it was made of, a
+            release of before its statistics were hidden, or of before an
+            update; protected or not.
+        data: The attacker's inputs and integer labels.
+        test: The judge's inputs and labels, for the accuracy reported.
+        options: As for `spectral`.
+        **changes: Fields of `options` by name.
+
+    Returns:
+        An `AttackResult`; the attacker's validation chooses the trial. Each
+        trial's `history` has `parameters`, a dict that `reverse_engineering`
+        takes as its `start`.
+
+    Raises:
+        ValueError: If an argument is out of range.
+        PassportError: If the model is not protected, the other one has no
+            layer for one of its, or they don't differ.
+
+    Example:
+
+    >>> before = kp.public(kp.bind(model, passport))
+    >>> model = kp.calibrate(kp.bind(model, passport))
+    >>> result = kp.attacks.difference(
+    ...     model, before, data, test, recipe=kp.attacks.Recipe(epochs=1)
+    ... )
+    """
+    options = TrainingOptions.of(
+        options,
+        changes,
+        unused=("start", "statistics"),
+        recipe=Recipe(epochs=30, batch_size=32, learning_rate=0.1),
+        restarts=3,
+    )
+    public = protected_model.public(model)
+    result = spectral.along(
+        "difference of versions",
+        public,
+        difference_directions(public, other),
+        labelled.share(data, options.fraction, options.seed),
+        test,
+        options,
+    )
+    return dataclasses.replace(
+        result, knowledge={**result.knowledge, "versions": 2}
+    )
+
+
+def difference_directions(
+    model: keras.Model, other: keras.Model, rank: int = 2
+) -> dict:
+    """What a kernel makes of the directions in which two versions differ.
+
+    Args:
+        model: Protected model.
+        other: Another version, protected or not.
+        rank: How many directions, at most: one for each role.
+
+    Returns:
+        Dict from path to an orthonormal basis, float64 `(vectors, channels)`;
+        without rows where the versions don't differ, or a kernel's groups of
+        channels have no number in common (depthwise).
+
+    Raises:
+        PassportError: If no layer differs, or the other one has no layer for
+            one of the model's.
+
+    Example:
+
+    >>> before = kp.public(model)
+    >>> model = kp.calibrate(kp.bind(model, passport))
+    >>> kp.attacks.difference_directions(model, before)["conv2"].shape
+    (2, 6)
+    """
+    found = {}
+    for path, (kernel, _) in _counterparts(model, other).items():
+        layer = protected_layers(model)[path]
+        ours, theirs = response_matrix(layer), _matrix_of(kernel)
+        units = ours.shape[0] * ours.shape[2]
+        found[path] = np.zeros((0, units))
+        if len(ours) > 1:
+            continue
+        left = _plane(ours[0], theirs[0], rank)
+        if len(left):
+            found[path] = np.linalg.qr((left @ ours[0]).T)[0].T
+    if not any(len(basis) for basis in found.values()):
+        raise PassportError(
+            "Expected two versions that differ in a kernel. "
+            "Received: the same kernels twice"
+        )
+    return found
+
+
+def _plane(ours, theirs, rank):
+    """Leading left singular vectors of a difference, up to a size.
+
+    `calibrate` makes kernels larger as well: of all sizes the one that leaves
+    least beside the leading directions.
+    """
+    fitted = np.sum(ours * theirs) / max(np.sum(theirs**2), 1e-30)
+    best = None
+    for size in (1.0, fitted, *np.linspace(1.0, 8.0, 29)):
+        left, values, _ = np.linalg.svd(ours - size * theirs)
+        if values[0] <= ROUNDING * np.linalg.norm(ours):
+            return np.zeros((0, len(ours)))
+        rest = values[rank] / values[0] if len(values) > rank else 0.0
+        if best is None or rest < 0.5 * best[0]:
+            kept = values[:rank] > ROUNDING * values[0]
+            best = rest, left.T[:rank][kept]
+    return best[1]
+
+
+def _counterparts(model, other) -> dict:
+    """Each protected layer's kernel layer in another network, and its γ."""
+    available, owners = {}, {}
+    protected = protected_layers(other)
+    if protected:
+        for path, layer in protected.items():
+            available[path], owners[path] = layer.layer, layer
+    else:
+        plan = sites.Plan(other, functions.get("V3"), None, False)
+        kernels_by_id = {id(s.kernel): s for s in plan.sites.values()}
+        for path, layer in graph.walk(other):
+            site = kernels_by_id.get(id(layer))
+            if site is not None:
+                available[path], owners[path] = layer, site.normalization
+    layers = protected_layers(model)
+    names = {path: path for path in layers}
+    if not layers.keys() <= available.keys():
+        names = match(
+            {path: layer.geometry for path, layer in layers.items()},
+            {
+                path: kernels.adapter_for(layer).geometry(layer)
+                for path, layer in available.items()
+            },
+            "other network's",
+        )
+    return {
+        path: (available[name], owners[name]) for path, name in names.items()
+    }
+
+
+def _filters(layer):
+    """A protected layer's filters as rows, `(channels, numbers)`."""
+    return _rows(response_matrix(layer))
+
+
+def _filters_of(kernel):
+    return _rows(_matrix_of(kernel))
+
+
+def _matrix_of(kernel):
+    return kernel_matrix(kernels.adapter_for(kernel), kernel)
+
+
+def _rows(matrix):
+    return np.moveaxis(matrix, 1, 2).reshape(-1, matrix.shape[1])
+
+
+def _matched(ours, theirs):
+    """Number of the other's filter for each, cosine with it, and size.
+
+    Filters of the same number are each other's, unless others are clearly
+    more alike: small ones change much when a kernel is made to give γ and β.
+    """
+    from scipy.optimize import linear_sum_assignment
+
+    sizes, others = (
+        np.maximum(np.linalg.norm(rows, axis=1), 1e-12)
+        for rows in (ours, theirs)
+    )
+    cosines = (ours / sizes[:, None]) @ (theirs / others[:, None]).T
+    rows, chosen = linear_sum_assignment(-np.abs(cosines))
+    if len(ours) == len(theirs):
+        same, best = (
+            np.abs(cosines[rows, some]).sum() for some in (rows, chosen)
+        )
+        chosen = rows if same > 0.8 * best else chosen
+    return chosen, cosines[rows, chosen], sizes / others[chosen]
+
+
+def _taken(layer, owner, own, chosen, cosines, sizes, found):
+    """γ and β of the other network's filters; statistics are set."""
+    if isinstance(owner, PassportNormalization):
+        return own
+    # What has changed much tells no sign: it has the one that it had.
+    signs = np.where(cosines < -ALIKE, -1.0, 1.0)
+    gamma, beta = (
+        np.full(len(chosen), value)
+        if variable is None
+        else ops.convert_to_numpy(variable)[chosen]
+        for value, variable in (
+            (1.0, getattr(owner, "gamma", None)),
+            (0.0, getattr(owner, "beta", None)),
+        )
+    )
+    ours = layer.normalization
+    # Published statistics are better than an ancestor's.
+    if (
+        isinstance(ours, keras.layers.BatchNormalization)
+        and isinstance(owner, keras.layers.BatchNormalization)
+        and not normalization.tells_channels_apart(ours)
+    ):
+        mean, variance = (
+            ops.convert_to_numpy(value)[chosen]
+            for value in (owner.moving_mean, owner.moving_variance)
+        )
+        for variable, value in (
+            (ours.moving_mean, signs * sizes * mean),
+            (ours.moving_variance, sizes**2 * variance),
+        ):
+            now = ops.convert_to_numpy(variable)
+            variable.assign(np.where(found, value, now))
+    return (
+        np.where(found, signs * gamma, own[0])
+        if layer.function.hides_gamma
+        else own[0],
+        np.where(found, beta, own[1]) if layer.function.hides_beta else own[1],
+    )

@@ -1,0 +1,99 @@
+"""What attacks gain over training from scratch, beside what they leave."""
+
+from typing import Any
+
+from keras_passport import metrics
+from keras_passport.attacks import AttackResult, advantage
+
+CONTROL = "from_scratch"
+
+
+def add_advantages(
+    rows: list[dict], records: list[dict], numbers: dict[str, Any]
+) -> None:
+    """Adds the advantage A to the rows of attacks, once controls are known.
+
+    A = A_t - A_c: what an attack reaches less what training from scratch
+    reaches on the same data, tuned alike. Who has no labels could at best
+    have said the most frequent class of every example: that is their A_c.
+
+    Args:
+        rows: As `verdict.row` returns them; `"advantage"`, its
+            `"advantage_interval"` and `"control_accuracy"` are added, in per
+            cent, `None` where no control was tried.
+        records: One for each row, as `Records.perform` returns them.
+        numbers: As `Owner.numbers` returns them.
+    """
+    controls = {
+        _data(record): record
+        for record in records
+        if record["attack"] == CONTROL
+    }
+    for row, record in zip(rows, records, strict=True):
+        found = None
+        if record["control"]:
+            pass
+        elif "fraction" not in record["budget"]:
+            found = _over_chance(row, numbers["chance"])
+        elif _data(record) in controls:
+            found = _over_control(record, controls[_data(record)])
+        for name in ("advantage", "advantage_interval", "control_accuracy"):
+            row[name] = found and found[name]
+
+
+def best(rows: list[dict]) -> dict | None:
+    """The row of the attack that gains most, of those that say something."""
+    counted = [
+        row
+        for row in rows
+        if row["status"] in ("holds", "falls")
+        and row.get("advantage") is not None
+    ]
+    return max(counted, key=lambda row: row["advantage"], default=None)
+
+
+def sentence(row: dict, name: str) -> str:
+    """What an attacker gains, and over what.
+
+    Args:
+        row: Of the attack, with its advantage.
+        name: Of the attack.
+    """
+    low, high = row["advantage_interval"]
+    over = (
+        "training from scratch on the same data"
+        if "fraction" in row["budget"]
+        else "always saying one class"
+    )
+    return (
+        f"What an attacker gains: A = {row['advantage']:.1f} "
+        f"({low:.1f} to {high:.1f}) over {over}, which reaches "
+        f"{row['control_accuracy']:.1f} %; {name} reaches "
+        f"{row['accuracy']:.1f} %."
+    )
+
+
+def _data(record):
+    return tuple(record["budget"].get(k) for k in ("source", "fraction"))
+
+
+def _over_control(record, control):
+    ours, theirs = (
+        AttackResult.from_dict(one["result"]) for one in (record, control)
+    )
+    found = advantage(ours, theirs, record["examples"])
+    return {
+        "advantage": found.value,
+        "advantage_interval": (found.low, found.high),
+        "control_accuracy": 100 * theirs.accuracy,
+    }
+
+
+def _over_chance(row, chance):
+    correct = round(row["accuracy"] / 100 * row["examples"])
+    low, high = metrics.accuracy_interval(correct, row["examples"])
+    return {
+        "advantage": row["accuracy"] - chance,
+        "advantage_interval": (low - chance, high - chance),
+        "control_accuracy": chance,
+    }

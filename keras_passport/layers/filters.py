@@ -1,0 +1,96 @@
+"""Kernels as matrices of filters, and what a filter's asymmetry tells."""
+
+import math
+
+import numpy as np
+from keras import ops
+
+# Rows of a key matrix that meet a kernel at once.
+ROWS = 1024
+# Quantiles that are added to those as far from the other end.
+_QUANTILES = (0.02, 0.1, 0.25, 0.5)
+
+
+def response_matrix(layer) -> np.ndarray:
+    """A protected layer's linear map from keys to hidden parameters.
+
+    Args:
+        layer: Built `PassportNormalization`.
+
+    Returns:
+        float64 array `(blocks, rows, columns)`: groups of input channels
+        (`KernelAdapter.blocks`) have no number in common, so they are
+        systems of their own. A block's rows are its part of the key in C
+        order.
+    """
+    return kernel_matrix(layer.adapter, layer.layer)
+
+
+def kernel_matrix(adapter, layer) -> np.ndarray:
+    """The same of a kernel layer alone, protected or not.
+
+    Args:
+        adapter: Its `KernelAdapter`.
+        layer: A built kernel layer.
+    """
+    shape = adapter.key_shape(layer)
+    blocks = adapter.blocks(layer)
+    if adapter.weight(layer) is None:
+        blocks = 1  # Mixed by a second kernel.
+    width = shape[-1] // blocks
+    rows = math.prod(shape[:-1]) * width
+    found = []
+    for at in range(0, rows, ROWS):
+        ones = np.eye(min(ROWS, rows - at), rows, at, "float32")
+        keys = np.tile(ones.reshape(-1, *shape[:-1], width), (blocks,))
+        response = adapter.response(layer, keys)
+        found.append(ops.convert_to_numpy(response))
+    matrix = np.concatenate(found).astype("float64")
+    return matrix.reshape(rows, blocks, -1).transpose(1, 0, 2)
+
+
+def odd_statistics(adapter, layer) -> np.ndarray:
+    """What changes its sign with a filter: sums, skewness, extremes.
+
+    Trained filters are not symmetric. Seen with the sign that γ gives them,
+    about two thirds have a negative sum of weights and a positive skewness,
+    so these statistics say more than nothing of the sign of γ.
+
+    Args:
+        adapter: A `KernelAdapter`.
+        layer: Its built kernel layer.
+
+    Returns:
+        float64 array `(channels, statistics)`, of filters of unit size.
+    """
+    matrix = kernel_matrix(adapter, layer)
+    channels = adapter.key_shape(layer)[-1] // len(matrix)
+    # Filters as rows: (filters, window, channels).
+    filters = np.moveaxis(matrix, 1, 2).reshape(-1, matrix.shape[1])
+    size = np.sqrt(np.mean(filters**2, axis=1, keepdims=True))
+    filters = filters / np.maximum(size, 1e-12)
+    window = filters.reshape(len(filters), -1, channels)
+    by_channel, by_tap = window.mean(axis=1), window.mean(axis=2)
+    middle = by_tap.shape[1] // 2
+    return np.stack(
+        [
+            filters.mean(axis=1),
+            np.mean(filters**3, axis=1),
+            np.mean(filters * np.abs(filters), axis=1),
+            *_ends(filters),
+            by_tap[:, middle],
+            by_tap.mean(axis=1) - by_tap[:, middle],
+            np.mean(by_channel**3, axis=1),
+            *_ends(by_channel),
+            np.mean(by_tap**3, axis=1),
+        ],
+        axis=1,
+    )
+
+
+def _ends(values):
+    """Extremes and quantiles of rows, each with that of the other end."""
+    yield values.max(axis=1) + values.min(axis=1)
+    for quantile in _QUANTILES:
+        low, high = np.quantile(values, (quantile, 1 - quantile), axis=1)
+        yield low + high

@@ -1,0 +1,140 @@
+"""What a public ancestor, or another version, gives away."""
+
+import functools
+
+import keras
+import numpy as np
+import pytest
+
+import keras_passport as kp
+from support.attack_targets import hidden
+from support.known_statistics import pictures
+from support.plain_models import plain_cnn, small_resnet
+from support.protected_models import predict
+
+
+@functools.cache
+def ancestor(base=small_resnet):
+    """A plain network with γ, β and statistics of its own."""
+    model = base()
+    rng = np.random.default_rng(0)
+    for weight in model.weights:
+        shape, name = weight.shape, weight.name
+        if len(shape) > 1:
+            scale = np.sqrt(2 / np.prod(shape[:-1]))
+            weight.assign(rng.normal(0.0, scale, shape))
+        elif name == "gamma":
+            weight.assign(rng.uniform(0.5, 1.2, shape))
+        elif name == "beta":
+            weight.assign(rng.normal(0.0, 0.2, shape))
+    return kp.estimate_statistics(model, [pictures(256, seed=9)])
+
+
+def scale_and_shift(base):
+    """γ and β of a plain network, by the kernel layers' names."""
+    return {
+        layer.name.replace("_bn", "_conv"): tuple(
+            keras.ops.convert_to_numpy(value)
+            for value in (layer.gamma, layer.beta)
+        )
+        for layer in base.layers
+        if isinstance(layer, keras.layers.BatchNormalization)
+    }
+
+
+def protected(base, hides=False):
+    """A model that was protected from an ancestor without further training."""
+    model = kp.protect(base)
+    passport = kp.Passport.random_pattern(model, seed=1)
+    batches = [pictures(256, seed=9)]
+    kp.calibrate(kp.bind(model, passport), like=base)
+    kp.estimate_statistics(model, batches)
+    x = pictures(300, seed=6)
+    scores = predict(model, x)
+    # Its classes are equally frequent.
+    last = model.layers[-1]
+    for _ in range(200):
+        frequency = np.eye(4)[scores.argmax(-1)].mean(0)
+        shift = 0.1 * scores.std() * (1 / 4 - frequency)
+        scores = scores + shift
+        last.bias.assign_add(shift.astype("float32"))
+    if hides:
+        kp.hide_statistics(model, batches)
+    return model, passport, (x, predict(model, x).argmax(-1))
+
+
+class TestKnownAncestor:
+    def test_what_was_protected_without_training_is_recovered(self):
+        model, _, test = protected(ancestor())
+        result = kp.attacks.known_ancestor(kp.public(model), ancestor(), test)
+        assert result.accuracy > 0.99
+        assert min(result.history[0]["alike"].values()) > 0.8
+
+    def test_signs_and_sizes_of_filters_are_found(self):
+        base = ancestor()
+        model = kp.protect(base)
+        rewrite = kp.attacks.flip_signs(model, seed=3)
+        rewrite = kp.attacks.scale_filters(rewrite.model, seed=4)
+        test = pictures(8), np.arange(8) % 4
+        found = kp.attacks.known_ancestor(rewrite.model, base, test)
+        flipped = kp.attacks.flip_signs(model, seed=3)
+        expected = flipped.parameters(scale_and_shift(base))
+        for path, pair in found.history[0]["parameters"].items():
+            np.testing.assert_allclose(pair, expected[path], rtol=1e-5)
+
+    def test_a_stranger_gives_nothing(self):
+        model, _, test = protected(ancestor())
+        stranger = small_resnet()
+        rng = np.random.default_rng(5)
+        for weight in stranger.weights:
+            if len(weight.shape) > 1:
+                weight.assign(rng.normal(size=weight.shape))
+        result = kp.attacks.known_ancestor(model, stranger, test)
+        layer = result.history[0]["parameters"]["block1_2_conv"]
+        np.testing.assert_array_equal(layer[0], 1.0)
+
+    def test_another_architecture_is_refused(self):
+        model, _, test = protected(ancestor())
+        with pytest.raises(kp.PassportError):
+            kp.attacks.known_ancestor(model, plain_cnn(), test)
+
+
+def shares(model, passport, other):
+    """How much of γ and β lies in the directions, by layer."""
+    directions = kp.attacks.difference_directions(kp.public(model), other)
+    for path, pair in hidden(model, passport).items():
+        basis = directions[path]
+        assert len(basis) == 2
+        for value in pair:
+            yield np.sum((basis @ value) ** 2) / np.sum(value**2)
+
+
+class TestDifference:
+    def test_a_public_ancestor_shows_the_keys_plane(self):
+        model, passport, _ = protected(ancestor())
+        assert min(shares(model, passport, ancestor())) > 0.999
+
+    def test_so_does_a_release_of_before_statistics_were_hidden(self):
+        before, _, _ = protected(ancestor())
+        model, passport, _ = protected(ancestor(), hides=True)
+        assert min(shares(model, passport, kp.public(before))) > 0.999
+
+    def test_four_numbers_a_layer_are_trained(self):
+        model, _, (x, y) = protected(ancestor(plain_cnn))
+        result = kp.attacks.difference(
+            kp.public(model),
+            ancestor(plain_cnn),
+            (x[:100], y[:100]),
+            (x[100:], y[100:]),
+            restarts=1,
+            recipe=kp.attacks.Recipe(
+                epochs=30, batch_size=20, learning_rate=0.1
+            ),
+        )
+        assert result.accuracy > np.bincount(y[100:]).max() / 200 + 0.2
+        assert result.knowledge["versions"] == 2
+
+    def test_the_same_network_twice_is_refused(self):
+        model, *_ = protected(ancestor())
+        with pytest.raises(kp.PassportError, match="differ in a kernel"):
+            kp.attacks.difference_directions(model, kp.public(model))
