@@ -59,7 +59,7 @@ def gamma_and_beta(layer, gamma=None, beta=None, neutral=False) -> tuple:
     """A passport layer's γ and β, whether they are hidden or trainable.
 
     Args:
-        layer: A built passport layer.
+        layer: A built passport layer, or a normalisation.
         gamma: The hidden γ, an array `(channels,)`; `None` where the passport
             function hides none.
         beta: The hidden β, or `None`.

@@ -14,7 +14,7 @@ import numpy as np
 from keras import ops
 
 from keras_passport import graph
-from keras_passport.layers import kernels, normalization
+from keras_passport.layers import folding, kernels, normalization
 from keras_passport.layers.channel_scale import ChannelScale
 from keras_passport.models.sites import Plan, Selection, Site
 from keras_passport.passports import functions
@@ -84,8 +84,8 @@ class ExactPlan(Plan):
                 self._reasons[id(site.kernel)] = refusal
                 return
         super()._take(site, layer, prefix)
-        found = self.sites.get(id(layer))
-        if found is not None and found.normalization is None:
+        taken = self.sites.get(id(layer))
+        if taken is not None and taken.normalization is None:
             self._reasons[id(layer)] = "with the identity as normalisation"
 
     def _insertion(self, kernel, model_graph, prefix, last) -> Site | str:
@@ -133,10 +133,7 @@ def _merging_refusal(site) -> str | None:
         return "uses the batch's statistics always"
     if site.kernel.activity_regularizer is not None:
         return f"the activity of '{name}' is regularised"
-    if getattr(site.kernel, "activation", None) not in (
-        None,
-        keras.activations.linear,
-    ):
+    if not folding.is_linear(site.kernel):
         return f"follows the activation of '{name}'"
     for part in site.between:
         if not isinstance(part, _LINEAR):
@@ -151,9 +148,9 @@ def _own_refusal(layer, arguments, calls) -> str | None:
     refusal = normalization.refusal(layer)
     if refusal:
         return refusal
-    if None in arguments or any(some.get("mask") for some in arguments):
+    if None in arguments or any(given.get("mask") for given in arguments):
         return "it is called with a mask"
-    if any(some.get("training") for some in arguments):
+    if any(given.get("training") for given in arguments):
         return "it uses the batch's statistics always"
     for call in calls:
         rank = len(call.outputs[0].shape)
@@ -180,21 +177,16 @@ def affine(site: Site, units: int) -> tuple[np.ndarray, np.ndarray]:
     Returns:
         Tuple of a and b, float64 `(output channels,)`.
     """
-    found = site.normalization
+    normal = site.normalization
     scale, shift = np.ones(units), np.zeros(units)
     bias = getattr(site.kernel, "bias", None)
     if bias is not None:
-        shift = _exact(bias)
-    if found is None:
+        shift = ops.convert_to_numpy(bias).astype("float64")
+    if normal is None:
         return scale, shift
-    if isinstance(found, keras.layers.BatchNormalization):
-        scale = 1.0 / np.sqrt(_exact(found.moving_variance) + found.epsilon)
-        shift = scale * (shift - _exact(found.moving_mean))
-    gamma = 1.0 if found.gamma is None else _exact(found.gamma)
-    beta = 0.0 if found.beta is None else _exact(found.beta)
-    return gamma * scale, gamma * shift + beta
-
-
-def _exact(variable) -> np.ndarray:
-    value = ops.convert_to_numpy(ops.cast(variable, "float64"))
-    return np.asarray(value, "float64")
+    if isinstance(normal, keras.layers.BatchNormalization):
+        mean, deviation = normalization.statistics_of(normal)
+        scale, shift = 1.0 / deviation, (shift - mean) / deviation
+    gamma, beta = folding.gamma_and_beta(normal)
+    gamma = 1.0 if gamma is None else gamma
+    return gamma * scale, gamma * shift + (0.0 if beta is None else beta)
