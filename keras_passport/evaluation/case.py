@@ -89,8 +89,8 @@ class Case:
         public = protected_model.public(model)
         classes = scores.only_shape(model.output_shape)[-1]
         train, test = (
-            (x, scores.labels_of(y, _count(x), classes, f"labels of {name}"))
-            for (x, y), name in ((train, "train"), (test, "test"))
+            _checked(*data, classes, name)
+            for data, name in ((train, "train"), (test, "test"))
         )
         if fingerprint is None:
             weights = [] if reference is None else reference.get_weights()
@@ -189,5 +189,8 @@ def chance(labels: np.ndarray) -> float:
     return 100 * float(np.bincount(labels).max() / len(labels))
 
 
-def _count(x) -> int:
-    return len(keras.tree.flatten(x)[0])
+def _checked(x, y, classes, name) -> tuple:
+    """Inputs as arrays, and labels `(examples,)` that are classes."""
+    x = keras.tree.map_structure(np.asarray, x)
+    examples = len(keras.tree.flatten(x)[0])
+    return x, scores.labels_of(y, examples, classes, f"labels of {name}")
