@@ -193,7 +193,7 @@ def test_killed_while_saving(what, count, tmp_path):
 
 @needs_tensorflow
 def test_killed_while_exporting(tmp_path):
-    kill("export", tmp_path, 6, "tensorflow")
+    kill("export", tmp_path, 3, "tensorflow")
 
 
 @needs_tensorflow
