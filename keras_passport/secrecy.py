@@ -76,7 +76,7 @@ class SecretInt(int):
 
 
 class SecretFloat(float):
-    """A number, likewise."""
+    """A number with a fraction, whose `repr` tells nothing."""
 
     __repr__ = __str__ = SecretInt.__repr__
     __format__ = SecretInt.__format__
