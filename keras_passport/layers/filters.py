@@ -39,13 +39,13 @@ def kernel_matrix(adapter, layer) -> np.ndarray:
         blocks = 1  # Mixed by a second kernel.
     width = shape[-1] // blocks
     rows = math.prod(shape[:-1]) * width
-    found = []
+    responses = []
     for at in range(0, rows, ROWS):
         ones = np.eye(min(ROWS, rows - at), rows, at, "float32")
         keys = np.tile(ones.reshape(-1, *shape[:-1], width), (blocks,))
         response = adapter.response(layer, keys)
-        found.append(ops.convert_to_numpy(response))
-    matrix = np.concatenate(found).astype("float64")
+        responses.append(ops.convert_to_numpy(response))
+    matrix = np.concatenate(responses).astype("float64")
     return matrix.reshape(rows, blocks, -1).transpose(1, 0, 2)
 
 

@@ -332,15 +332,12 @@ class Passport:
     def match(self, model) -> dict[str, str]:
         """Finds the passport's layer for each protected layer of a model.
 
-        By path, if both have the same. A part that is built into a larger
-        model, such as a backbone under a new head, has a folder more in its
-        paths. The same architecture made anew has other numbers in the names
-        that Keras makes, or the author's other names. Then the layers are
-        matched by what is left of their names, or by their order, if all
-        geometries (kernel sizes, strides, channels, ...) agree, and with a
-        warning: of two layers of equal geometry it can't be known that they
-        have not changed places. `bind`, `unlock`, `pack` and `check` are
-        alike in this.
+        By path; else by what is left alike of their names, or by their order,
+        if all geometries (kernel sizes, strides, channels, ...) agree, and
+        with a warning: of two layers of equal geometry it can't be known that
+        they have not changed places. So a backbone under a new head, and the
+        same architecture made anew, are bound as they are. `bind`, `unlock`,
+        `pack` and `check` are alike in this.
 
         Args:
             model: Protected model.
