@@ -360,18 +360,66 @@ def test_what_falls_back_to_the_formulas_own_gradient():
         del KERNELS["separable"]
 
 
-def test_a_presented_passport_falls_back():
-    layer, same = build("dense"), build("dense", decouple=False)
+@pytest.mark.parametrize("function", FUNCTIONS)
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_a_passport_given_with_the_call_is_decoupled_too(kernel, function):
+    """One row, or the same in a row for every example."""
+    layer = build(kernel, function)
     x, target = data_for(layer)
+    packed = random((1, layer.passport_size), 9)
+    layer.bind_keys(
+        **{
+            role: key.reshape(layer.geometry.key_shape)
+            for role, key in zip(
+                layer.function.roles,
+                np.split(packed[0], len(layer.function.roles)),
+                strict=True,
+            )
+        }
+    )
+
+    def gradients(**given):
+        with tf.GradientTape() as tape:
+            y = layer(x, training=True, **given)
+            loss = tf.reduce_mean(tf.square(y - target))
+        weight = layer.adapter.weight(layer.layer).value
+        return tape.gradient(loss, weight)
+
+    expected = gradients()
+    layer.unbind_keys()
+    for rows in (1, len(x)):
+        received = gradients(passport=np.repeat(packed, rows, axis=0))
+        assert relative_difference(received, expected) < 1e-4
+
+
+def test_large_keys_stand_out_in_no_gradient():
+    """The first singular vector of a training's gradients is no key's."""
+    layer = build("conv2d", filters=16)
+    size = layer.geometry.key_size
+    keys = random((2, size), 3)
+    keys -= keys.mean(axis=1, keepdims=True)
+    keys *= 30.0 / np.linalg.norm(keys, axis=1, keepdims=True)
+    plane = np.linalg.qr(keys.T)[0]
+    x, target = data_for(layer)
+
+    def share(**given):
+        with tf.GradientTape() as tape:
+            y = layer(x, training=True, **given)
+            loss = tf.reduce_mean(tf.square(y - target))
+        gradient = tape.gradient(loss, layer.layer.kernel.value)
+        matrix = np.reshape(gradient, (size, -1))
+        first = np.linalg.svd(matrix)[0][:, 0]
+        return np.sum((plane.T @ first) ** 2)
+
+    # By chance 2 of all directions.
+    shape = layer.geometry.key_shape
+    packed = keys.reshape(1, -1)
     for rows in (1, 5):
-        passport = random((rows, layer.passport_size), 9)
-        gradients = []
-        for one in (layer, same):
-            with tf.GradientTape() as tape:
-                y = one(x, passport=passport, training=True)
-                loss = tf.reduce_mean(tf.square(y - target))
-            gradients.append(tape.gradient(loss, one.layer.kernel.value))
-        assert relative_difference(*gradients) < 1e-6
+        assert share(passport=np.repeat(packed, rows, axis=0)) < 0.3
+    layer.bind_keys(*(key.reshape(shape) for key in keys))
+    assert share() < 0.3
+    layer.decouple = False
+    assert share() > 0.6
 
 
 @pytest.mark.parametrize("function", FUNCTIONS)

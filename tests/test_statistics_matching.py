@@ -5,7 +5,13 @@ import numpy as np
 import pytest
 
 import keras_passport as kp
-from keras_passport.attacks import annealing, fitting, moments, statistics
+from keras_passport.attacks import (
+    annealing,
+    fitting,
+    moments,
+    reverse,
+    statistics,
+)
 from support.known_statistics import pictures, trained
 from support.plain_models import (
     nested_model,
@@ -62,6 +68,22 @@ class TestMatchStatistics:
         assert signs == 1.0 and correlation > 0.9
         sizes = np.abs(found["first_conv"][0]) / np.abs(truth["first_conv"][0])
         assert 0.8 < np.median(sizes) < 1.25
+
+    @pytest.mark.parametrize("function", ["V1", "V3"])
+    def test_attackers_who_keep_statistics_start_from_that_size(self, function):
+        model, truth = trained(small_resnet, function, size=0.2)
+        opener = reverse.Opener(model, inputs=pictures(32))
+        recipe = kp.attacks.Recipe(epochs=1)
+        for start in ("neutral", "random"):
+            trial = opener.trial(start, False, recipe, [0])
+            started = trial.make(0).parameters
+            for path, (gamma, beta) in started.items():
+                size = np.mean(np.abs(truth[path][0]))
+                assert 0.5 < np.mean(np.abs(gamma)) / size < 2.0
+                if function == "V1":
+                    np.testing.assert_allclose(beta, truth[path][1], 1e-5)
+        again = opener.trial("neutral", True, recipe, [0]).make(0).parameters
+        assert {float(v) for g, _ in again.values() for v in g} == {1.0}
 
     def test_of_wide_layers_some_outputs_are_taken(self, monkeypatch):
         """Of 2,048 channels, all pairs would fill any memory."""

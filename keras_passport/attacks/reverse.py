@@ -10,11 +10,14 @@ from keras_passport.attacks import labelled, training
 from keras_passport.attacks.opened import Opened, neutral
 from keras_passport.attacks.options import STARTS, TrainingOptions
 from keras_passport.attacks.result import AttackResult
-from keras_passport.layers.protected import protected_layers
+from keras_passport.attacks.statistics import usual_sizes
+from keras_passport.layers.protected import function_of, protected_layers
 from keras_passport.models import features, protected_model
 from keras_passport.passports.derivation import FAKE, derive
 from keras_passport.passports.passport import Passport
 
+# Pictures that tell the usual size of γ.
+FEW = 64
 # γ and β alone take larger steps than kernels do.
 RECIPE = training.Recipe(learning_rate=0.05)
 
@@ -76,15 +79,18 @@ class Opener:
         make: `Opened` or a subclass; called with what is public, the starting
             parameters, `statistics` and the options.
         inputs: Some that the model is to be run on: they tell the size of
-            fakes where the model leaves it open.
+            fakes where the model leaves it open, and with published
+            statistics the size of γ.
         **options: For `make`.
     """
 
     def __init__(self, model: keras.Model, make=Opened, inputs=None, **options):
         self.public = protected_model.public(model)
         self._size = None
+        self._few = None
         if inputs is not None:
             self._size = features.open_sizes(self.public, inputs)
+            self._few = labelled.take(inputs, slice(0, FEW))
         self._make = functools.partial(make, **options)
         self._made = {}
 
@@ -116,6 +122,8 @@ class Opener:
             drawn = starting_parameters(
                 self.public, start_of(attempt), [*seed, attempt], self._size
             )
+            if not statistics and isinstance(start_of(attempt), str):
+                drawn = self._of_usual_size(drawn)
             key = (statistics, recipe.optimizer, recipe.weight_decay)
             if key in self._made:
                 self._made[key].reset(self.public, drawn)
@@ -126,6 +134,29 @@ class Opener:
             return self._made[key]
 
         return training.Trial(about, make, recipe)
+
+    @functools.cached_property
+    def _sizes(self):
+        if self._few is None:
+            return {}
+        return usual_sizes(self.public, self._few)
+
+    def _of_usual_size(self, parameters):
+        """Made-up γ, and their β, as large as published statistics say.
+
+        What the function does not hide is as it is published.
+        """
+        hides = function_of(self.public)
+        sized = {}
+        for path, (gamma, beta) in parameters.items():
+            factor = 1.0
+            if hides.hides_gamma and path in self._sizes:
+                factor = self._sizes[path] / max(np.mean(np.abs(gamma)), 1e-12)
+            sized[path] = (
+                gamma * factor,
+                beta * factor if hides.hides_beta else beta,
+            )
+        return sized
 
 
 def restarted(

@@ -10,6 +10,7 @@ from keras_passport.attacks.kept import Kept, fingerprint
 from keras_passport.attacks.moments import Block, Flow
 from keras_passport.attacks.opened import Opened, neutral
 from keras_passport.attacks.result import AttackResult
+from keras_passport.errors import PassportError
 from keras_passport.models import protected_model
 
 # How many of what a search finds are fitted for more than a few steps.
@@ -304,6 +305,45 @@ def _sized(block, own, rng, rounds=3, draws=6):
     sizes = [np.mean(np.abs(gamma)) for gamma, _ in own.values()]
     block.usual = float(np.mean(sizes))
     return own
+
+
+def usual_sizes(model: keras.Model, images) -> dict[str, float]:
+    """How large γ is on average in each layer, by the published statistics.
+
+    Who keeps published statistics and starts from γ = 1 starts elsewhere than
+    the network ended: training leaves γ at a third of that, and outputs that
+    are three times too large behind each layer are lost soon.
+
+    Args:
+        model: Protected functional model; what is public of it is used alone.
+        images: Some inputs; a few dozen are enough.
+
+    Returns:
+        Dict from path to a size; layers that nothing published constrains
+        have the median of the others. Empty if nothing is published, or the
+        model has nested ones.
+    """
+    public = protected_model.public(model)
+    parameters, sizes = neutral(public), {}
+    try:
+        flow = Flow(public)
+    except PassportError:
+        return {}
+    known = flow.inputs(images)
+    rng = np.random.default_rng(0)
+    for group, readers in flow.blocks():
+        block = Block(flow, group, readers, known)
+        own = {path: _pair(parameters[path]) for path in group}
+        if block.readers and block.roles():
+            own = _sized(block, own, rng)
+            sizes.update(
+                {path: float(np.mean(np.abs(own[path][0]))) for path in group}
+            )
+        known.update(block.outputs(own))
+    if sizes:
+        usual = float(np.median([*sizes.values()]))
+        sizes = {path: sizes.get(path, usual) for path in flow.layers}
+    return sizes
 
 
 def _pair(values):

@@ -57,13 +57,13 @@ class PassportNormalization(keras.layers.Wrapper):
             each; see `key_groups`.
         identity: Whether the normalisation stands where the original has
             none and only scales and shifts, so that `unlock` leaves none.
-        decouple: Whether a bound passport's hidden parameters train as if
+        decouple: Whether a passport's hidden parameters train as if
             they were variables of their own: their gradient then reaches the
             kernel along the dual keys, and the features' gradient not along
             the keys. Values are the same either way. With `False`, gradients
             are those of the formula alone, as in the paper's own training.
             Separable layers, whose response is no linear function of one
-            kernel, and passports given with the call always do that.
+            kernel, and calls with `training=False` always do that.
         name: Defaults to the kernel layer's name.
 
     Call arguments:
@@ -332,6 +332,11 @@ class PassportNormalization(keras.layers.Wrapper):
 
     def _hidden(self, passport):
         """γ and β, each (rows, channels), or None where not hidden."""
+        packed = self._seen(passport)
+        return self._by_role(self._respond(packed), packed.shape[0])
+
+    def _seen(self, passport):
+        """The packed keys of a call: those given with it, or its context's."""
         if passport is None:
             passport = access.read(self._secret)
         bindings.check_packed(
@@ -339,7 +344,7 @@ class PassportNormalization(keras.layers.Wrapper):
             self.passport_size,
             f"a packed passport for layer '{self.name}'",
         )
-        return self._by_role(self._respond(passport), passport.shape[0])
+        return passport
 
     def _respond(self, packed):
         """The kernel's response to packed keys: (rows · roles, channels).
@@ -377,8 +382,8 @@ class PassportNormalization(keras.layers.Wrapper):
         assumed = access.read(self._secret, access.PARAMETERS)
         if assumed is not None:
             gamma, beta = (ops.expand_dims(value, 0) for value in assumed)
-        elif decoupling.applies(self, passport, training):
-            outputs, gamma, beta = decoupling.call(self, inputs)
+        elif decoupling.applies(self, training):
+            outputs, gamma, beta = decoupling.call(self, inputs, passport)
         else:
             gamma, beta = self._hidden(passport)
         gamma, beta = _or_own(gamma, self.gamma), _or_own(beta, self.beta)

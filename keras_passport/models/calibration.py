@@ -102,6 +102,9 @@ def calibrate(
     original, for fine-tuning. Layers with a frozen kernel, or LoRA, stay as
     they are; of a separable layer, the pointwise kernel changes.
 
+    Without further training, the difference to `like` tells the keys: where
+    the original is public, so are γ and β (`attacks.known_ancestor`).
+
     The model's `calibration` attribute, a `CalibrationReport`, then says how
     much each kernel changed. With `like`, a warning names those that changed
     by more than half their norm: the smaller a layer's keys, the larger the

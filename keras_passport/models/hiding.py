@@ -31,6 +31,9 @@ def hide_statistics(model: keras.Model, batches) -> keras.Model:
     as possible, along the keys. What the network computes is the same but for
     that change, whose own effect on the statistics is made up for.
 
+    The change tells the keys to whoever has both versions
+    (`attacks.difference`): never publish the model of before.
+
     Call it when the training is done: from now on statistics are frozen, and
     without those of the batch a training diverges with a learning rate that
     was fine before; a thirtieth of it was. Leave the model's `trainable` as it
