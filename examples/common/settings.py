@@ -31,7 +31,8 @@ flags.DEFINE_enum(
     KEY_SCALINGS,
     "Size of the keys: as the paper makes them, of norm 1, of norm "
     "sqrt(size / 2), with which He's initialisation makes scales of about 1, "
-    "or so and at right angles to each other.",
+    "or so and at right angles to each other; the last with signs that follow "
+    "from the seed, which nobody guesses layer by layer.",
 )
 flags.DEFINE_bool(
     "hide_statistics",
