@@ -6,7 +6,8 @@ import pytest
 
 import keras_passport as kp
 from keras_passport.layers.filters import response_matrix
-from support.passport_layers import KERNELS, assert_near, build
+from support.kernel_layers import KINDS
+from support.passport_layers import assert_near, build
 from support.plain_models import randomize, small_resnet
 
 CLASSES = 4
@@ -32,7 +33,7 @@ def data():
 
 
 class TestResponseMatrix:
-    @pytest.mark.parametrize("kernel", KERNELS)
+    @pytest.mark.parametrize("kernel", KINDS)
     def test_it_makes_hidden_parameters_of_any_key(self, kernel):
         layer, _ = build(kernel)
         matrix = response_matrix(layer)
@@ -51,7 +52,7 @@ class TestResponseMatrix:
 
 
 class TestForgePassport:
-    @pytest.mark.parametrize("kernel", KERNELS)
+    @pytest.mark.parametrize("kernel", KINDS)
     def test_every_kind_of_kernel_gives_what_was_disclosed(self, kernel):
         layer, _ = build(kernel)
         model = keras.Sequential(

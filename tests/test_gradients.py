@@ -6,7 +6,8 @@ import pytest
 
 import keras_passport as kp
 from keras_passport.layers import normalization as normalization_module
-from support.passport_layers import FUNCTIONS, IMAGE, build, keys_of, random
+from support.kernel_layers import FUNCTIONS, IMAGE
+from support.passport_layers import build, keys_of, random
 
 tf = pytest.importorskip("tensorflow")
 pytestmark = pytest.mark.skipif(

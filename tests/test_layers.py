@@ -8,10 +8,8 @@ from keras import ops
 import keras_passport as kp
 from keras_passport.layers import folding, kernels
 from keras_passport.layers import normalization as normalization_module
+from support.kernel_layers import FUNCTIONS, IMAGE, KERNELS, KINDS
 from support.passport_layers import (
-    FUNCTIONS,
-    IMAGE,
-    KERNELS,
     affine,
     assert_near,
     assert_same_statistics,
@@ -40,7 +38,7 @@ PATHS = {
 
 
 @pytest.mark.parametrize("function", FUNCTIONS)
-@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("kernel", KINDS)
 def test_equals_kernel_and_batch_normalization(kernel, function):
     layer, maps = build(kernel, function)
     for role, value in zip(

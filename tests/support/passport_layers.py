@@ -6,51 +6,8 @@ from keras import ops
 
 import keras_passport as kp
 from keras_passport.passports.geometry import digest
+from support.kernel_layers import KERNELS
 from support.truth import plain_response
-
-FUNCTIONS = ("V1", "V2", "V3")
-IMAGE = (6, 6, 4)
-
-# Name of a kernel layer: its class, its arguments, its input's shape.
-KERNELS = {
-    "dense": (keras.layers.Dense, {"units": 6}, (5,)),
-    "dense_rank3": (keras.layers.Dense, {"units": 6}, (7, 4)),
-    "conv1d": (
-        keras.layers.Conv1D,
-        {"filters": 6, "kernel_size": 3, "padding": "causal"},
-        (8, 4),
-    ),
-    "conv2d": (
-        keras.layers.Conv2D,
-        {"filters": 6, "kernel_size": 3, "strides": 2, "padding": "same"},
-        IMAGE,
-    ),
-    "conv3d": (
-        keras.layers.Conv3D,
-        {"filters": 6, "kernel_size": 2},
-        (4, 3, 4, 2),
-    ),
-    "grouped": (
-        keras.layers.Conv2D,
-        {"filters": 6, "kernel_size": 3, "groups": 2, "activation": "tanh"},
-        IMAGE,
-    ),
-    "depthwise": (
-        keras.layers.DepthwiseConv2D,
-        {"kernel_size": 3, "depth_multiplier": 2},
-        IMAGE,
-    ),
-    "separable": (
-        keras.layers.SeparableConv2D,
-        {"filters": 6, "kernel_size": 3, "use_bias": False},
-        IMAGE,
-    ),
-    "transpose": (
-        keras.layers.Conv2DTranspose,
-        {"filters": 6, "kernel_size": 3, "strides": 2},
-        (3, 3, 4),
-    ),
-}
 
 
 def random(shape, seed=0):
