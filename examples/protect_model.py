@@ -1,7 +1,15 @@
-"""Protects a model of your own with a passport, by fine-tuning it.
+"""Protects a model of your own with a passport.
+
+    python examples/protect_model.py --model=my.keras
+    python examples/protect_model.py --model=my.keras --images=folder
+
+Exactly, that is without training and with the same outputs; pictures are
+needed only to judge it by. Or with a passport of pictures, by fine-tuning the
+model or training it from scratch:
 
     python examples/protect_model.py --model=my.keras --images=folder \
-        --passport=fixed_image --identity_images=logo.png,portrait.png
+        --method=fine_tune --passport=fixed_image \
+        --identity_images=logo.png,portrait.png
 
 `--model` is a classifier that Keras saved. `--images` is a folder with one
 sub-folder of pictures per class (or with two such folders, `train` and
@@ -23,10 +31,10 @@ import numpy as np
 from absl import app, flags
 
 import keras_passport as kp
-from common import data, pictures, run, training
+from common import data, exact, pictures, run, training
 from common.distribution import Distribution
 from common.errors import UserError, users_mistakes
-from common.rundir import load_model
+from common.rundir import RunDirectory, load_model
 from common.settings import settings
 from keras_passport.attacks.training import gives_logits
 from keras_passport.cli import given
@@ -41,8 +49,15 @@ _MODEL = flags.DEFINE_string(
 _IMAGES = flags.DEFINE_string(
     "images",
     None,
-    "A folder of class-named folders, or the name of a tfds dataset.",
-    required=True,
+    "A folder of class-named folders, or the name of a tfds dataset. --method="
+    "exact can do without.",
+)
+_METHOD = flags.DEFINE_enum(
+    "method",
+    "exact",
+    ["exact", "fine_tune", "from_scratch"],
+    "Without training; or with a passport of --passport's kind, by training "
+    "on from the model's weights, or from new ones.",
 )
 _DATA_DIR = flags.DEFINE_string(
     "data_dir", None, "TensorFlow Datasets' folder, if not its own choice."
@@ -99,12 +114,16 @@ _TRIED = 500
 
 
 class ProtectModel(run.Job):
-    """Protects the user's model and fine-tunes it."""
-
-    fine_tunes = True
+    """Protects the user's model and trains it."""
 
     def __init__(self, spread: Distribution):
         config = settings(__name__, _DEFAULTS)
+        self.fine_tunes = config["method"] == "fine_tune"
+        if self.fine_tunes:
+            # It was the only one when the first runs were made.
+            del config["method"]
+        if _IMAGES.value is None:
+            raise UserError(f"--method={_METHOD.value} needs --images.")
         self.inserts = config["insert"]
         with users_mistakes():
             given.import_modules(_OWN.value or [])
@@ -183,8 +202,29 @@ def _preprocessed(
     return best
 
 
+def _protect_exactly() -> None:
+    """Without training; what is not asked for then has no effect."""
+    config = settings(__name__, _DEFAULTS)
+    with users_mistakes():
+        given.import_modules(_OWN.value or [])
+    model = load_model(_MODEL.value)
+
+    def read():
+        arrays = pictures.read(model, _IMAGES.value, _DATA_DIR.value, config)
+        return _preprocessed(model, arrays, config)[0]
+
+    place = flags.FLAGS.run_dir or f"runs/{model.name}-exact"
+    exact.run(
+        model, config, RunDirectory(place), read if _IMAGES.value else None
+    )
+
+
 def main(_):
-    run.main(ProtectModel)
+    if _METHOD.value == "exact":
+        with run.in_one_line():
+            _protect_exactly()
+    else:
+        run.main(ProtectModel)
 
 
 if __name__ == "__main__":

@@ -11,6 +11,9 @@ from keras_passport.layers import kernels
 from keras_passport.layers.channel_scale import ChannelScale
 from support.trained_models import MODELS, gap, inputs_of, look_trained
 
+if keras.backend.backend() == "jax":
+    # Which compiles every operation that is called by itself.
+    MODELS = {name: MODELS[name] for name in ("plain", "residual", "separable")}
 _MADE = {}
 
 
@@ -210,6 +213,8 @@ def test_some_layers_can_be_chosen():
 
 
 def test_normalisations_without_a_kernel_are_protected_too():
+    if "pooled" not in MODELS:
+        pytest.skip("on TensorFlow alone")
     _, model, _ = case("pooled")
     assert all(row.protected for row in model.report.rows)
     reasons = " ".join(row.reason for row in model.report.rows)

@@ -9,11 +9,23 @@ import pytest
 import keras_passport as kp
 from common import pictures
 from common.errors import UserError
-from support.programs import EXAMPLES, run_here, succeed
+from support import programs
+from support.programs import EXAMPLES
 
 PROGRAM = EXAMPLES / "protect_model.py"
 SHAPE = (8, 8, 3)
 CLASSES = ("blue", "green", "red")
+
+
+def run_here(*words, program):
+    """A program; this one by the method that trains."""
+    method = ["--method=fine_tune"] * (program == PROGRAM)
+    return programs.run_here(*words, *method, program=program)
+
+
+def succeed(*words, program):
+    method = ["--method=fine_tune"] * (program == PROGRAM)
+    return programs.succeed(*words, *method, program=program)
 
 
 def write_pictures(folder, count=20, classes=CLASSES):
@@ -347,3 +359,41 @@ class TestPictures:
         write_pictures(tmp_path, 1)
         with pytest.raises(UserError, match="split"):
             pictures.read_folder(tmp_path, SHAPE)
+
+
+class TestExactly:
+    def test_needs_a_model_and_nothing_else(self, finished, tmp_path):
+        _, _, model, _ = finished
+        model.save(tmp_path / "mine.keras")
+        flags = (
+            f"--model={tmp_path / 'mine.keras'}",
+            f"--run_dir={tmp_path / 'run'}",
+        )
+        output, _ = programs.succeed(*flags, program=PROGRAM)
+        assert "3 of 3 kernel layers protected" in output
+        owner = tmp_path / "run" / "owner" / "passport.h5"
+        assert owner.stat().st_mode & 0o777 == 0o600
+        protected = keras.saving.load_model(
+            tmp_path / "run" / "public" / "protected.keras"
+        )
+        kp.bind(protected, kp.Passport.load(owner))
+        x = np.random.default_rng(0).uniform(0, 255, (4, *SHAPE))
+        np.testing.assert_allclose(
+            protected(x, training=False), model(x, training=False), atol=1e-5
+        )
+        status, _, errors = programs.run_here(*flags, program=PROGRAM)
+        assert status and "give another --run_dir" in errors
+
+    def test_is_judged_by_pictures(self, finished, folder, tmp_path):
+        _, flags, _, _ = finished
+        output, _ = programs.succeed(
+            flags[0],
+            f"--images={folder}",
+            "--num_fakes=3",
+            f"--run_dir={tmp_path}",
+            program=PROGRAM,
+        )
+        result = json.loads((tmp_path / "result.json").read_text())
+        assert result["original_accuracy"] == result["valid_accuracy"] > 90
+        assert len(result["fake_accuracies"]) == 3
+        assert "with the passport" in output
