@@ -68,7 +68,6 @@ def gamma_and_beta(layer, gamma=None, beta=None, neutral=False) -> tuple:
     Returns:
         Tuple of float64 arrays `(channels,)`; `None` for what it has not.
     """
-    units = layer.adapter.units(layer.layer)
     values = []
     for value, trained, nothing in (
         (gamma, layer.gamma, np.ones),
@@ -78,7 +77,7 @@ def gamma_and_beta(layer, gamma=None, beta=None, neutral=False) -> tuple:
         if value is not None:
             value = ops.convert_to_numpy(value).astype("float64")
         elif neutral:
-            value = nothing(units)
+            value = nothing(layer.adapter.units(layer.layer))
         values.append(value)
     return tuple(values)
 
