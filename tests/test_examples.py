@@ -134,6 +134,7 @@ class TestResuming:
             "--epochs=4",
             "--num_fakes=2",
             "--passport=random_pattern",
+            "--nohide_statistics",
             f"--run_dir={folder}",
         )
         process = start(*flags)

@@ -10,9 +10,10 @@ import tables
 from common.rundir import RunDirectory, write_json
 from keras_passport.attacks import AttackResult
 from support.programs import EXAMPLES, SMALL, run, run_here, succeed
-from support.stored_secrets import arrays_of_h5
 
 PROGRAM = EXAMPLES / "tables.py"
+# What hides statistics is tried in `test_hiding`, on JAX too.
+QUICK = ("--nohide_statistics",)
 GPU = ("--mixed_precision=bfloat16", "--steps_per_execution=4")
 
 
@@ -21,21 +22,19 @@ def test_tables_on_jax(tmp_path):
     flags = (
         f"--dir={tmp_path}",
         "--functions=V3",
-        "--kinds=random_image",
+        "--kinds=random_pattern",
         "--reva_epochs=1",
     )
     options = {"program": PROGRAM, "backend": "jax", "runs": run}
-    output, _ = succeed(*flags, "--", *SMALL, *GPU, **options)
+    output, _ = succeed(*flags, "--", *SMALL, *GPU, *QUICK, **options)
     assert "RevA (Table 4)" in output
     for name in ("fakes.png", "reva.png"):
         assert (tmp_path / name).stat().st_size > 10_000
     (row,) = json.loads((tmp_path / "tables.json").read_text()).values()
     assert row["reva_strength"] == pytest.approx(row["valid"] - row["reva"])
-    result = json.loads((tmp_path / "V3-T3" / "result.json").read_text())
+    result = json.loads((tmp_path / "V3-T1" / "result.json").read_text())
     assert row["strength"] == result["protection_strength"]
     assert result["versions"]["backend"] == "jax"
-    passport = arrays_of_h5(tmp_path / "V3-T3" / "owner" / "passport.h5")
-    assert len(passport) > 0
 
 
 def test_all_runs_share_the_first_ones_original(tmp_path, monkeypatch):
