@@ -362,3 +362,61 @@ def test_who_brings_too_little_is_told_so(owned):
         ownership.claim(owned.passport, owner="", model=owned.model)
     with pytest.raises(ValueError, match="nulls"):
         owned.verify(owned.public, nulls=0)
+
+
+def test_a_claim_travels_with_the_network(owned, tmp_path):
+    model = ownership.attach(kp.public(owned.public), owned.claim)
+    path = tmp_path / "published.keras"
+    for copy in (model, kp.public(model), kp.require_passport(model)):
+        copy.save(path)
+        loaded = keras.saving.load_model(path)
+        assert ownership.attached(loaded) == owned.claim
+    assert type(keras.saving.load_model(path)) is kp.PassportInputModel
+    if keras.backend.backend() == "tensorflow":
+        kp.export_saved_model(model, tmp_path / "served")
+        claim = ownership.Claim.load(tmp_path / "served/assets/claim.json")
+        assert claim == owned.claim
+    assert ownership.attached(owned.base) is None
+    with pytest.raises(kp.PassportError, match="ProtectedModel"):
+        ownership.attach(owned.base, owned.claim)
+
+
+def test_a_trained_network_is_claimed_by_signs_of_filters(base):
+    """Exactly protected, with the signs of a claim: no training at all."""
+    secret = ownership.new_secret()
+    signature = ownership.Signature(secret, OWNER)
+    model, passport = kp.protect_trained(base, signs=signature)
+    claim, opening = ownership.claim(
+        passport, owner=OWNER, model=model, secret=secret
+    )
+    test = examples(300, 2)
+    evidence = ownership.Evidence(
+        claim, opening, passport, kp.public(model), dated="2026-01-02"
+    )
+    for suspect in (
+        kp.public(model),
+        kp.unlock(model, passport, fold=False),
+        kp.unlock(model, passport),
+        base,
+    ):
+        report = ownership.verify(suspect, evidence, test, **VERIFY)
+        assert report.verdict == "derived", str(report)
+        # Filters of γ = 0 may have any sign.
+        assert report["signs"].figure > 0.97
+        assert report["passport"].holds
+        assert report["provenance"].holds is None
+
+
+def test_secrets_of_claims_are_looked_for(owned, tmp_path):
+    owned.claim.save(tmp_path / "claim.json")
+    secrets = {"claim's secret": bytes(owned.secret)}
+    clean = kp.find_leaks(owned.passport, tmp_path, owned.public)
+    assert clean.clean
+    owned.opening.save(tmp_path / "opening.json")
+    report = kp.find_leaks(
+        owned.passport, tmp_path, owned.public, secrets=secrets
+    )
+    told = {leak.what for leak in report.leaks}
+    assert "claim's secret in hexadecimal" in told
+    with pytest.raises(kp.PassportError, match="16 bytes"):
+        kp.find_leaks(owned.passport, tmp_path, secrets={"short": b"secret"})

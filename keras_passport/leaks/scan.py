@@ -22,12 +22,15 @@ class Scan:
         passport: `Passport`.
         models: Protected models that it fits.
         notes: List that is told what can't be looked for.
+        texts: Dict from names to more bytes to look for.
     """
 
-    def __init__(self, passport, models, notes):
+    def __init__(self, passport, models, notes, texts):
         secrets = secrets_of(passport, models)
         maps = maps_of(passport, notes)
-        self.runs = searches.Runs(secrets, maps, passport.seed)
+        self.runs = searches.Runs(
+            secrets, maps, {"seed": passport.seed, **texts}
+        )
         self.printed = searches.Printed(secrets)
         self.correlations = Correlations(secrets)
         self.likenesses = likenesses.Likenesses(passport)

@@ -8,12 +8,15 @@ they are scaled, shifted or rounded.
 import os
 import zipfile
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
+from keras_passport.errors import PassportError
 from keras_passport.leaks import contents, scanned_files
 from keras_passport.leaks.report import Leak, LeakReport, NotExamined, Trace
 from keras_passport.leaks.scan import Scan
 from keras_passport.passports.passport import Passport, check_passport
+from keras_passport.secrecy import SecretBytes, hidden, type_of
+from keras_passport.texts import shown
 
 __all__ = ["Leak", "LeakReport", "NotExamined", "Trace", "find_leaks"]
 
@@ -26,6 +29,7 @@ def find_leaks(
     paths: str | os.PathLike | Iterable[str | os.PathLike],
     model=None,
     verbose: int = 0,
+    secrets: Mapping[str, bytes] | None = None,
 ) -> LeakReport:
     """Searches files for a passport's maps, keys and hidden parameters.
 
@@ -104,13 +108,16 @@ def find_leaks(
             Defaults to all `.keras` files among `paths` that the passport
             fits.
         verbose: 1 to show a progress bar, 0 to be silent.
+        secrets: Dict from names to more secrets to look for, 16 bytes or
+            longer: a claim's (`ownership`), a licensor's (`licensing`).
 
     Returns:
         A `LeakReport`.
 
     Raises:
         FileNotFoundError: If a path does not exist.
-        PassportError: If `passport` is none, or does not fit `model`.
+        PassportError: If `passport` is none, or does not fit `model`; if one
+            of `secrets` is no bytes, or shorter.
 
     Example:
 
@@ -136,7 +143,7 @@ def find_leaks(
         notes.append(
             "no model: hidden parameters and folded kernels were not looked for"
         )
-    scan = Scan(passport, models, notes)
+    scan = Scan(passport, models, notes, _texts(secrets))
     progress = _Progress(files, verbose)
     for file in files:
         data = scanned_files.contents_of(
@@ -177,6 +184,18 @@ def _size(file):
         return max(1, file.stat().st_size)
     except OSError:
         return 1
+
+
+def _texts(secrets) -> dict:
+    """More secrets, by what they are to be called."""
+    texts = hidden(dict(secrets or {}))
+    for name, text in texts.items():
+        if not isinstance(text, SecretBytes) or len(text) < 16:
+            raise PassportError(
+                f"Expected the secret '{shown(name)}' to be 16 bytes or more. "
+                f"Received: a {type_of(text)}"
+            )
+    return texts
 
 
 def _fitting(passport, files):

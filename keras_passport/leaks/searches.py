@@ -205,7 +205,7 @@ class Runs:
     the runs themselves: some 30 bytes for each.
     """
 
-    def __init__(self, secrets, maps, seed):
+    def __init__(self, secrets, maps, texts):
         self.labels, runs, owners = [], [], []
         total = sum(one.size for one in maps)
         step = max(1, -(-total // _MOST_RUNS))
@@ -230,12 +230,13 @@ class Runs:
                 add_forms(secret, np.ravel(values), i > 0)
         for one in maps:
             add_forms(one, np.ravel(one.make()), False, step)
-        for what, text in (
-            ("seed", seed),
-            ("seed in hexadecimal", seed.hex().encode()),
-            ("seed in hexadecimal", seed.hex().upper().encode()),
-        ):
-            add((what, "", ""), np.frombuffer(text, "uint8"))
+        for name, text in texts.items():
+            for what, form in (
+                (name, text),
+                (f"{name} in hexadecimal", text.hex().encode()),
+                (f"{name} in hexadecimal", text.hex().upper().encode()),
+            ):
+                add((what, "", ""), np.frombuffer(form, "uint8"))
         runs = np.concatenate(runs, axis=1)
         owners = np.concatenate(owners)
         hashes = _hash(*runs)

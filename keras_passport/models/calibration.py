@@ -14,6 +14,7 @@ from keras_passport.layers import normalization
 from keras_passport.layers.passport_normalization import PassportNormalization
 from keras_passport.layers.protected import layers_or_error
 from keras_passport.models import features
+from keras_passport.passports.derivation import checked_signs
 from keras_passport.texts import table
 
 # A kernel that changes by more of its norm than this is another kernel.
@@ -227,13 +228,7 @@ def _signs(path, gamma, signs):
     """γ of size 1: by the signs that it has, or is to have."""
     if signs is None:
         return np.where(gamma < 0, -1.0, 1.0)
-    values = np.asarray(signs(path, gamma.size), "float64")
-    if values.shape != gamma.shape or not np.all(np.abs(values) == 1.0):
-        raise ValueError(
-            f"Expected signs, 1 or -1, of shape {gamma.shape} for layer "
-            f"'{path}'. Received: shape={values.shape}, or other values"
-        )
-    return values
+    return checked_signs(signs, path, gamma.size)
 
 
 def _plan(path, layer, targets, may_grow, max_change):

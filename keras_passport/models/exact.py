@@ -9,6 +9,7 @@ keys are solved for: W'ᵀ κ = a' and W'ᵀ κ = b.
 """
 
 import dataclasses
+from collections.abc import Callable
 
 import keras
 import numpy as np
@@ -26,6 +27,7 @@ from keras_passport.models.sites import Selection
 from keras_passport.passports import functions
 from keras_passport.passports.derivation import (
     PASSPORT,
+    checked_signs,
     derive,
     generator,
     secret_seed,
@@ -66,6 +68,7 @@ def protect_trained(
     select: Selection = None,
     sizes: bool = True,
     seed: bytes | int | None = None,
+    signs: Callable[[str, int], np.ndarray] | None = None,
 ) -> tuple[ProtectedModel, Passport]:
     """Protects a trained model: no training, no data, the same outputs.
 
@@ -91,6 +94,9 @@ def protect_trained(
             bit; but sizes tell of scales, and keys are more.
         seed: Secret from which signs and keys are drawn; see
             `Passport.random_pattern`.
+        signs: Function from a layer's path and number of channels to 1 and
+            -1, `(channels,)`: the signs that γ is to have, such as an
+            `ownership.Signature`. Defaults to ones that follow from the seed.
 
     Returns:
         Tuple of the `ProtectedModel` and its `Passport`, which is bound to
@@ -102,7 +108,7 @@ def protect_trained(
         PassportError: If the model is protected already, or not finite, has no
             graph, nothing in it can be protected, or `select` names a layer
             that can't be.
-        ValueError: If it is no built model of Keras 3.
+        ValueError: If it is no built model of Keras 3, or `signs` are none.
 
     Example:
 
@@ -131,7 +137,7 @@ def protect_trained(
     protected = graph.rebuild(model, rewrite, ProtectedModel)
     sites = {id(rewrite.made[key][1]): site for key, site in plan.sites.items()}
     solved = {
-        path: _solve(path, sites[id(layer)], layer, seed, sizes)
+        path: _solve(path, sites[id(layer)], layer, seed, sizes, signs)
         for path, layer in protected_layers(protected).items()
     }
     protected.report = plan.report
@@ -153,7 +159,7 @@ class _Solving(protecting.Protecting):
         pass
 
 
-def _solve(path, site, target, seed, sizes):
+def _solve(path, site, target, seed, sizes, signs):
     """Publishes a layer's kernel, and solves for the keys to it.
 
     Returns:
@@ -181,8 +187,12 @@ def _solve(path, site, target, seed, sizes):
     if isinstance(layer, ChannelScale):
         scales, layer.trainable = None, width > 1.0 and layer.trainable
     else:
-        signs = generator(derive(seed, PASSPORT, path, "signs"))
-        scales, dead = _publish_kernel(target, signs, sizes)
+        drawn = generator(derive(seed, PASSPORT, path, "signs"))
+        flips = drawn.choice((-1.0, 1.0), scale.size)
+        if signs is not None:
+            flips = checked_signs(signs, path, scale.size)
+            flips = np.where(scale < 0, -flips, flips)
+        scales, dead = _publish_kernel(target, flips, sizes)
         scale = np.where(dead, 0.0, scale / scales)
     matrix = adapter.matrix(layer)
     blocks = len(matrix)
@@ -212,12 +222,12 @@ def _solve(path, site, target, seed, sizes):
     )
 
 
-def _publish_kernel(target, signs, sizes):
+def _publish_kernel(target, flips, sizes):
     """Gives a layer's kernel other signs and sizes.
 
     Args:
         target: The passport layer.
-        signs: Generator of signs.
+        flips: What filters are multiplied by for their signs, `(channels,)`.
         sizes: Whether filters are made equal in size.
 
     Returns:
@@ -227,14 +237,13 @@ def _publish_kernel(target, signs, sizes):
     adapter, layer = target.adapter, target.layer
     norms = _norms(adapter.matrix(layer))
     dead = norms < _DEAD
-    drawn = signs.choice((-1.0, 1.0), norms.size)
     wanted = np.ones(norms.size)
     if sizes:
         np.divide(_NORM, norms, out=wanted, where=~dead)
         if keras.backend.standardize_dtype(layer.variable_dtype) != "float32":
             # What has fewer digits takes them over bit for bit.
             wanted = 2.0 ** np.round(np.log2(wanted))
-    scales = hidden((drawn * wanted).astype("float32"))
+    scales = hidden((flips * wanted).astype("float32"))
     for name, value in adapter.folded(
         layer, scales.astype("float64"), read=_float64
     ).items():

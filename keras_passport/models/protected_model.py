@@ -34,7 +34,9 @@ def public(model: keras.Model) -> "ProtectedModel":
     """
     layers_or_error(model)
     checks.check_graph(model)
-    return graph.rebuild(model, model_class=ProtectedModel)
+    copy = graph.rebuild(model, model_class=ProtectedModel)
+    copy.claim = getattr(model, "claim", None)
+    return copy
 
 
 def _asks_first(name):
@@ -153,11 +155,18 @@ class ProtectedModel(keras.Model):
         kind = self.protected_class
         if kind is not keras.Model:
             config["protected_class"] = subclasses.describe(kind)
+        if self.claim is not None:
+            config["claim"] = dict(self.claim)
         return config
 
     @classmethod
     def from_config(cls, config, custom_objects=None):
         config = dict(config)
+        claim = config.pop("claim", None)
+        if claim is not None:
+            model = cls.from_config(config, custom_objects)
+            model.claim = claim
+            return model
         users = config.pop("protected_class", None)
         if users is not None and cls.protected_class is keras.Model:
             kind = subclasses.find(users, custom_objects)
@@ -171,6 +180,9 @@ class ProtectedModel(keras.Model):
 
     # Of a class that is a user's as well, the user's.
     protected_class = keras.Model
+
+    # An owner's commitment, see `ownership.attach`: it says nothing.
+    claim = None
 
     def save(self, filepath, overwrite=True, zipped=None, **kwargs):
         def save(path, overwrite):

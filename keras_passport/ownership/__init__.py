@@ -19,6 +19,8 @@ __getattr__, __dir__, __all__ = exported(
         "Signature": "claims",
         "Step": "report",
         "VerificationReport": "report",
+        "attach": "claims",
+        "attached": "claims",
         "claim": "claims",
         "new_secret": "claims",
         "page": None,

@@ -16,6 +16,7 @@ import numpy as np
 from keras_passport import sealed
 from keras_passport.errors import PassportError
 from keras_passport.layers.protected import protected_layers
+from keras_passport.models.protected_model import ProtectedModel
 from keras_passport.passports.derivation import (
     array_hash,
     derive,
@@ -361,6 +362,55 @@ def claim(
     secret = new_secret() if secret is None else _checked(secret)
     opening = Opening(secret=secret, owner=owner, **about)
     return opening.claim(), opening
+
+
+def attach(model: keras.Model, claim: Claim) -> keras.Model:
+    """Lets a claim travel with the network that it is for.
+
+    It is in the `.keras` file of the model, of `kp.public(model)` and of
+    `kp.require_passport(model)`, and beside the spec in a SavedModel's
+    assets, as `claim.json`. That proves no date.
+
+    Args:
+        model: A `ProtectedModel`, as `protect` and `load_model` return it.
+        claim: The claim; `None` takes it away.
+
+    Returns:
+        The model itself.
+
+    Raises:
+        PassportError: If the model is another.
+
+    Example:
+
+    >>> claim, opening = kp.ownership.claim(
+    ...     passport, owner="Ada Ltd", model=model
+    ... )
+    >>> kp.ownership.attach(model, claim).save("protected.keras")
+    >>> loaded = keras.saving.load_model("protected.keras")
+    >>> kp.ownership.attached(loaded) == claim
+    True
+    """
+    if not isinstance(model, ProtectedModel):
+        raise PassportError(
+            "Expected a ProtectedModel, as protect returns it. "
+            f"Received: {type(model).__name__} '{model.name}'"
+        )
+    model.claim = None if claim is None else claim.to_dict()
+    return model
+
+
+def attached(model: keras.Model) -> Claim | None:
+    """The claim that travels with a model; `None` if there is none.
+
+    Args:
+        model: Any model.
+
+    Raises:
+        PassportError: If it is no claim.
+    """
+    content = getattr(model, "claim", None)
+    return None if content is None else Claim(content.get("commitment"))
 
 
 def _about(passport, reference) -> dict:

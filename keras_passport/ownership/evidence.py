@@ -204,7 +204,10 @@ def signs_of(matches, model, passport, protected) -> tuple[dict, str]:
         return {}, ""
     made = {}
     keys = passport.keys()
+    matched = {match.path for match in matches}
     for path, layer in protected_layers(model).items():
+        if path not in matched:
+            continue
         gamma = keras.ops.convert_to_numpy(
             layer.adapter.response(
                 layer.layer, np.asarray(keys[path]["gamma"])[None]

@@ -109,6 +109,8 @@ def _of_model(model):
     for path, layer in graph.walk(model, stop=(PassportNormalization,)):
         if isinstance(layer, PassportNormalization):
             read_layer = _kernel(path, layer.layer)
+            if read_layer is None:
+                continue  # A normalisation alone has nothing to match.
             _read_normalization(
                 read_layer, layer.normalization, layer.gamma, layer.beta
             )
@@ -187,11 +189,11 @@ def normalizations(model) -> dict:
         for node in calls.nodes:
             if type(node.operation).__name__ != "BatchNormalization":
                 continue
-            source = calls.producer(node)
+            source = calls.maker(node.input_tensors[0])
             while source is not None and _BETWEEN.search(
                 type(source.operation).__name__
             ):
-                source = calls.producer(source)
+                source = calls.maker(source.input_tensors[0])
             if source is not None:
                 read_by.setdefault(id(source.operation), node.operation)
     return read_by

@@ -199,7 +199,8 @@ def _examined(
         steps_of.kernels(owners, matches, foreign, seed),
     ]
     curves = None
-    complete = {match.path for match in matches} >= set(protected)
+    known = {owner.path for owner in owners}
+    complete = {match.path for match in matches} >= set(protected) & known
     found, source = {}, ""
     if complete:
         model = restored(published, matches)

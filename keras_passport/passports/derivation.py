@@ -158,6 +158,29 @@ def generator(seed: bytes) -> np.random.Generator:
     return np.random.Generator(np.random.Philox(key=key))
 
 
+def checked_signs(signs, path: str, channels: int) -> np.ndarray:
+    """The signs that somebody wants γ to have.
+
+    Args:
+        signs: Function from a layer's path and number of channels to them.
+        path: The layer's path.
+        channels: How many it has.
+
+    Returns:
+        float64 array `(channels,)` of 1 and -1.
+
+    Raises:
+        ValueError: If they are others.
+    """
+    values = np.asarray(signs(path, channels), "float64")
+    if values.shape != (channels,) or not np.all(np.abs(values) == 1.0):
+        raise ValueError(
+            f"Expected signs, 1 or -1, of shape ({channels},) for layer "
+            f"'{path}'. Received: shape={values.shape}, or other values"
+        )
+    return values
+
+
 def uniform(seed: bytes, shape: tuple[int, ...]) -> np.ndarray:
     """Independent uniform elements in [-1, 1], float32 (Section 2.4 a)."""
     drawn = generator(seed).random(shape, dtype="float32")

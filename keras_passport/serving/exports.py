@@ -13,7 +13,7 @@ import tempfile
 
 import keras
 
-from keras_passport import files, graph
+from keras_passport import files, graph, sealed
 from keras_passport.passports.specs import SPEC_FILE
 from keras_passport.serving.passport_input import (
     INPUT,
@@ -23,6 +23,7 @@ from keras_passport.serving.passport_input import (
 )
 
 LABELS_FILE = "labels.txt"
+CLAIM_FILE = "claim.json"
 
 
 def export_saved_model(
@@ -108,6 +109,11 @@ def export_saved_model(
     texts = {SPEC_FILE: json.dumps(spec, indent=2)}
     if class_names is not None:
         texts[LABELS_FILE] = "\n".join(_checked_names(class_names, served))
+
+    if served.claim is not None:
+        # As `ownership.Claim.load` reads it.
+        claim = sealed.dumps("claim", dict(served.claim))
+        texts[CLAIM_FILE] = claim.decode().rstrip("\n")
 
     def serve(given):
         given, passport = _apart(given)

@@ -192,6 +192,7 @@ def require_passport(model: keras.Model) -> PassportInputModel:
     rewrite = _Requiring(bounds, spec["size"])
     served = graph.rebuild(model, rewrite, PassportInputModel)
     checks.check_reached(layers, rewrite)
+    served.claim = getattr(model, "claim", None)
     return served
 
 
