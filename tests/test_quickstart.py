@@ -62,5 +62,6 @@ def test_readme(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     printed = run_in_fresh_process(readme())
     assert "has no passport" in printed
-    assert float(printed.split()[-1]) > 0.6
+    # In relation to probabilities of a thousand classes.
+    assert float(printed.split()[-1]) < 1e-5
     assert (tmp_path / "owner.h5").stat().st_mode & 0o777 == 0o600
