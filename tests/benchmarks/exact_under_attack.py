@@ -1,0 +1,134 @@
+"""A trained network protected exactly, and who attacks it with few labels.
+
+    python tests/benchmarks/exact_under_attack.py --original=original.keras \
+        --dataset=cifar10 --fraction=0.04 --epochs=40 --out=exact.json
+
+Inconsistency, fakes of random patterns, and what each attack reaches on the
+exactly protected network ("exact") and on the same network with its γ and β
+taken away and nothing else ("removed"), beside training from scratch on the
+same labels. All train by the same recipe, or with `--tuned` each by the best
+of six. A finished row is not run again.
+"""
+
+import dataclasses
+import json
+import os
+import pathlib
+import sys
+
+import keras
+import numpy as np
+from absl import app, flags
+
+import keras_passport as kp
+
+sys.path.insert(0, str(pathlib.Path(__file__).parents[2] / "examples"))
+
+from common import data as datasets  # noqa: E402
+
+_ORIGINAL = flags.DEFINE_string("original", None, "A .keras file.")
+_DATASET = flags.DEFINE_string("dataset", "cifar10", "As the trainers' flag.")
+_DATA_DIR = flags.DEFINE_string("data_dir", None, "Likewise.")
+_FRACTION = flags.DEFINE_float("fraction", 0.04, "Of the training set.", 0, 1)
+_EPOCHS = flags.DEFINE_integer("epochs", 40, "Of each training.", 1)
+_RATE = flags.DEFINE_float("rate", 0.05, "SGD's first.", 0)
+_FAKES = flags.DEFINE_integer("fakes", 1000, "Random patterns to try.", 1)
+_TUNED = flags.DEFINE_bool("tuned", False, "Six recipes for each attack.")
+_ONLY = flags.DEFINE_list("only", None, "Rows to run; all by default.")
+_OUT = flags.DEFINE_string("out", "exact.json", "File of the rows.")
+flags.mark_flag_as_required("original")
+
+
+def main(_):
+    data = datasets.load(_DATASET.value, _DATA_DIR.value)
+    train = data.normalize(data.x_train), data.y_train
+    test = data.normalize(data.x_test), data.y_test
+    base = keras.saving.load_model(_ORIGINAL.value, compile=False)
+    exact, passport = kp.protect_trained(base)
+    networks = {"exact": kp.public(exact), "removed": kp.protect(base)}
+    out = pathlib.Path(_OUT.value)
+    rows = json.loads(out.read_text()) if out.exists() else {}
+
+    def keep(name, make):
+        if name in rows or (_ONLY.value and name not in _ONLY.value):
+            return
+        rows[name] = make()
+        partial = out.with_suffix(".part")
+        partial.write_text(json.dumps(rows, indent=1) + "\n")
+        os.replace(partial, out)
+        print(name, rows[name], flush=True)
+
+    keep("outputs", lambda: outputs(base, exact, test))
+    keep("fakes", lambda: fakes(networks["exact"], test))
+    recipe = kp.attacks.Recipe(
+        epochs=_EPOCHS.value,
+        batch_size=60,
+        optimizer="sgd",
+        learning_rate=_RATE.value,
+        warmup=0.1,
+        augment=lambda x, rng: datasets.augment(x, rng, data.pad, data.flip),
+    )
+    attacks = {
+        "from_scratch": (kp.attacks.from_scratch, {}),
+        "fine_tuning": (kp.attacks.fine_tuning, {"method": "FTAL"}),
+        "fresh": (kp.attacks.fresh_normalization, {}),
+        "reverse_engineering": (kp.attacks.reverse_engineering, {}),
+        "cerb": (kp.attacks.ambiguity, {"block": "CERB"}),
+    }
+    for attack, (run, options) in attacks.items():
+        for state, network in networks.items():
+            if attack == "from_scratch" and state == "removed":
+                continue  # It uses nothing of the network.
+            keep(
+                f"{attack} {state}",
+                lambda run=run, options=options, network=network: attacked(
+                    run, options, network, train, test, recipe
+                ),
+            )
+
+
+def outputs(base, exact, test):
+    x, y = test
+    one, other = (m.predict(x, 500, verbose=0) for m in (base, exact))
+    differing = int(np.sum(one.argmax(-1) != other.argmax(-1)))
+    return {
+        "original": float(np.mean(one.argmax(-1) == y)),
+        "valid": float(np.mean(other.argmax(-1) == y)),
+        "different_predictions": differing,
+        "largest_difference": float(np.abs(one - other).max()),
+    }
+
+
+def fakes(public, test):
+    x, y = test
+    result = kp.attacks.fake_passports(
+        public, "random_pattern", _FAKES.value, (x[:2000], y[:2000]), seed=0
+    )
+    return {
+        "mean": result.mean,
+        "deviation": float(np.std(result.accuracies)),
+        "best": result.accuracy,
+    }
+
+
+def attacked(run, options, network, train, test, recipe):
+    given = {"fraction": _FRACTION.value, "seed": 0, **options}
+    if _TUNED.value:
+        result = kp.attacks.tuned(run, network, train, test, **given)
+    else:
+        result = run(network, train, test, recipe=recipe, **given)
+    return {
+        "accuracy": result.accuracy,
+        "seconds": round(result.seconds),
+        "budget": {k: str(v) for k, v in result.budget.items()},
+        **({} if _TUNED.value else {"recipe": shown(recipe)}),
+    }
+
+
+def shown(recipe):
+    fields = dataclasses.asdict(recipe)
+    return {k: v for k, v in fields.items() if k != "augment"}
+
+
+if __name__ == "__main__":
+    app.run(main)
