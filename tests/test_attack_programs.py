@@ -13,7 +13,13 @@ import keras_passport as kp
 from common.errors import UserError
 from common.finished import FinishedRun
 from support.planted_runs import linear_classifier, planted
-from support.programs import EXAMPLES, SMALL, run_here, succeed
+from support.programs import (
+    EXAMPLES,
+    SMALL,
+    finished_run,
+    run_here,
+    succeed,
+)
 
 ATTACK = EXAMPLES / "attack.py"
 EVALUATE = EXAMPLES / "evaluate_protection.py"
@@ -21,9 +27,7 @@ EVALUATE = EXAMPLES / "evaluate_protection.py"
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("run") / "digits"
-    succeed(*SMALL, f"--run_dir={folder}")
-    return folder
+    return finished_run(tmp_path_factory)[0]
 
 
 class Page(html.parser.HTMLParser):

@@ -20,7 +20,14 @@ import pytest
 import keras_passport as kp
 from common import networks, training
 from common.rundir import UNFINISHED
-from support.programs import EXAMPLES, SMALL, run, run_here, start, succeed
+from support.programs import (
+    EXAMPLES,
+    SMALL,
+    finished_run,
+    run_here,
+    start,
+    succeed,
+)
 from support.stored_secrets import (
     correlates,
     keras_file,
@@ -31,8 +38,7 @@ from support.stored_secrets import (
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     """A finished run of a process: its directory, and what it printed."""
-    folder = tmp_path_factory.mktemp("run") / "digits"
-    output, errors = succeed(*SMALL, f"--run_dir={folder}", runs=run)
+    folder, output, errors = finished_run(tmp_path_factory)
     assert "WARNING" not in errors and "retracing" not in errors
     return folder, output + errors
 

@@ -13,12 +13,14 @@ from support.programs import EXAMPLES, SMALL, run, run_here, succeed
 
 PROGRAM = EXAMPLES / "tables.py"
 # What hides statistics is tried in `test_hiding`, on JAX too.
-QUICK = ("--nohide_statistics",)
-GPU = ("--mixed_precision=bfloat16", "--steps_per_execution=4")
+QUICK = ("--nohide_statistics", "--epochs=1")
+GPU = ("--mixed_precision=bfloat16", "--steps_per_execution=2")
 
 
-def test_tables_on_jax(tmp_path):
+def test_tables_on_jax(tmp_path, monkeypatch):
     pytest.importorskip("jax")
+    # Compiling takes most of the time, and what it saves is less here.
+    monkeypatch.setenv("XLA_FLAGS", "--xla_backend_optimization_level=0")
     flags = (
         f"--dir={tmp_path}",
         "--functions=V3",

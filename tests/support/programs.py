@@ -4,10 +4,13 @@ TensorFlow takes a program longer to import than what most tests try of it.
 """
 
 import contextlib
+import fcntl
 import importlib
 import io
+import json
 import os
 import pathlib
+import shutil
 import subprocess
 import sys
 import traceback
@@ -54,6 +57,28 @@ def succeed(*given, runs=None, **options):
     status, output, errors = (runs or run_here)(*given, **options)
     assert status == 0, errors[-4000:]
     return output, errors
+
+
+def finished_run(factory):
+    """A copy of a finished run of a process: directory, output, errors.
+
+    It is trained once for all workers of a session, by the first that asks.
+
+    Args:
+        factory: pytest's `tmp_path_factory`.
+    """
+    shared = factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        shared = shared.parent
+    trained, printed = shared / "finished_run", shared / "finished_run.json"
+    with open(shared / "finished_run.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not printed.exists():
+            said = succeed(*SMALL, f"--run_dir={trained}", runs=run)
+            printed.write_text(json.dumps(said))
+    folder = factory.mktemp("run") / "digits"
+    shutil.copytree(trained, folder)
+    return folder, *json.loads(printed.read_text())
 
 
 def run_here(*given, program=TRAINER):
