@@ -181,9 +181,14 @@ def test_a_leak_names_its_holder(leak, model, licensor):
         assert found.bound < 1e-6
 
 
+@pytest.mark.parametrize(
+    "trials", [200, pytest.param(1000, marks=pytest.mark.benchmark)]
+)
 @pytest.mark.parametrize("strategy", ["average", "mixture", "median", "rarest"])
-def test_colluders_name_one_of_them_and_nobody_else(strategy, model, licensor):
-    """Whatever they make of γ and β of theirs, over a thousand trials."""
+def test_colluders_name_one_of_them_and_nobody_else(
+    strategy, trials, model, licensor
+):
+    """Whatever they make of γ and β of theirs."""
     rng = np.random.default_rng(0)
     places = list(licensor.places)
     words = np.stack(
@@ -197,7 +202,7 @@ def test_colluders_name_one_of_them_and_nobody_else(strategy, model, licensor):
     )
     members = {"average": 5, "mixture": 3, "median": 3, "rarest": 2}[strategy]
     missed = 0
-    for _ in range(1000):
+    for _ in range(trials):
         guilty = rng.choice(len(NAMES), members, replace=False)
         theirs = words[guilty]
         if strategy == "average":
@@ -215,7 +220,7 @@ def test_colluders_name_one_of_them_and_nobody_else(strategy, model, licensor):
         named = np.flatnonzero(bounds * len(NAMES) < 1e-6)
         assert set(named) <= set(guilty)
         missed += not len(named)
-    assert missed <= 10
+    assert missed <= trials / 100
 
 
 def test_an_average_of_keys_names_all_who_took_part(model, licensor):

@@ -17,10 +17,8 @@ QUICK = ("--nohide_statistics", "--epochs=1")
 GPU = ("--mixed_precision=bfloat16", "--steps_per_execution=2")
 
 
-def test_tables_on_jax(tmp_path, monkeypatch):
+def test_tables_on_jax(tmp_path):
     pytest.importorskip("jax")
-    # Compiling takes most of the time, and what it saves is less here.
-    monkeypatch.setenv("XLA_FLAGS", "--xla_backend_optimization_level=0")
     flags = (
         f"--dir={tmp_path}",
         "--functions=V3",

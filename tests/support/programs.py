@@ -18,7 +18,7 @@ import traceback
 import keras
 from absl import flags, logging
 
-from support.processes import REPOSITORY
+from support.processes import COMPILED_QUICKLY, REPOSITORY
 
 EXAMPLES = REPOSITORY / "examples"
 TRAINER = EXAMPLES / "cifar_resnet.py"
@@ -31,6 +31,7 @@ def start(*given, backend=None, program=TRAINER):
         [sys.executable, str(program), *given],
         env={
             **os.environ,
+            **COMPILED_QUICKLY,
             "KERAS_BACKEND": backend or keras.backend.backend(),
             "PYTHONPATH": str(REPOSITORY),
             # What a killed one has printed is not lost.
