@@ -51,7 +51,8 @@ def foreign():
             if hasattr(layer, "kernel"):
                 start = keras.initializers.HeNormal()
                 layer.kernel.assign(start(layer.kernel.shape))
-        model.fit(*examples(1200, seed), batch_size=60, verbose=0)
+        for step in range(20):
+            model.train_on_batch(*examples(60, [seed, step]))
         models.append(arrays_of(model))
     return models
 
