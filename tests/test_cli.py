@@ -125,6 +125,7 @@ def made(tmp_path_factory):
 
 COMMANDS = ("inspect", "protect", "new", "show", "pack", "spec", "export")
 COMMANDS += ("unlock", "evaluate", "leaks")
+COMMANDS += ("claim", "record", "verify", "license", "trace")
 
 
 @pytest.mark.parametrize("words", (["--help"], ["-h"], ["help"]))
@@ -1131,7 +1132,7 @@ def test_a_reader_that_has_seen_enough(made):
 def test_flags_of_other_modules_are_not_in_the_way(made, monkeypatch):
     # Keras's own, and the examples', are defined once per process.
     values = flags.FlagValues()
-    for name in ("images", "function", "overwrite"):
+    for name in ("select", "function", "overwrite"):
         flags.DEFINE_string(name, None, "Another's.", flag_values=values)
     flags.FLAGS.append_flag_values(values)
     try:

@@ -5,6 +5,7 @@ import dataclasses
 import pytest
 
 import keras_passport as kp
+from keras_passport.attacks import labelled
 from keras_passport.attacks.options import TrainingOptions
 from keras_passport.attacks.recipe import Recipe
 from support.attack_targets import target
@@ -47,4 +48,5 @@ def test_options_and_keywords_are_the_same(attack):
     by_names = attack(model, data, test, **fields)
     assert by_options.history == by_names.history
     assert by_options.accuracies == by_names.accuracies
-    assert by_options.budget["images"] == 15
+    shared = labelled.share(data, fields["fraction"], fields["seed"])
+    assert by_options.budget["images"] == len(shared[1]) < 30

@@ -6,7 +6,7 @@ import pytest
 from keras import layers
 
 import keras_passport as kp
-from support.kernel_layers import FUNCTIONS, IMAGE, KERNELS, TAILS, stack
+from support.kernel_layers import FUNCTIONS, KERNELS, TAILS, stack
 from support.plain_models import (
     functional_of,
     inputs_of,
@@ -172,7 +172,7 @@ def test_inserted_layers():
     base = randomize(
         keras.Sequential(
             [
-                keras.Input(IMAGE),
+                keras.Input((7, 7, 4)),
                 layers.Conv2D(6, 3, activation="relu", name="inside"),
                 layers.Conv2D(6, 3, name="outside"),
                 layers.ReLU(name="relu"),
@@ -199,7 +199,7 @@ def test_inserted_layers():
             *(k / np.tensordot(k, kernel, k.ndim).std() for k in keys)
         )
     # What was inserted, of stock layers.
-    x = inputs = keras.Input(IMAGE)
+    x = inputs = keras.Input(base.input_shape[1:])
     for layer in base.layers:
         wrapper = kp.protected_layers(model).get(layer.name)
         config = layer.get_config()

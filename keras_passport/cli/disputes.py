@@ -86,7 +86,7 @@ def verify(args) -> int:
         suspect_dated=args.suspect_dated,
         nulls=args.nulls,
         fakes=args.fakes,
-        seed=args.seed,
+        seed=args.draws,
     )
     if args.out:
         report.save(args.out)
@@ -203,7 +203,13 @@ def add_commands(add, add_model, add_passport, add_overwrite, count) -> None:
     )
     command.add_argument("--nulls", type=count, default=1000, metavar="N")
     command.add_argument("--fakes", type=count, default=1000, metavar="N")
-    command.add_argument("--seed", type=int, default=0)
+    command.add_argument(
+        "--draws",
+        type=int,
+        default=0,
+        metavar="N",
+        help="which nulls are drawn: any whole number of the judge's",
+    )
     command.add_argument(
         "--import", dest="imports", action="append", metavar="MODULE"
     )

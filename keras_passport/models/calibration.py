@@ -204,7 +204,7 @@ def _wanted(layers, like, batches, signs) -> dict:
         if originals is None:
             gamma, beta = hidden
             wanted[path] = (
-                None if gamma is None else _signs(path, gamma, signs),
+                _start_of_gamma(path, layer, gamma, signs),
                 None if beta is None else np.zeros_like(beta),
             )
             continue
@@ -224,10 +224,17 @@ def _wanted(layers, like, batches, signs) -> dict:
     return wanted
 
 
-def _signs(path, gamma, signs):
-    """γ of size 1: by the signs that it has, or is to have."""
+def _start_of_gamma(path, layer, gamma, signs):
+    """γ of size 1: by the signs that it has, or is to have.
+
+    Where γ is not hidden (V2), it starts so only if signs are given.
+    """
+    if gamma is None and (signs is None or layer.gamma is None):
+        return None
     if signs is None:
         return np.where(gamma < 0, -1.0, 1.0)
+    if gamma is None:
+        gamma = ops.convert_to_numpy(layer.gamma)
     return checked_signs(signs, path, gamma.size)
 
 

@@ -75,8 +75,7 @@ class Owned:
             secret=self.secret,
         )
         kp.bind(model, self.passport)
-        signs = self.opening.signature if function != "V2" else None
-        kp.calibrate(model, signs=signs)
+        kp.calibrate(model, signs=self.opening.signature)
         self.model = fitted(model)
         self.test = examples(300, 2)
         self.accuracy = accuracy(self.model, self.test)
