@@ -148,13 +148,7 @@ def test_a_network_recovered_by_reverse_engineering_is_derived(
         keep_model=True,
     )
     report = mine.verify(stolen.model)
-    assert report["kernels"].holds, str(report)
-    if function == "V2":
-        # No sign is hidden, and of 20 others' β one or two do as well in so
-        # small a network: whether the passport beats them all is luck.
-        assert report["passport"].figure > 0.9, str(report)
-    else:
-        assert report.verdict == "derived", str(report)
+    assert report.verdict == "derived", str(report)
 
 
 def test_no_independent_network_is_derived(owned, foreign):
