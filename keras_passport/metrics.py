@@ -8,10 +8,12 @@ import operator
 
 import numpy as np
 
+from keras_passport.hints import Tensor
+
 _METHODS = ("wilson", "exact")
 
 
-def inconsistency(original, protected):
+def inconsistency(original: float, protected: float) -> float:
     """Performance inconsistency I: what the protection costs its owner.
 
     I = A_o − A_p (eq. 7). It is negative where the protected network does
@@ -37,7 +39,7 @@ def inconsistency(original, protected):
     return _difference(original=original, protected=protected)
 
 
-def protection_strength(protected, attacked):
+def protection_strength(protected: float, attacked: float) -> float:
     """Protection strength S: what an attacker lacks.
 
     S = A_p − A_t (eq. 7).
@@ -328,7 +330,7 @@ def success_interval(
     )
 
 
-def prediction_entropy(predicted_classes, num_classes: int):
+def prediction_entropy(predicted_classes: Tensor, num_classes: int) -> float:
     """Entropy of the classes that a network predicts over a test set.
 
     H = −Σ_k q_k log₂ q_k, with q_k the fraction of examples that are given

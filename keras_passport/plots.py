@@ -5,6 +5,7 @@ interface: nothing here touches pyplot, its current figure or its settings.
 """
 
 import itertools
+import os
 import pathlib
 from collections.abc import Mapping
 
@@ -27,7 +28,7 @@ _MOST_LINES = 10
 _MOST_MARKS = 30
 
 
-def plot_fakes(result: Mapping, path) -> None:
+def plot_fakes(result: Mapping, path: str | os.PathLike) -> None:
     """Draws the accuracies under fake passports, as Figure 6 does.
 
     A histogram of the fakes in blue over the whole range of accuracies, with
@@ -79,7 +80,7 @@ def plot_fakes(result: Mapping, path) -> None:
     _write(figure, path)
 
 
-def plot_histograms(result: Mapping, path) -> None:
+def plot_histograms(result: Mapping, path: str | os.PathLike) -> None:
     """Draws several histograms of accuracies, as Figures 6 to 9 do.
 
     One panel for each passport function, kind of fake, network or attack.
@@ -134,7 +135,7 @@ def plot_histograms(result: Mapping, path) -> None:
     _write(figure, path)
 
 
-def plot_curves(result: Mapping, path) -> None:
+def plot_curves(result: Mapping, path: str | os.PathLike) -> None:
     """Draws accuracies against an attacker's means, or noise (Figure 5).
 
     Args:
@@ -261,7 +262,7 @@ def plot_curves(result: Mapping, path) -> None:
     _write(figure, path)
 
 
-def plot_training(history: Mapping, path) -> None:
+def plot_training(history: Mapping, path: str | os.PathLike) -> None:
     """Draws a training by epoch, as Figure 3 does.
 
     One panel each for the accuracies of the original and the protected

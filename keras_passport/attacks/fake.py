@@ -10,6 +10,7 @@ import numpy as np
 from keras_passport import metrics, replicas, scores
 from keras_passport.attacks.result import AttackResult
 from keras_passport.errors import PassportError
+from keras_passport.hints import Inputs, Model, Tensor
 from keras_passport.layers.protected import function_of, protected_layers
 from keras_passport.models import binding, features
 from keras_passport.passports.derivation import (
@@ -36,7 +37,7 @@ def fake_passports(
     n: int,
     data: tuple,
     *,
-    images=None,
+    images: Inputs = None,
     reference: keras.Model | None = None,
     key_scaling: str = DEFAULT_KEY_SCALING,
     seed: int | None = None,
@@ -162,7 +163,9 @@ class Judge:
         ValueError: If a label is no class of the model's.
     """
 
-    def __init__(self, model, x, y, batch_size: int = 500):
+    def __init__(
+        self, model: Model, x: Inputs, y: Tensor, batch_size: int = 500
+    ):
         self._function = binding.keyed_function(model)
         self._strategy = replicas.current_strategy()
         self._classes = model.outputs[0].shape[-1]

@@ -12,6 +12,7 @@ from keras_passport.attacks.fake import image_keys
 from keras_passport.attacks.moments import Block, Flow
 from keras_passport.attacks.opened import Opened, neutral
 from keras_passport.attacks.result import AttackResult
+from keras_passport.hints import Inputs
 from keras_passport.layers import normalization
 from keras_passport.layers.protected import function_of
 from keras_passport.models import protected_model
@@ -31,8 +32,8 @@ SWEEPS = 3
 
 def guess_images(
     model: keras.Model,
-    images,
-    pictures,
+    images: Inputs,
+    pictures: Inputs,
     test: tuple,
     *,
     reference: keras.Model,

@@ -1,5 +1,6 @@
 """Statistics matching: what published moments say of the layers before."""
 
+import os
 import time
 
 import keras
@@ -11,6 +12,7 @@ from keras_passport.attacks.moments import Block, Flow
 from keras_passport.attacks.opened import Opened, neutral
 from keras_passport.attacks.result import AttackResult
 from keras_passport.errors import PassportError
+from keras_passport.hints import Inputs
 from keras_passport.models import protected_model
 
 # How many of what a search finds are fitted for more than a few steps.
@@ -26,13 +28,13 @@ TRIES = 4
 
 def statistics_matching(
     model: keras.Model,
-    images,
+    images: Inputs,
     test: tuple,
     *,
     start: dict | None = None,
     restarts: int = 40,
     rounds: int = 3,
-    directory=None,
+    directory: str | os.PathLike | None = None,
     seed: int = 0,
     keep_model: bool = False,
     progress: bool = False,
@@ -122,12 +124,12 @@ def statistics_matching(
 
 def match_statistics(
     model: keras.Model,
-    images,
+    images: Inputs,
     *,
     start: dict | None = None,
     restarts: int = 40,
     rounds: int = 3,
-    directory=None,
+    directory: str | os.PathLike | None = None,
     seed: int = 0,
     progress: bool = False,
 ) -> tuple[dict, list[dict]]:

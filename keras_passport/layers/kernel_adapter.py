@@ -1,11 +1,14 @@
 """`KernelAdapter`: how one type of kernel layer meets a passport."""
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from keras import ops
 
 from keras_passport.errors import PassportError
+from keras_passport.hints import Layer, Tensor
 from keras_passport.layers import key_groups
 from keras_passport.layers.duals import dual_basis
 from keras_passport.passports.geometry import Geometry
@@ -18,19 +21,19 @@ class KernelAdapter:
     method takes the built layer.
     """
 
-    def channels(self, layer) -> int:
+    def channels(self, layer: Layer) -> int:
         """Number of input channels of the built layer."""
         raise NotImplementedError
 
-    def units(self, layer) -> int:
+    def units(self, layer: Layer) -> int:
         """Number of output channels of the built layer."""
         raise NotImplementedError
 
-    def geometry(self, layer) -> Geometry:
+    def geometry(self, layer: Layer) -> Geometry:
         """The `Geometry` by which the layer's passports are digested."""
         raise NotImplementedError
 
-    def apply(self, layer, keys):
+    def apply(self, layer: Layer, keys: Tensor) -> Tensor:
         """The layer's linear map on mean patches.
 
         Args:
@@ -42,7 +45,7 @@ class KernelAdapter:
         """
         raise NotImplementedError
 
-    def spread(self, layer, keys, values):
+    def spread(self, layer: Layer, keys: Tensor, values: Tensor) -> Tensor:
         """The adjoint of `apply`: kernels whose response to a key is given.
 
         Args:
@@ -56,7 +59,7 @@ class KernelAdapter:
         """
         raise NotImplementedError
 
-    def weight(self, layer):
+    def weight(self, layer: Layer) -> Any:
         """The trainable variable in which `apply` is linear, if there is one.
 
         Without one, a passport's gradient is not decoupled.
@@ -66,11 +69,11 @@ class KernelAdapter:
         kernels = [v for v in layer.trainable_variables if v.name == "kernel"]
         return kernels[0] if len(kernels) == 1 else None
 
-    def blocks(self, layer) -> int:
+    def blocks(self, layer: Layer) -> int:
         """Into how many groups of input channels a kernel's filters fall."""
         return 1
 
-    def solvable(self, layer):
+    def solvable(self, layer: Layer) -> Any:
         """The trainable variable that can be solved for responses, if any.
 
         That is `weight` where there is one; for separable layers, whose
@@ -78,7 +81,9 @@ class KernelAdapter:
         """
         return self.weight(layer)
 
-    def smallest_change(self, layer, keys, change):
+    def smallest_change(
+        self, layer: Layer, keys: Tensor, change: Tensor
+    ) -> Tensor:
         """The smallest change of a kernel that changes responses as wanted.
 
         Args:
@@ -100,7 +105,9 @@ class KernelAdapter:
             ops.convert_to_tensor(change, "float32"),
         )
 
-    def spread_groups(self, layer, keys, values):
+    def spread_groups(
+        self, layer: Layer, keys: Tensor, values: Tensor
+    ) -> Tensor:
         """`spread` for keys as `response` takes them.
 
         Args:
@@ -114,7 +121,7 @@ class KernelAdapter:
         values = key_groups.split(values, groups, self.blocks(layer))
         return self.spread(layer, ops.reshape(keys, (-1, *shape)), values)
 
-    def matrix(self, layer) -> np.ndarray:
+    def matrix(self, layer: Layer) -> np.ndarray:
         """The kernel as a linear map from keys to hidden parameters.
 
         Args:
@@ -131,7 +138,7 @@ class KernelAdapter:
         response = self.apply(layer, ones)
         return ops.convert_to_numpy(response)[None]
 
-    def keys_of(self, layer, rows: np.ndarray) -> np.ndarray:
+    def keys_of(self, layer: Layer, rows: np.ndarray) -> np.ndarray:
         """The keys that the kernel meets as its `matrix` meets rows.
 
         Args:
@@ -147,7 +154,9 @@ class KernelAdapter:
         parts = rows.reshape(groups, blocks, -1, shape[-1] // blocks)
         return parts.transpose(0, 2, 1, 3).reshape(groups, *shape)
 
-    def folded(self, layer, scale, read=ops.convert_to_numpy) -> dict:
+    def folded(
+        self, layer: Layer, scale: Tensor, read: Callable = ops.convert_to_numpy
+    ) -> dict:
         """The layer's kernels with its output channels scaled.
 
         Args:
@@ -162,7 +171,7 @@ class KernelAdapter:
         """
         return {"kernel": read(layer.kernel) * scale}
 
-    def refusal(self, layer) -> str | None:
+    def refusal(self, layer: Layer) -> str | None:
         """Why this layer can't be protected, or `None` if it can."""
         mode = getattr(layer, "quantization_mode", None)
         return f"it is quantized ({mode})" if mode else None
@@ -171,16 +180,16 @@ class KernelAdapter:
         """The layer's config, changed so that it has a bias per channel."""
         return {**config, "use_bias": True}
 
-    def channel_axis(self, layer) -> int:
+    def channel_axis(self, layer: Layer) -> int:
         """The axis of the layer's output that holds its channels."""
         data_format = getattr(layer, "data_format", "channels_last")
         return 1 if data_format == "channels_first" else -1
 
-    def key_shape(self, layer) -> tuple[int, ...]:
+    def key_shape(self, layer: Layer) -> tuple[int, ...]:
         """Shape of one key of the layer."""
         return self.geometry(layer).filter_shape
 
-    def response(self, layer, keys):
+    def response(self, layer: Layer, keys: Tensor) -> Tensor:
         """Hidden parameters F(W, p) of keys (Table 1, "Avg(W*p)").
 
         Args:
@@ -232,6 +241,6 @@ def numpy_of(kernel) -> np.ndarray:
     return ops.convert_to_numpy(full_precision(kernel))
 
 
-def reshaped(keys, *last):
+def reshaped(keys: Tensor, *last):
     """Keys in another shape, of which the batch axis may be open."""
     return ops.reshape(keys, (keys.shape[0] or -1, *last))

@@ -5,11 +5,14 @@ the layers do, statistics included, with γ and β as tensors through which
 gradients flow.
 """
 
+from collections.abc import Iterable
+
 import keras
 import numpy as np
 from keras import ops
 
 from keras_passport.errors import PassportError
+from keras_passport.hints import Inputs
 
 SUPPORTED = (
     keras.layers.BatchNormalization,
@@ -298,7 +301,9 @@ def _fused(layer, inputs, gamma, beta, training):
     return outputs
 
 
-def estimate_statistics(model: keras.Model, batches) -> keras.Model:
+def estimate_statistics(
+    model: keras.Model, batches: Iterable[Inputs]
+) -> keras.Model:
     """Sets moving statistics to their means over batches, training nothing.
 
     Moving averages remember some 1 / (1 - momentum) steps: after a short

@@ -1,6 +1,7 @@
 """`PassportNormalization`: a kernel layer with γ and β from a passport."""
 
 import dataclasses
+from typing import Any
 
 import keras
 import numpy as np
@@ -8,6 +9,7 @@ from keras import ops
 
 from keras_passport import secrecy
 from keras_passport.errors import PassportError
+from keras_passport.hints import Tensor
 from keras_passport.layers import (
     access,
     bindings,
@@ -91,11 +93,11 @@ class PassportNormalization(keras.layers.Wrapper):
         normalization: keras.layers.Layer | None = None,
         function: str | functions.PassportFunction = "V3",
         between: tuple | list = (),
-        activation=None,
+        activation: Any = None,
         decouple: bool = True,
         key_groups: int = 1,
         identity: bool = False,
-        **kwargs,
+        **kwargs: Any,
     ):
         kwargs.setdefault("name", getattr(layer, "name", None))
         kwargs.pop("dtype", None)
@@ -191,7 +193,7 @@ class PassportNormalization(keras.layers.Wrapper):
         """Whether a passport's keys are bound to this layer."""
         return self._secret.bound is not None
 
-    def bind_keys(self, gamma=None, beta=None):
+    def bind_keys(self, gamma: Tensor = None, beta: Tensor = None) -> None:
         """Binds the keys of a passport. See `kp.bind` for a whole model.
 
         Args:
@@ -205,7 +207,7 @@ class PassportNormalization(keras.layers.Wrapper):
         """
         access.bind({self._secret: self.keys_of(gamma, beta)})
 
-    def keys_of(self, gamma=None, beta=None) -> access.Keys:
+    def keys_of(self, gamma: Tensor = None, beta: Tensor = None) -> access.Keys:
         """Keys to bind: `bind_keys` without binding them."""
         gamma, beta = secrecy.hidden(gamma), secrecy.hidden(beta)
         given = {"gamma": gamma, "beta": beta}
@@ -234,7 +236,7 @@ class PassportNormalization(keras.layers.Wrapper):
             )
         return self.packed_keys(packed)
 
-    def packed_keys(self, array, tensor=None) -> access.Keys:
+    def packed_keys(self, array: Tensor, tensor: Tensor = None) -> access.Keys:
         """Keys as they are packed; see `access.Keys`."""
         return access.Keys(array, self._dual, tensor)
 
@@ -246,7 +248,7 @@ class PassportNormalization(keras.layers.Wrapper):
         )
         return basis.reshape(1, -1)
 
-    def split_keys(self, groups: int):
+    def split_keys(self, groups: int) -> None:
         """Deals the output channels out to groups that have a key each.
 
         Args:
@@ -263,11 +265,11 @@ class PassportNormalization(keras.layers.Wrapper):
         self.key_groups = groups
         self.geometry = dataclasses.replace(self.geometry, key_groups=groups)
 
-    def unbind_keys(self):
+    def unbind_keys(self) -> None:
         """Takes the bound keys away; does nothing if there are none."""
         access.bind({self._secret: None})
 
-    def hidden_parameters(self, passport=None):
+    def hidden_parameters(self, passport: Any = None) -> tuple:
         """γ and β of a passport. For its holder only: they are secrets.
 
         Args:
@@ -286,7 +288,9 @@ class PassportNormalization(keras.layers.Wrapper):
             for value in (gamma, beta)
         )
 
-    def set_hidden_parameters(self, gamma=None, beta=None):
+    def set_hidden_parameters(
+        self, gamma: Tensor = None, beta: Tensor = None
+    ) -> None:
         """Gives the bound passport other γ and β by changing the kernel.
 
         The change is the smallest there is, Σ κ̃ (wanted - κ · W): it stays in
@@ -304,7 +308,9 @@ class PassportNormalization(keras.layers.Wrapper):
         kernel, change = self.change_of_kernel(gamma=gamma, beta=beta)
         kernel.assign_add(change)
 
-    def change_of_kernel(self, gamma=None, beta=None, size=1.0):
+    def change_of_kernel(
+        self, gamma: Tensor = None, beta: Tensor = None, size: float = 1.0
+    ) -> tuple[Any, Tensor]:
         """The smallest change that gives the bound passport other γ and β.
 
         Args:
@@ -321,7 +327,7 @@ class PassportNormalization(keras.layers.Wrapper):
         """
         return duals.change_of_kernel(self, gamma, beta, size)
 
-    def fold_bias(self):
+    def fold_bias(self) -> None:
         """Moves a bias that the normalisation cancels into its mean.
 
         Outputs stay the same. Where batch statistics normalise, such a bias

@@ -2,10 +2,12 @@
 
 from keras_passport import graph
 from keras_passport.errors import PassportError
+from keras_passport.hints import Model
 from keras_passport.layers.passport_normalization import PassportNormalization
+from keras_passport.passports.functions import PassportFunction
 
 
-def protected_layers(model) -> dict[str, PassportNormalization]:
+def protected_layers(model: Model) -> dict[str, PassportNormalization]:
     """The passport layers of a model by path, in the graph's order.
 
     Args:
@@ -33,7 +35,7 @@ def layers_or_error(model) -> dict[str, PassportNormalization]:
     return layers
 
 
-def function_of(model):
+def function_of(model: Model) -> PassportFunction:
     """The passport function of a protected model.
 
     Raises:

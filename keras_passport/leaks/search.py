@@ -11,6 +11,7 @@ import zlib
 from collections.abc import Iterable, Mapping
 
 from keras_passport.errors import PassportError
+from keras_passport.hints import Model
 from keras_passport.leaks import contents, scanned_files
 from keras_passport.leaks.report import Leak, LeakReport, NotExamined, Trace
 from keras_passport.leaks.scan import Scan
@@ -27,7 +28,7 @@ _LARGEST_CONFIG = 2**26
 def find_leaks(
     passport: Passport,
     paths: str | os.PathLike | Iterable[str | os.PathLike],
-    model=None,
+    model: Model = None,
     verbose: int = 0,
     secrets: Mapping[str, bytes] | None = None,
 ) -> LeakReport:

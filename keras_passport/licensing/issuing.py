@@ -1,6 +1,7 @@
 """Licences: keys to one network, each with its holder's marks."""
 
 import dataclasses
+from typing import Any
 
 import keras
 import numpy as np
@@ -124,7 +125,7 @@ class Licensor:
         """How many channels of γ and β hold a bit."""
         return sum(place.values.size for place in self.places.values())
 
-    def issue(self, licensee: str, ledger=None) -> Licence:
+    def issue(self, licensee: str, ledger: Any = None) -> Licence:
         """A licensee's key. The same name always gets the same.
 
         Args:
@@ -172,7 +173,7 @@ class Licensor:
             )
         return licence
 
-    def trace(self, leak, ledger, bound: float = 1e-6):
+    def trace(self, leak: Any, ledger: Any, bound: float = 1e-6) -> Any:
         """Whose key leaked; see `tracing.trace`.
 
         Args:
@@ -192,14 +193,14 @@ class Licensor:
         place = self.places[path, role]
         return codes.word(self.secret, licensee, path, role, place.chances)
 
-    def range_mark(self, licensee, path, role) -> np.ndarray:
+    def range_mark(self, licensee: str, path: str, role: str) -> np.ndarray:
         """The key's smallest change that changes γ or β by the word."""
         place = self.places[path, role]
         if place.size == 0:
             return hidden(np.zeros(place.key.shape))
         return place.space.solve(place.size * self.bits(licensee, path, role))
 
-    def null_mark(self, licensee, path, role) -> np.ndarray:
+    def null_mark(self, licensee: str, path: str, role: str) -> np.ndarray:
         """What a licensee's key has in the null space of Wᵀ."""
         place = self.places[path, role]
         if self.null_strength == 0 or place.space.freedom == 0:
@@ -236,7 +237,7 @@ def issue_licence(
     model: keras.Model,
     licensee: str,
     secret: bytes,
-    ledger=None,
+    ledger: Any = None,
 ) -> Licence:
     """A licensee's own key to a network (see `Licensor`, which issues many).
 

@@ -12,6 +12,7 @@ import fcntl
 import hashlib
 import os
 import pathlib
+from typing import Any
 
 from keras_passport import sealed
 from keras_passport.errors import PassportError
@@ -60,7 +61,7 @@ class Ledger:
             for line in self._lines
         )
 
-    def append(self, licensee: str, **about) -> None:
+    def append(self, licensee: str, **about: Any) -> None:
         """Writes a licence down, and waits until it is on the disk.
 
         Args:

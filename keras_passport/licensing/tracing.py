@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping
+from typing import Any
 
 import keras
 import numpy as np
@@ -64,7 +65,7 @@ class Trace:
         }
 
 
-def trace(leak, ledger, licensor, bound: float = 1e-6) -> Trace:
+def trace(leak: Any, ledger: Any, licensor: Any, bound: float = 1e-6) -> Trace:
     """Names the licensee from whom a leak came.
 
     Args:

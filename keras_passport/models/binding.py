@@ -1,19 +1,22 @@
 """Models that hold passport layers: binding a passport, and asking for one."""
 
 import contextlib
+from collections.abc import Iterator
+from typing import Any
 
 import keras
 import numpy as np
 
 from keras_passport import files, secrecy
 from keras_passport.errors import PassportError
+from keras_passport.hints import Model
 from keras_passport.layers import access, optimizer_state
 from keras_passport.layers.protected import layers_or_error
 from keras_passport.passports.passport import check_passport
 from keras_passport.secrecy import hidden
 
 
-def bind(model: keras.Model, passport) -> keras.Model:
+def bind(model: keras.Model, passport: Any) -> keras.Model:
     """Binds a passport: the model then runs, trains and evaluates with it.
 
     The keys become part of no file, checkpoint or weight list: a model that
@@ -80,7 +83,7 @@ def forget_compiled(model):
 
 
 @contextlib.contextmanager
-def presented(model: keras.Model, passport):
+def presented(model: keras.Model, passport: Any) -> Iterator[None]:
     """Lets calls of the model inside the block see these keys.
 
     They belong to the context that presents them, as a bound passport belongs
@@ -137,7 +140,7 @@ def _is_array(value) -> bool:
 
 
 @contextlib.contextmanager
-def assumed(model, parameters: dict):
+def assumed(model: Model, parameters: dict) -> Iterator[None]:
     """Lets calls of the model inside the block use γ and β as they are given.
 
     It is how an attacker sees a protected model who makes them up. They
@@ -174,7 +177,7 @@ def assumed(model, parameters: dict):
 
 
 @contextlib.contextmanager
-def secret_checkpoint(model: keras.Model):
+def secret_checkpoint(model: keras.Model) -> Iterator[None]:
     """Lets files hold the optimizer's state while they are saved.
 
     A training that resumes needs that state, but a kernel's gradient is κ

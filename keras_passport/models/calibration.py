@@ -2,7 +2,7 @@
 
 import dataclasses
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import keras
 import numpy as np
@@ -10,6 +10,7 @@ from keras import ops
 
 from keras_passport import graph
 from keras_passport.errors import PassportError
+from keras_passport.hints import Inputs
 from keras_passport.layers import normalization
 from keras_passport.layers.passport_normalization import PassportNormalization
 from keras_passport.layers.protected import layers_or_error
@@ -88,7 +89,7 @@ class CalibrationReport:
 def calibrate(
     model: keras.Model,
     like: keras.Model | None = None,
-    batches=None,
+    batches: Iterable[Inputs] | None = None,
     max_change: float | None = None,
     signs: Callable[[str, int], np.ndarray] | None = None,
 ) -> keras.Model:

@@ -1,11 +1,13 @@
 """Published statistics that say nothing: their part moves into γ and β."""
 
 import warnings
+from collections.abc import Iterable
 
 import keras
 import numpy as np
 
 from keras_passport.errors import PassportError
+from keras_passport.hints import Inputs
 from keras_passport.layers import folding, normalization
 from keras_passport.layers.protected import protected_layers
 from keras_passport.models import binding
@@ -17,7 +19,9 @@ _SETTLED = 1e-3
 _PACE = (0.3, 3.0)
 
 
-def hide_statistics(model: keras.Model, batches) -> keras.Model:
+def hide_statistics(
+    model: keras.Model, batches: Iterable[Inputs]
+) -> keras.Model:
     """Takes what moving statistics tell of γ and β out of a trained model.
 
     The mean μ_n and variance σ²_n that a layer publishes are functions of γ

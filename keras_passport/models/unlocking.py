@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 import keras
 import numpy as np
@@ -18,7 +19,9 @@ from keras_passport.models.protected_model import ProtectedModel
 from keras_passport.passports.passport import check_passport
 
 
-def unlock(model: keras.Model, passport=None, fold: bool = True) -> keras.Model:
+def unlock(
+    model: keras.Model, passport: Any = None, fold: bool = True
+) -> keras.Model:
     """An ordinary Keras model that computes what the bound model computes.
 
     No layer of this package is in it, and no protection: it is for machines

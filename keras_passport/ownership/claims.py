@@ -15,6 +15,7 @@ import numpy as np
 
 from keras_passport import sealed
 from keras_passport.errors import PassportError
+from keras_passport.hints import Model
 from keras_passport.layers.protected import protected_layers
 from keras_passport.models.protected_model import ProtectedModel
 from keras_passport.passports.derivation import (
@@ -233,7 +234,7 @@ class Opening:
         text = sealed.canonical(self._content())
         return Claim(hashlib.sha256(text).hexdigest())
 
-    def check(self, passport: Passport, reference=None) -> list[str]:
+    def check(self, passport: Passport, reference: Model = None) -> list[str]:
         """What of a passport is not what was committed to.
 
         Args:

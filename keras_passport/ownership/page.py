@@ -4,6 +4,7 @@ import base64
 import html
 import io
 import os
+from typing import Any
 
 import numpy as np
 
@@ -21,7 +22,7 @@ _PICTURES = 20
 _WORDS = {True: "holds", False: "fails", None: "can't be done"}
 
 
-def save(report, path: str | os.PathLike, passport=None) -> None:
+def save(report: Any, path: str | os.PathLike, passport: Any = None) -> None:
     """Writes a `VerificationReport` as one HTML file.
 
     Args:

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import keras
 
@@ -60,7 +61,7 @@ class Evidence:
 
 
 def verify(
-    suspect,
+    suspect: Any,
     evidence: Evidence,
     data: tuple,
     *,

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from keras_passport.errors import PassportError
+from keras_passport.hints import Inputs, Model
 from keras_passport.lazy import above
 from keras_passport.passports import functions, passport_file, remaking, specs
 from keras_passport.passports.derivation import (
@@ -73,7 +74,7 @@ class Passport:
         layers: Mapping[str, PassportEntry],
         seed: bytes,
         key_scaling: str = "paper",
-        images=None,
+        images: Inputs = None,
     ):
         seed, images = hidden(seed), hidden(images)
         if kind not in KINDS:
@@ -103,11 +104,11 @@ class Passport:
     @classmethod
     def random_pattern(
         cls,
-        model,
+        model: Model,
         *,
         seed: bytes | int | None = None,
         key_scaling: str = DEFAULT_KEY_SCALING,
-        spatial_size=None,
+        spatial_size: int | tuple[int, ...] | None = None,
         domain: str = PASSPORT,
     ) -> "Passport":
         """A T1 passport: independent uniform elements in [-1, 1] (Figure 4a).
@@ -140,10 +141,10 @@ class Passport:
     @classmethod
     def fixed_image(
         cls,
-        model,
-        images,
+        model: Model,
+        images: Inputs,
         *,
-        reference,
+        reference: Model,
         seed: bytes | int | None = None,
         key_scaling: str = DEFAULT_KEY_SCALING,
     ) -> "Passport":
@@ -179,10 +180,10 @@ class Passport:
     @classmethod
     def random_image(
         cls,
-        model,
-        images,
+        model: Model,
+        images: Inputs,
         *,
-        reference,
+        reference: Model,
         seed: bytes | int | None = None,
         key_scaling: str = DEFAULT_KEY_SCALING,
         domain: str = PASSPORT,
@@ -226,7 +227,7 @@ class Passport:
     @classmethod
     def from_feature_maps(
         cls,
-        model,
+        model: Model,
         maps: Mapping[str, tuple],
         *,
         seed: bytes | int | None = None,
@@ -264,7 +265,7 @@ class Passport:
 
     # Using --------------------------------------------------------------
 
-    def keys(self, model=None) -> dict[str, dict[str, np.ndarray]]:
+    def keys(self, model: Model = None) -> dict[str, dict[str, np.ndarray]]:
         """Digests the passport into keys κ(p).
 
         Args:
@@ -325,11 +326,11 @@ class Passport:
         """
         return specs.pack(self, spec)
 
-    def check(self, model) -> None:
+    def check(self, model: Model) -> None:
         """Raises `PassportError` unless the passport fits the model."""
         self.match(model)
 
-    def match(self, model) -> dict[str, str]:
+    def match(self, model: Model) -> dict[str, str]:
         """Finds the passport's layer for each protected layer of a model.
 
         By path; else by what is left alike of their names, or by their order,
@@ -362,7 +363,7 @@ class Passport:
         """Each layer's geometry, by path."""
         return {path: entry.geometry for path, entry in self.layers.items()}
 
-    def fitted(self, model) -> "Passport":
+    def fitted(self, model: Model) -> "Passport":
         """This passport under the model's paths, in the model's order.
 
         Args:
@@ -408,7 +409,9 @@ class Passport:
         """
         return remaking.renamed(self, names)
 
-    def feature_maps(self, model=None, reference=None) -> dict[str, tuple]:
+    def feature_maps(
+        self, model: Model = None, reference: Model = None
+    ) -> dict[str, tuple]:
         """The feature maps that the passport's keys are digests of.
 
         Files hold keys and what is needed to make the maps anew, but where

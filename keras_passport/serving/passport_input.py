@@ -8,6 +8,7 @@ from keras import ops
 
 from keras_passport import graph, registration, subclasses
 from keras_passport.errors import PassportError
+from keras_passport.hints import Inputs, Tensor
 from keras_passport.layers.protected import function_of, protected_layers
 from keras_passport.models import checks, inputs
 from keras_passport.models.protected_model import ProtectedModel
@@ -318,7 +319,7 @@ def passport_spec(model: keras.Model) -> dict:
     }
 
 
-def with_passport(inputs, packed):
+def with_passport(inputs: Inputs, packed: Tensor) -> Inputs:
     """Inputs for `fit`, `evaluate` and `predict` of a `PassportInputModel`.
 
     Keras checks that all inputs have equally many rows, so one row is
