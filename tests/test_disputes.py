@@ -167,10 +167,11 @@ def test_mistakes_end_in_one_line(words, match, folder, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("example", "given", "said"),
     [
-        (
+        pytest.param(
             "verify",
             ("--epochs=2", "--fakes=2", "--foreign=0"),
             "CONTESTED: several claims hold; that of Ada Ltd is the earlier",
+            marks=pytest.mark.benchmark,
         ),
         (
             "licensing",

@@ -202,6 +202,7 @@ def ends_of(workers):
 
 
 class TestWorkers:
+    @pytest.mark.benchmark
     def test_one_is_killed_and_both_go_on(self, alone, tmp_path):
         command = ("-c", WORKER, tmp_path)
         chief, other = ends_of(

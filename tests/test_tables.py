@@ -17,6 +17,7 @@ QUICK = ("--nohide_statistics", "--epochs=1")
 GPU = ("--mixed_precision=bfloat16", "--steps_per_execution=2")
 
 
+@pytest.mark.benchmark
 def test_tables_on_jax(tmp_path):
     pytest.importorskip("jax")
     flags = (
