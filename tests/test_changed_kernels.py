@@ -48,10 +48,11 @@ def test_quantising_a_model_leaves_protected_layers(mode, outer, tmp_path):
         whole.quantize(mode)
     assert model.get_layer("head").quantization_mode == mode
     received = predicted(whole)
-    # No worse than the unlocked model, quantised in the same way.
+    # No worse than the unlocked model, quantised in the same way, but for how
+    # its few numbers happen to be rounded.
     plain.quantize(mode)
     error = relative_difference(predicted(plain), expected)
-    assert relative_difference(received, expected) < error + 1e-4
+    assert relative_difference(received, expected) < 1.1 * error + 1e-4
     model.save(tmp_path / "model.keras")
     loaded = keras.saving.load_model(tmp_path / "model.keras")
     kp.bind(loaded, passport)

@@ -542,8 +542,9 @@ def arrays_of(path):
 @pytest.mark.parametrize("name", ("model.h5", "model.weights.h5"))
 def test_no_array_in_a_file_points_at_a_key(name, tmp_path):
     model, _ = protected()
-    passport, unrelated = (
-        kp.Passport.random_pattern(model, seed=bytes([i]) * 16) for i in (1, 2)
+    passport, *unrelated = (
+        kp.Passport.random_pattern(model, seed=bytes([i]) * 16)
+        for i in range(1, 7)
     )
     model.compile(momentum(), LOSS)
     used(model.optimizer, model.trainable_variables)
@@ -569,8 +570,10 @@ def test_no_array_in_a_file_points_at_a_key(name, tmp_path):
 
     with kp.secret_checkpoint(model):
         assert max(shares(keys)) > 0.999
-        # Keys are all positive: they lie near each other.
-        chance = max(shares(kernels_keys(model, unrelated)))
+        # In so small a kernel any key lies near some direction.
+        chance = max(
+            max(shares(kernels_keys(model, other))) for other in unrelated
+        )
     assert chance < 0.99
     published = shares(keys)
     assert len(published) == len(keys)
