@@ -25,13 +25,8 @@ from keras_passport.passports.matching import match
 from keras_passport.secrecy import hidden, type_of
 from keras_passport.texts import shown
 
-KINDS = (
-    "random_pattern",
-    "fixed_image",
-    "random_image",
-    "feature_maps",
-    "solved",  # of a trained model, see `protect_trained`
-)
+KINDS = ("random_pattern", "fixed_image", "random_image", "feature_maps")
+KINDS += ("solved",)  # of a trained model, see `protect_trained`
 
 
 class Passport:

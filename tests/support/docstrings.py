@@ -1,6 +1,7 @@
-"""What the examples in docstrings run with; `tests/conftest.py` is the tests'.
+"""What the examples in docstrings run with: a plugin of pytest's.
 
-    python -m pytest -n 0 --doctest-modules keras_passport
+    python -m pytest -n 0 -p tests.support.docstrings \\
+        --doctest-modules keras_passport
 
 An example sees these names and none of its module's, so that it shows what a
 reader would write: `kp.bind`, not `bind`. It runs in a folder of its own, with
