@@ -256,20 +256,6 @@ def call_context():
     return global_state.get_global_attribute(CALLS)
 
 
-def _snapshot(secret):
-    """What the layer is bound to in this call, `None` if to nothing."""
-    context = call_context()
-    if context is None:
-        return secret.bound
-    taken = context.get_value("keras_passport")
-    if taken is None or secret not in taken:
-        secrets = reached_by(context.entry_layer, secret)
-        with lock:
-            taken = {each: each.bound for each in secrets}
-        context.set_value("keras_passport", taken)
-    return taken[secret]
-
-
 def bound_in_call(secret):
     """What the layer is bound to in this call, `None` if to nothing."""
     context = call_context()
