@@ -11,6 +11,7 @@ from keras import layers, ops
 import keras_passport as kp
 from keras_passport import attacks, ownership, sealed
 from keras_passport.attacks import reverse
+from keras_passport.attacks.fake import Judge
 from keras_passport.attacks.forgery import forge_passport
 from keras_passport.models.unlocking import with_parameters
 from keras_passport.ownership import networks
@@ -196,6 +197,21 @@ def test_others_claims_on_this_network(owned, base):
     report = ownership.verify(owned.public, evidence, owned.test, **VERIFY)
     assert report.verdict == "not shown"
     assert report["kernels"].holds and not report["signs"].holds
+    # Not even with the luckiest of many passports, and a record made of it.
+    judge = Judge(owned.public, *owned.test, 300)
+    tried = [kp.Passport.random_pattern(owned.public) for _ in range(200)]
+    passport = max(tried, key=lambda one: judge(one.packed()))
+    claim, opening = ownership.claim(passport, owner="Eve", model=owned.public)
+    record = ownership.record(
+        kp.bind(owned.public, passport), passport, owned.test, (0.0,), repeats=2
+    )
+    kp.unbind(owned.public)
+    evidence = ownership.Evidence(
+        claim, opening, passport, owned.public, record=record
+    )
+    report = ownership.verify(owned.public, evidence, owned.test, **VERIFY)
+    assert report.verdict == "not shown"
+    assert report["passport"].figure < report["passport"].threshold
 
 
 def forged(owned, negated):

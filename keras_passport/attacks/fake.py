@@ -180,6 +180,10 @@ class Judge:
             for at in range(0, len(self._labels), batch_size)
         ]
 
+    def __len__(self) -> int:
+        """How many examples a passport is judged on."""
+        return len(self._labels)
+
     def __call__(
         self, packed: np.ndarray, is_valid: bool = False
     ) -> tuple[float, float]:

@@ -62,6 +62,9 @@ class AnyStatistics:
         same = all(map(np.array_equal, own, theirs))
         self._sets = [own] if same else [own, theirs]
 
+    def __len__(self) -> int:
+        return len(self._judge)
+
     def __call__(self, packed) -> tuple[float, float]:
         """Accuracy and entropy under packed keys: the better of both."""
         found = []

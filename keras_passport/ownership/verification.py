@@ -82,6 +82,10 @@ def verify(
     as well: a thief who knows γ and β forges keys, negates filters until
     signs are theirs, and claims. What they can't have is the earlier date.
 
+    A passport gives the accuracy if that is above all foreign ones' and ten of
+    their standard deviations above their mean: whoever tries passports until
+    one is lucky, and writes a record of it, has shown nothing.
+
     Test data are the judge's own. Pictures that a claimant chose prove
     nothing: a network answers to chosen ones as anybody wishes, also one that
     is not theirs (adversarial examples transfer).
@@ -99,7 +103,8 @@ def verify(
             time. A claim that is not older proves nothing: whoever takes
             somebody else's public network makes keys for it, and claims.
         nulls: How many foreign secrets' signs to try.
-        fakes: How many foreign passports to try.
+        fakes: How many foreign passports to try, 2 or more. Where they are
+            fewer than 100, the passport must be further above them.
         seed: Of all nulls.
         batch_size: Examples per call.
 
@@ -128,9 +133,9 @@ def verify(
 
     - Fan, Ng, Chan: Digital Passport, Section 3.2, steps 1 to 3.
     """
-    if nulls < 1 or fakes < 1:
+    if nulls < 1 or fakes < 2:
         raise ValueError(
-            "Expected nulls and fakes of 1 or more. "
+            "Expected nulls of 1 or more, and fakes of 2 or more. "
             f"Received: nulls={nulls}, fakes={fakes}"
         )
     foreign = list(foreign)
