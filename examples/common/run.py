@@ -131,6 +131,7 @@ class Job(abc.ABC):
             protected = self._protected(original, images)
             fakes = self._fakes(protected, original)
             if self.spread.is_chief:
+                self._record(protected)
                 report.write(self.directory, self.config, self.dataset, fakes)
             # Who goes first would seem lost to the others.
             self.spread.agree()
@@ -181,13 +182,21 @@ class Job(abc.ABC):
         if self.spread.is_chief and not self.directory.passport.exists():
             self._make_passport(model, original, images)
         self.spread.agree()
+        claimed = self.directory.opening.exists()
         with self.spread.scope():
             kp.bind(model, kp.Passport.load(self.directory.passport))
+        if claimed:
+            kp.ownership.attach(
+                model, kp.ownership.Claim.load(self.directory.claim)
+            )
         if self.fine_tunes:
             # What is inserted starts from the statistics that it meets.
             batches = self._some_batches() if self.inserts else None
             kp.calibrate(model, like=original, batches=batches)
             self._estimate_statistics(model)
+        elif claimed:
+            opening = kp.ownership.Opening.load(self.directory.opening)
+            kp.calibrate(model, signs=opening.signature)
         else:
             kp.calibrate(model)
         layers = kp.protected_layers(model)
@@ -264,15 +273,35 @@ class Job(abc.ABC):
         original: keras.Model,
         images: np.ndarray | None,
     ) -> None:
+        options = dict(self.scaling)
+        owner = self.config.get("owner")
+        if owner:
+            secret = kp.ownership.new_secret()
+            options["seed"] = kp.ownership.passport_seed(secret)
         if images is None:
-            passport = kp.Passport.random_pattern(model, **self.scaling)
+            passport = kp.Passport.random_pattern(model, **options)
         else:
             passport = getattr(kp.Passport, self.kind)(
                 model,
                 self.dataset.normalize(images),
                 reference=original,
-                **self.scaling,
+                **options,
             )
+        if owner:
+            claim, opening = kp.ownership.claim(
+                passport,
+                owner=owner,
+                model=model,
+                reference=None if images is None else original,
+                secret=secret,
+            )
+            claim.save(self.directory.claim)
+            opening.save(self.directory.opening)
+            print(
+                f"To be published before the network, and dated by others: "
+                f"{self.directory.claim}"
+            )
+        # The last of them: a run that has a passport goes on with it.
         with replacing(self.directory.passport, PRIVATE) as temporary:
             passport.save(temporary)
 
@@ -317,6 +346,18 @@ class Job(abc.ABC):
             if self.spread.is_chief:
                 write_json(self.directory.fakes, done, PRIVATE)
         return done
+
+    def _record(self, protected: keras.Model) -> None:
+        """Writes down what the owner of a claim expects of the network."""
+        directory = self.directory
+        if not directory.opening.exists() or directory.record.exists():
+            return
+        print("Writing down the accuracy under noise, for a dispute")
+        kp.ownership.record(
+            protected,
+            kp.Passport.load(directory.passport),
+            self.dataset.test_examples(self.config["fake_examples"]),
+        ).save(directory.record)
 
     def train(
         self,

@@ -38,6 +38,8 @@ class RunDirectory:
     public/protected.keras     what may be published
     owner/original.keras       0700: the unprotected network,
     owner/passport.h5          the secret passport,
+    owner/opening.json         what opens public/claim.json, and the record
+    owner/record.json          of the network at its release, with --owner,
     owner/history.json         the course of both trainings,
     owner/checkpoints/         what an interrupted run goes on from
     config.json result.json    what was asked for, what came out
@@ -61,6 +63,9 @@ class RunDirectory:
         self.history = self.owner / "history.json"
         self.original = self.owner / "original.keras"
         self.passport = self.owner / "passport.h5"
+        self.claim = self.public / "claim.json"
+        self.opening = self.owner / "opening.json"
+        self.record = self.owner / "record.json"
         self.fakes = self.checkpoints / "fakes.json"
         self.protected = self.public / "protected.keras"
         # Of `attack.py` and `evaluate_protection.py`.

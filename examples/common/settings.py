@@ -40,6 +40,13 @@ flags.DEFINE_bool(
     "Publish no statistics of single channels, from which scales and shifts "
     "can be found: they become part of the hidden parameters (V2, V3).",
 )
+flags.DEFINE_string(
+    "owner",
+    None,
+    "A name. The network is claimed in it before the training, with signs of "
+    "γ that follow from the claim's secret, and recorded after it (Section "
+    "3.2); None for no claim.",
+)
 flags.DEFINE_list(
     "identity_images",
     None,
