@@ -11,6 +11,7 @@ import pytest
 from keras import layers, ops
 
 import keras_passport as kp
+from keras_passport.layers import access
 from support.plain_models import (
     multi_input_model,
     nested_model,
@@ -392,34 +393,89 @@ def test_a_passport_given_with_the_call_is_decoupled_too(kernel, function):
         assert relative_difference(received, expected) < 1e-4
 
 
-def test_large_keys_stand_out_in_no_gradient():
-    """The first singular vector of a training's gradients is no key's."""
+# How a call sees its passport: whether layers are bound; rows given with it.
+MODES = {
+    "bound": (True, 0),
+    "presented": (False, 0),
+    "a row": (False, 1),
+    "rows": (False, 5),
+}
+
+
+@pytest.mark.parametrize("compiled", (False, True))
+@pytest.mark.parametrize("mode", MODES)
+def test_large_keys_stand_out_in_no_gradient(mode, compiled):
+    """The first singular vector of a kernel's gradients is no key's.
+
+    Whether a layer trains or not, and however its calls see the passport.
+    """
     layer = build("conv2d", filters=16)
     size = layer.geometry.key_size
     keys = random((2, size), 3)
     keys -= keys.mean(axis=1, keepdims=True)
     keys *= 30.0 / np.linalg.norm(keys, axis=1, keepdims=True)
     plane = np.linalg.qr(keys.T)[0]
-    x, target = data_for(layer)
-
-    def share(**given):
-        with tf.GradientTape() as tape:
-            y = layer(x, training=True, **given)
-            loss = tf.reduce_mean(tf.square(y - target))
-        gradient = tape.gradient(loss, layer.layer.kernel.value)
-        matrix = np.reshape(gradient, (size, -1))
-        first = np.linalg.svd(matrix)[0][:, 0]
-        return np.sum((plane.T @ first) ** 2)
-
-    # By chance 2 of all directions.
-    shape = layer.geometry.key_shape
     packed = keys.reshape(1, -1)
-    for rows in (1, 5):
-        assert share(passport=np.repeat(packed, rows, axis=0)) < 0.3
-    layer.bind_keys(*(key.reshape(shape) for key in keys))
-    assert share() < 0.3
-    layer.decouple = False
-    assert share() > 0.6
+    x, target = data_for(layer)
+    bound, rows = MODES[mode]
+    layer.unbind_keys()
+    if bound:
+        layer.bind_keys(*keys.reshape(2, *layer.geometry.key_shape))
+    given = tf.constant(np.repeat(packed, rows, axis=0)) if rows else None
+    shown = {layer._secret: layer.packed_keys(packed)}
+    shown = shown if mode == "presented" else {}
+
+    def gradient(passport, training):
+        with access.showing(shown), tf.GradientTape() as tape:
+            y = layer(x, passport=passport, training=training)
+            loss = tf.reduce_mean(tf.square(y - target))
+        return tape.gradient(loss, layer.layer.kernel.value)
+
+    for training in (True, False):
+        shares = {}
+        for decouple in (True, False):
+            layer.decouple = decouple
+            function = tf.function(gradient) if compiled else gradient
+            matrix = np.reshape(function(given, training), (size, -1))
+            first = np.linalg.svd(matrix)[0][:, 0]
+            shares[decouple] = np.sum((plane.T @ first) ** 2)
+        # By chance 2 of all directions.
+        assert shares[True] < 0.3 and shares[False] > 0.6
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_no_mode_of_a_call_changes_a_gradient(kernel):
+    """Bound, presented, given: what a call sees is one passport."""
+    layer = build(kernel)
+    x, target = data_for(layer)
+    packed = np.asarray(layer._secret.bound.array)
+
+    @tf.function
+    def outside(passport):
+        return layer(x, passport=passport, training=False)
+
+    def gradients(call):
+        passport = tf.constant(packed)
+        with tf.GradientTape() as tape:
+            tape.watch(passport)
+            loss = tf.reduce_mean(tf.square(call(passport) - target))
+        weight = layer.adapter.weight(layer.layer).value
+        return tape.gradient(loss, [weight, passport])
+
+    def plain(passport):
+        return layer(x, passport=passport, training=False)
+
+    expected, _ = gradients(lambda passport: plain(None))
+    layer.unbind_keys()
+    for call in (plain, outside):
+        received, of_passport = gradients(call)
+        assert relative_difference(received, expected) < 1e-4
+        # A passport's own gradient is the formula's.
+        layer.decouple = False
+        coupled, truth = gradients(plain)
+        layer.decouple = True
+        assert relative_difference(of_passport, truth) < 1e-4
+        assert relative_difference(coupled, expected) > 0.01
 
 
 @pytest.mark.parametrize("function", FUNCTIONS)

@@ -36,6 +36,7 @@ def decoupled(gradient, of_hidden, keys):
         (True, False, False),
         (True, True, True),
         (False, True, False),
+        (False, True, True),
         (False, False, True),
     ],
 )
@@ -48,7 +49,6 @@ def test_gradients_are_those_of_the_formula(
         )
     layer, maps = build("conv2d", function, decouple=decouple)
     layer.normalization.moving_mean.assign(random((6,), 8))
-    decouple = decouple and training
     x, target = tf.constant(random((5, *IMAGE), 3)), random((5, 3, 3, 6), 4)
     kernel, bias = map(tf.constant, layer.layer.get_weights())
     # What the function leaves trainable; what it hides, as a placeholder.

@@ -5,86 +5,106 @@ the dual keys κ̃, so that a step changes γ and β as one on variables would,
 whatever the keys' size and angle. The features' gradient G is projected off
 the keys, so that it leaves γ and β alone. Together: G + Σ κ̃ (g - κ · G),
 which passes over the kernel as seldom as the formula's own gradient.
+
+So it is whether a layer trains or not, and whatever passport it sees, since a
+gradient tells its keys in every mode: in attributions, in a user's own loop.
 """
 
+import contextlib
+import contextvars
 import math
 
 import keras
 from keras import ops
 
-from keras_passport.layers import access, folding, scopes
+from keras_passport.layers import access, own_gradients, scopes
 
 # Of a pair of keys, 1 - cos² of their angle at least.
 PARALLEL = 1e-5
 
+_values_only = contextvars.ContextVar("values_only", default=False)
 
-def applies(layer, training) -> bool:
-    """Whether this call of a passport layer decouples its gradients.
 
-    Whatever passport it sees: bound, presented, or given with the call.
+@contextlib.contextmanager
+def values_only():
+    """A block whose calls are for their values: what an export traces.
 
-    Args:
-        layer: The layer, which sees a passport.
-        training: Whether it trains.
+    Formats of other programs know no gradients of ours.
     """
-    return (
-        layer.decouple
-        and bool(training)
-        and layer.adapter.weight(layer.layer) is not None
-    )
+    token = _values_only.set(True)
+    try:
+        yield
+    finally:
+        _values_only.reset(token)
 
 
-def call(layer, inputs, passport=None) -> tuple:
-    """Kernel layer's outputs, γ and β, with decoupled gradients.
+def hidden(layer, passport, training) -> tuple:
+    """A passport layer's γ and β, and its kernel, with decoupled gradients.
 
     Args:
-        layer: A passport layer to which it `applies`.
-        inputs: Tensor that it is called with.
+        layer: A passport layer that sees a passport.
         passport: Keys that are given with the call, `(1 or examples, size)`;
             `None` for those that it sees otherwise.
+        training: Whether it trains.
 
     Returns:
-        Tuple of the outputs, and of γ and β as `(1 or examples, channels)`,
-        `None` where they are not hidden.
+        Tuple of values with which to call the kernel layer, as
+        `scopes.Substitution` takes them, and of γ and β as `(1 or examples,
+        channels)`, `None` where they are not hidden.
     """
-    kernel = layer.adapter.weight(layer.layer)
-    if passport is None and access.is_settled(layer._secret):
-        keys, duals = access.read(layer._secret, access.DUALS)
+    kernel = layer.adapter.weight(layer.layer) if layer.decouple else None
+    if kernel is None or not _is_wanted():
+        return [], *layer._hidden(passport)
+    duals = []
+    if training and passport is None and access.is_settled(layer._secret):
+        keys, *duals = access.read(layer._secret, access.DUALS)
     else:
         keys = layer._seen(passport)
-        duals = _duals(layer, ops.stop_gradient(keys))
-    duals = ops.reshape(duals, (-1, *layer.geometry.key_shape))
 
     def respond(value, keys):
         with scopes.Substitution([(kernel, value)]):
             return layer._respond(keys)
 
-    # Keys are arguments: JAX lets no gradient close over traced values.
-    @ops.custom_gradient
-    def decoupled(value, response, keys, duals):
-        def gradient(*upstream):
-            # TensorFlow hands over two arguments, JAX a pair.
-            of_features, of_hidden = keras.tree.flatten(upstream)
-            # TensorFlow forgets the shape where inputs have open sizes.
-            of_features = ops.reshape(of_features, kernel.shape)
-            taken = respond(of_features, keys)
-            # Of a row for every example each takes its part. They are of one
-            # passport, as a rule: together they take all of it once.
-            rows = ops.cast(ops.shape(keys)[0], taken.dtype)
-            change = of_hidden - taken / rows
-            change = layer.adapter.spread_groups(layer.layer, duals, change)
-            change = of_features + ops.cast(change, of_features.dtype)
-            none = ops.zeros_like(keys), ops.zeros_like(duals)
-            return change, of_hidden, *none
-
-        return (value, response), gradient
+    def gradient(tensors, upstream):
+        _, _, keys, *duals = tensors
+        of_features, of_hidden, *_ = upstream
+        # TensorFlow forgets the shape where inputs have open sizes.
+        of_features = ops.reshape(of_features, kernel.shape)
+        taken = respond(of_features, keys)
+        # Of a row for every example each takes its part. They are of one
+        # passport, as a rule: together they take all of it once.
+        rows = ops.cast(ops.shape(keys)[0], taken.dtype)
+        change = of_hidden - taken / rows
+        # Where there is no training, they cost nothing unless asked for.
+        basis = duals[0] if duals else _duals(layer, keys)
+        basis = ops.reshape(basis, (-1, *layer.geometry.key_shape))
+        change = layer.adapter.spread_groups(layer.layer, basis, change)
+        change = of_features + ops.cast(change, of_features.dtype)
+        return [change, of_hidden, *map(ops.zeros_like, (keys, *duals))]
 
     # The gradient of what else a response may depend on is its own.
     response = respond(ops.stop_gradient(kernel.value), keys)
-    features, response = decoupled(kernel.value, response, keys, duals)
-    values = [(kernel, features), *folding.still_bias(layer, True)]
-    outputs = scopes.call_with(layer.layer, inputs, values)
-    return outputs, *layer._by_role(response, keys.shape[0])
+    features, response, *_ = own_gradients.attach(
+        gradient, [kernel.value, response, keys, *duals]
+    )
+    gamma, beta = layer._by_role(response, keys.shape[0])
+    return [(kernel, features)], gamma, beta
+
+
+def _is_wanted() -> bool:
+    """Whether anybody may ask for a gradient of what is computed now."""
+    if _values_only.get():
+        return False
+    if keras.backend.backend() != "tensorflow":
+        return True
+    import tensorflow as tf
+    from tensorflow.python.eager import record
+    from tensorflow.python.saved_model import save_context
+
+    if tf.executing_eagerly():
+        return record.could_possibly_record()
+    # Whoever calls a function may ask, unless it is traced to be saved.
+    return not save_context.in_save_context()
 
 
 def _duals(layer, packed):

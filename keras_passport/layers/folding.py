@@ -145,7 +145,7 @@ def _keeps_precision(kernel_layer, normalization_layer) -> bool:
     )
 
 
-def call(layer, inputs, gamma, beta, training):
+def call(layer, inputs, gamma, beta, training, values=()):
     """Inference with scale and shift in the kernel and its bias.
 
     Args:
@@ -154,25 +154,28 @@ def call(layer, inputs, gamma, beta, training):
         gamma: Scale.
         beta: Shift.
         training: Whether the layers around it are training.
+        values: Those of variables that stand for their own, with other
+            gradients, as `scopes.Substitution` takes them.
 
     Returns:
         The outputs before the activation.
     """
     scale, shift = normalization.affine(layer.normalization, gamma, beta)
     scale, shift = scale[0], shift[0]
-    values = layer.adapter.folded(layer.layer, scale, ops.convert_to_tensor)
+    with scopes.Substitution(values):
+        folded = layer.adapter.folded(layer.layer, scale, ops.convert_to_tensor)
     bias = getattr(layer.layer, "bias", None)
     if bias is not None:
         for _, still in still_bias(layer, training):
             bias = still
-        values["bias"] = ops.convert_to_tensor(bias) * scale + shift
+        folded["bias"] = ops.convert_to_tensor(bias) * scale + shift
     outputs = scopes.call_with(
         layer.layer,
         inputs,
         [
-            (variable, values[variable.name])
+            (variable, folded[variable.name])
             for variable in layer.layer.variables
-            if variable.name in values
+            if variable.name in folded
         ],
     )
     if bias is not None:

@@ -62,10 +62,11 @@ class PassportNormalization(keras.layers.Wrapper):
         decouple: Whether a passport's hidden parameters train as if
             they were variables of their own: their gradient then reaches the
             kernel along the dual keys, and the features' gradient not along
-            the keys. Values are the same either way. With `False`, gradients
-            are those of the formula alone, as in the paper's own training.
-            Separable layers, whose response is no linear function of one
-            kernel, and calls with `training=False` always do that.
+            the keys. Values are the same either way, and so it is in every
+            call, whether it trains or not. With `False`, gradients are those
+            of the formula alone, as in the paper's own training. Separable
+            layers, whose response is no linear function of one kernel, and
+            frozen kernels always do that.
         name: Defaults to the kernel layer's name.
 
     Call arguments:
@@ -384,27 +385,25 @@ class PassportNormalization(keras.layers.Wrapper):
             access.refuse_constants(passport, self.name)
         if getattr(self.layer, "quantization_mode", None) is not None:
             raise quantization.refused(self.layer)
-        outputs = None
         assumed = access.read(self._secret, access.PARAMETERS)
         if assumed is not None:
+            values = []
             gamma, beta = (ops.expand_dims(value, 0) for value in assumed)
-        elif decoupling.applies(self, training):
-            outputs, gamma, beta = decoupling.call(self, inputs, passport)
         else:
-            gamma, beta = self._hidden(passport)
+            values, gamma, beta = decoupling.hidden(self, passport, training)
         gamma, beta = _or_own(gamma, self.gamma), _or_own(beta, self.beta)
-        if outputs is None:
-            # Who trains γ and β that are assumed wants no gradient of a kernel.
-            trains = training and (self.normalization.trainable or assumed)
-            if (
-                not trains
-                and mask is None
-                and folding.pays(self, inputs, gamma, beta)
-            ):
-                outputs = folding.call(self, inputs, gamma, beta, training)
-                return self.activation(outputs)
-            still = [] if assumed else folding.still_bias(self, training)
-            outputs = scopes.call_with(self.layer, inputs, still)
+        # Who trains γ and β that are assumed wants no gradient of a kernel.
+        trains = training and (self.normalization.trainable or assumed)
+        if (
+            not trains
+            and mask is None
+            and folding.pays(self, inputs, gamma, beta)
+        ):
+            outputs = folding.call(self, inputs, gamma, beta, training, values)
+            return self.activation(outputs)
+        if not assumed:
+            values = [*values, *folding.still_bias(self, training)]
+        outputs = scopes.call_with(self.layer, inputs, values)
         mask = _mask_after(self.layer, outputs, mask)
         for part in self.between:
             outputs = part(outputs)

@@ -14,6 +14,7 @@ import tempfile
 import keras
 
 from keras_passport import files, graph, sealed
+from keras_passport.layers import decoupling
 from keras_passport.passports.specs import SPEC_FILE
 from keras_passport.serving.passport_input import (
     INPUT,
@@ -144,7 +145,8 @@ def export_saved_model(
         tempfile.TemporaryDirectory() as assets,
     ):
         function = tf.function(serve, input_signature=[signature])
-        concrete = function.get_concrete_function()
+        with decoupling.values_only():
+            concrete = function.get_concrete_function()
         module = tf.Module()
         # Not the model itself: TensorFlow would trace and save more of it.
         module.state = list(concrete.variables)

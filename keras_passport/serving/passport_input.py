@@ -1,5 +1,6 @@
 """Models that take a passport with every call."""
 
+import functools
 from collections.abc import Mapping
 
 import keras
@@ -9,6 +10,7 @@ from keras import ops
 from keras_passport import graph, registration, subclasses
 from keras_passport.errors import PassportError
 from keras_passport.hints import Inputs, Tensor
+from keras_passport.layers import decoupling
 from keras_passport.layers.protected import function_of, protected_layers
 from keras_passport.models import checks, inputs
 from keras_passport.models.protected_model import ProtectedModel
@@ -31,7 +33,10 @@ class PassportInputModel(ProtectedModel):
 
     takes_passport = True
 
-    export = keras.Model.export
+    @functools.wraps(keras.Model.export)
+    def export(self, *args, **kwargs):
+        with decoupling.values_only():
+            return keras.Model.export(self, *args, **kwargs)
 
     def _checked_call(self, x=None, *args, **kwargs):
         validation = kwargs.get("validation_data")
