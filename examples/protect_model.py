@@ -151,6 +151,8 @@ class ProtectModel(run.Job):
             from_logits=gives_logits(
                 self._model, dataset.normalize(dataset.x_test[:8])
             ),
+            run_dir=flags.FLAGS.run_dir,
+            identity_images=flags.FLAGS.identity_images,
         )
 
     def prepare(self) -> None:

@@ -1,14 +1,8 @@
 """A finished run, for those who attack it."""
 
-import functools
-import hashlib
-from typing import Any
-
-import numpy as np
 from absl import flags
 
-import keras_passport as kp
-from common import data, pictures
+from common import attacked, data, pictures
 from common.errors import UserError, users_mistakes
 from common.rundir import RunDirectory, load_model, read_json
 from keras_passport.cli import given
@@ -58,28 +52,13 @@ class FinishedRun:
                 f"--run_dir={self.directory.path} holds no finished run: "
                 f"{self.directory.protected} is missing."
             )
-        model = load_model(self.directory.protected)
-        passport = kp.Passport.load(self.directory.passport).fitted(model)
-        reference = None
-        if self.directory.original.exists():
-            reference = load_model(self.directory.original)
-        digest = hashlib.sha256(self.directory.protected.read_bytes())
-        digest.update(passport.fingerprint.encode())
         if "images" in config:
+            model = load_model(self.directory.protected)
             arrays = pictures.read(model, images or name, data_dir, config)
             dataset = pictures.dataset(model, arrays, config)
         else:
             dataset = data.load(name, data_dir)
-        self.given: dict[str, Any] = {
-            "model": model,
-            "passport": passport,
-            "train": (dataset.normalize(dataset.x_train), dataset.y_train),
-            "test": (dataset.normalize(dataset.x_test), dataset.y_test),
-            "reference": reference,
-            "augment": functools.partial(_augment, dataset),
-            "fingerprint": digest.hexdigest(),
-            "title": name,
-        }
+        self.given = attacked.given(self.directory, dataset)
 
     @classmethod
     def of_flags(cls) -> "FinishedRun":
@@ -87,11 +66,3 @@ class FinishedRun:
         with users_mistakes():
             given.import_modules(_OWN.value or [])
         return cls(_RUN_DIR.value, _DATA_DIR.value, _IMAGES.value)
-
-
-def _augment(
-    dataset: data.Dataset, x: np.ndarray, rng: np.random.Generator
-) -> np.ndarray:
-    """Normalised pictures as the defender's training shows them."""
-    black = dataset.normalize(np.zeros((1, *x.shape[1:]), "uint8"))
-    return data.augment(x - black, rng, dataset.pad, dataset.flip) + black

@@ -3,9 +3,10 @@
 import abc
 import contextlib
 import math
+import os
 import pathlib
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import keras
@@ -60,12 +61,16 @@ class Job(abc.ABC):
         config: all that the results depend on.
         dataset: what the networks classify.
         from_logits: whether their outputs are logits, not probabilities.
+        run_dir: where results go; `runs/<name>-<passport>-<function>` if not
+            given.
+        identity_images: the owner's picture files, or folders of them.
     """
 
-    # Whether the protected network starts from the original's weights,
-    # whether kernel layers without a normalisation are protected too, and
-    # which are, if not all.
+    # Whether the protected network starts from the original's weights, and
+    # with its scales and shifts; whether kernel layers without a normalisation
+    # are protected too, and which are, if not all.
     fine_tunes = False
+    calibrates = True
     inserts = False
     selects = None
 
@@ -76,6 +81,9 @@ class Job(abc.ABC):
         config: dict[str, Any],
         dataset: data.Dataset,
         from_logits: bool = True,
+        *,
+        run_dir: str | os.PathLike | None = None,
+        identity_images: Sequence[str] | None = None,
     ):
         batch_size = min(config["batch_size"], len(dataset.x_train))
         spread.check_batch_size(batch_size)
@@ -94,8 +102,9 @@ class Job(abc.ABC):
             steps_per_execution=config.get("steps_per_execution", 1),
         )
         self.scaling = {"key_scaling": config["key_scaling"]}
+        self._identity_images = identity_images
         self.directory = RunDirectory(
-            flags.FLAGS.run_dir
+            run_dir
             or pathlib.Path("runs") / f"{name}-{self.kind}-{self.function}"
         )
 
@@ -117,8 +126,8 @@ class Job(abc.ABC):
                 self.dataset,
                 self.kind,
                 self.function,
-                flags.FLAGS.identity_images,
-                flags.FLAGS.num_images,
+                self._identity_images,
+                self.config["num_images"],
             )
         self.prepare()
         with self._alone():
@@ -189,7 +198,9 @@ class Job(abc.ABC):
             kp.ownership.attach(
                 model, kp.ownership.Claim.load(self.directory.claim)
             )
-        if self.fine_tunes:
+        if not self.calibrates:
+            pass
+        elif self.fine_tunes:
             # What is inserted starts from the statistics that it meets.
             batches = self._some_batches() if self.inserts else None
             kp.calibrate(model, like=original, batches=batches)
@@ -199,13 +210,7 @@ class Job(abc.ABC):
             kp.calibrate(model, signs=opening.signature)
         else:
             kp.calibrate(model)
-        layers = kp.protected_layers(model)
-        print(f"Training the protected network, {len(layers)} passport layers")
-        # One in the middle, neither the picture's own nor next to the logits.
-        watched = list(layers)[len(layers) // 2]
-        self.train(
-            model, "protected", report.LayerWatch(watched, layers[watched])
-        )
+        self._train_protected(model)
         if self.fine_tunes:
             # Few steps, and a model with a momentum that is made for many.
             self._estimate_statistics(model)
@@ -214,6 +219,16 @@ class Job(abc.ABC):
             model = self._without_statistics(model)
         self._finish(model, "protected", path)
         return model
+
+    def _train_protected(self, model: keras.Model) -> None:
+        """Trains a protected network, and follows one layer of it."""
+        layers = kp.protected_layers(model)
+        print(f"Training the protected network, {len(layers)} passport layers")
+        # One in the middle, neither the picture's own nor next to the logits.
+        watched = list(layers)[len(layers) // 2]
+        self.train(
+            model, "protected", report.LayerWatch(watched, layers[watched])
+        )
 
     def _without_statistics(self, model: keras.Model) -> keras.Model:
         """A copy whose statistics are hidden; the model if that costs much."""

@@ -1,15 +1,14 @@
 """The trainers of CIFAR and the digits: flags and original of their own."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
 import keras
 from absl import flags
 
-from common import data, run, training
-from common.distribution import Distribution
-from common.errors import UserError
-from common.rundir import load_model
+from common import data, run
+from common.original import Trainer
 from common.settings import settings
 
 flags.DEFINE_enum(
@@ -51,72 +50,19 @@ def main(name: str, build: Callable[..., keras.Model], **options: Any) -> None:
         build: `(input_shape, num_classes, **options)` -> the network.
         options: the network's own flags.
     """
-    run.main(lambda spread: Trainer(spread, name, build, options))
 
-
-class Trainer(run.Job):
-    """Trains an original and, from scratch, its protected network.
-
-    Args:
-        spread: over what the trainings are spread.
-        name: as for `main`.
-        build: as for `main`.
-        options: as for `main`.
-    """
-
-    def __init__(
-        self,
-        spread: Distribution,
-        name: str,
-        build: Callable[..., keras.Model],
-        options: dict,
-    ):
-        dataset = flags.FLAGS.dataset
-        config = settings(__name__, data.SOURCES[dataset].defaults)
-        super().__init__(
+    def job(spread):
+        given = flags.FLAGS
+        source = data.SOURCES[given.dataset]
+        return Trainer(
             spread,
-            f"{name}-{dataset}",
-            {**config, **options},
-            data.load(dataset, flags.FLAGS.data_dir),
+            f"{name}-{given.dataset}",
+            functools.partial(build, **options),
+            {**settings(__name__, source.defaults), **options},
+            data.load(given.dataset, given.data_dir),
+            reference=given.reference,
+            run_dir=given.run_dir,
+            identity_images=given.identity_images,
         )
-        self._build = lambda: build(
-            self.dataset.input_shape, self.dataset.num_classes, **options
-        )
-        self._reference: keras.Model | None = None
 
-    def prepare(self) -> None:
-        path = flags.FLAGS.reference
-        if not path or self.spread.agree(self.directory.original.exists()):
-            return
-        found, model = load_model(path), self._new_network()
-        if _weight_shapes(found) != _weight_shapes(model):
-            raise UserError(
-                f"--reference={path} is another network than these flags "
-                f"build ({model.name}, {model.count_params():,} parameters). "
-                f"Received: {found.name}, {found.count_params():,} parameters"
-            )
-        # The network that the flags build, so its names, and the types that
-        # it computes in, are the flags', too.
-        model.set_weights(found.get_weights())
-        self.check_scores(model, "--reference")
-        self._reference = model
-
-    def make_original(self) -> keras.Model:
-        if self._reference is not None:
-            return self._reference
-        model = self._new_network()
-        print(f"Training the original, {model.count_params():,} parameters")
-        self.train(model, "original")
-        return model
-
-    def _new_network(self) -> keras.Model:
-        keras.utils.set_random_seed(self.recipe.seed)
-        with (
-            self.spread.scope(),
-            training.precision(self.config["mixed_precision"]),
-        ):
-            return self._build()
-
-
-def _weight_shapes(model: keras.Model) -> list[tuple]:
-    return [tuple(weight.shape) for weight in model.weights]
+    run.main(job)
