@@ -12,6 +12,11 @@ trainers make them; they are made in turn, those that say most first. What is
 finished is not run again: interrupted, the same command goes on, and a cell
 loses an epoch at most. A run that another program has made serves as well
 where it lies in (or is linked to from) a cell's place.
+
+    python examples/tables.py --dir=runs/tables --collect=results
+
+trains nothing: what cells reached becomes small JSON files without a secret,
+and these the tables, the paper's values beside ours, and the figures.
 """
 
 import pathlib
@@ -21,9 +26,11 @@ import traceback
 from absl import app, flags
 
 import tables_cells
+import tables_pages
+import tables_results
 from common import data
 from common.errors import UserError, in_one_line
-from common.rundir import RunDirectory
+from common.rundir import RunDirectory, replacing
 from keras_passport.errors import PassportError
 from tables_runs import Runs
 
@@ -57,6 +64,12 @@ _WAYS = flags.DEFINE_list(
 )
 _REPEATS = flags.DEFINE_integer(
     "repeats", None, "Networks of each cell; the scale's if not given.", 1
+)
+_COLLECT = flags.DEFINE_string(
+    "collect",
+    None,
+    "A folder: nothing is trained; what cells of --dir reached goes there as "
+    "JSON, and what lies there becomes the tables (README.md) and figures.",
 )
 _DRY_RUN = flags.DEFINE_bool(
     "dry_run", False, "Only say which cells there are, in order."
@@ -109,6 +122,21 @@ def make(cells: list[tables_cells.Cell], runs: Runs) -> list[str]:
     return failed
 
 
+def collect(
+    cells: list[tables_cells.Cell], runs: Runs, folder: pathlib.Path
+) -> None:
+    """Writes what cells reached, and tables and figures of all there is."""
+    folder.mkdir(parents=True, exist_ok=True)
+    tables_results.write(runs, cells, folder)
+    results = tables_results.Results(folder)
+    datasets = runs.scale.datasets
+    page = folder / "README.md"
+    with replacing(page) as temporary:
+        temporary.write_text(tables_pages.pages(results, datasets))
+    tables_pages.draw(results, datasets, folder)
+    print(f"Tables of {len(results.all)} networks are in {page}")
+
+
 def main(_):
     with in_one_line():
         scale = tables_cells.SCALES[_SCALE.value]
@@ -117,13 +145,13 @@ def main(_):
             print(*(f"{c.group}/{c.name}" for c in cells), sep="\n")
             return
         folder = pathlib.Path(_DIR.value)
+        if _COLLECT.value:
+            collect(cells, Runs(folder, scale), pathlib.Path(_COLLECT.value))
+            return
         with RunDirectory(folder).locked():
-            failed = make(
-                cells,
-                Runs(
-                    folder, scale, lambda name: data.load(name, _DATA_DIR.value)
-                ),
-            )
+            runs = Runs(folder, scale, _DATA_DIR.value)
+            failed = make(cells, runs)
+            collect(cells, runs, folder / "results")
     if failed:
         sys.exit(f"Not made: {', '.join(failed)}")
 

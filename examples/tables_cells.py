@@ -153,6 +153,13 @@ class Cell:
         return self.way not in EXACT
 
     @property
+    def shows_noise(self) -> bool:
+        """Whether noise is tried on its passport (Figure 5)."""
+        return (self.network, self.function) == ("resnet", "V3") and (
+            self.way in ("paper", "hardened") and self.kind != "T1"
+        )
+
+    @property
     def name(self) -> str:
         """Of its directory."""
         parts = [] if self.way in SOLVED else [self.function, self.kind]

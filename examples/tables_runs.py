@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import hashlib
 import pathlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import keras_passport as kp
 from common import attacked, data, training
@@ -22,6 +22,7 @@ from common.rundir import (
     write_json,
 )
 from keras_passport.evaluation import Budget, Case, Records
+from keras_passport.evaluation.owner import Owner
 from tables_cells import COURSES, Cell, Scale
 
 # What attackers with labels try. The control is training from scratch.
@@ -77,7 +78,7 @@ class Runs:
     Args:
         folder: where the cells are.
         scale: how large they are.
-        load: reads a dataset by its name.
+        data_dir: where the pictures are, as for the trainers.
         spread: over what trainings are spread.
     """
 
@@ -85,12 +86,14 @@ class Runs:
         self,
         folder: pathlib.Path,
         scale: Scale,
-        load: Callable[[str], data.Dataset],
+        data_dir: str | None = None,
         spread: Distribution | None = None,
     ):
         self.folder = folder
         self.scale = scale
-        self._load = functools.cache(load)
+        self._load = functools.cache(
+            functools.partial(data.load, data_dir=data_dir)
+        )
         self._spread = spread or Distribution()
 
     def make(self, cell: Cell) -> None:
@@ -99,7 +102,10 @@ class Runs:
         if not directory.result.exists():
             protect = self._train if cell.trains else self._protect_exactly
             protect(cell, directory)
-        if not self._is_attacked(cell):
+        noise = directory.owner / "noise.json"
+        if not self._is_attacked(cell) or (
+            cell.shows_noise and not noise.exists()
+        ):
             with directory.locked():
                 self._attack(cell, directory)
 
@@ -277,6 +283,8 @@ class Runs:
                 records.perform(name, budget)
                 if name in ATTACKS:
                     controls.perform(CONTROL, budget)
+            if cell.shows_noise:
+                Owner(case, given["passport"], directory.owner).noise()
 
 
 def describe(budget: Budget) -> str:

@@ -1,7 +1,17 @@
 """The program of the paper's tables: its cells, one of them made, its pages."""
 
+import json
+import shutil
+
+import pytest
+
+import keras_passport as kp
 import tables_cells
-from support.programs import EXAMPLES, run_here
+from common import original
+from common.rundir import RunDirectory, write_json
+from keras_passport.attacks import AttackResult
+from keras_passport.evaluation import ATTACKS, Budget, Records
+from support.programs import EXAMPLES, finished_run, run_here, succeed
 from tables_cells import Cell
 
 PROGRAM = EXAMPLES / "tables.py"
@@ -52,6 +62,83 @@ def test_a_cell_is_a_run_of_the_trainer():
         "depth": None,
         "width": 16,
     }
+
+
+FLAGS = ("--scale=digits", "--ways=hardened", "--networks=resnet")
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """A cell, of a run that was trained and attacked elsewhere, collected."""
+    run, _, _ = finished_run(tmp_path_factory)
+    folder = tmp_path_factory.mktemp("tables")
+    place = RunDirectory(folder / "resnet-digits" / "V3-T3-hardened")
+    shutil.copytree(run, place.path)
+    for part, epochs in tables_cells.SCALES["digits"].attackers:
+        budget = Budget(fraction=part, epochs=epochs)
+        for name, where, right in (
+            ("reverse_engineering", place.attacks, 0.4),
+            ("from_scratch", place.path.parent / "controls", 0.25),
+        ):
+            where.mkdir(exist_ok=True)
+            result = AttackResult(name, (right,), (1.0,), {}, {}, 1.0)
+            record = {
+                "attack": name,
+                "title": name,
+                "budget": ATTACKS[name].spends(budget),
+                "examples": 300,
+                "result": result.to_dict(),
+            }
+            write_json(where / f"{name}-{part}.json", record)
+    noise = {"fractions": [0.0, 1.0], "accuracies": [[0.5], [0.1, 0.12]]}
+    write_json(place.owner / "noise.json", {"of": "", "Added": noise})
+    with pytest.MonkeyPatch.context() as patched:
+        # What is finished is neither trained nor attacked again.
+        patched.setattr(original.Trainer, "run", None)
+        patched.setattr(Records, "perform", None)
+        given = (f"--dir={folder}", *FLAGS)
+        succeed(*given, program=PROGRAM)
+        succeed(*given, f"--collect={folder}/collected", program=PROGRAM)
+    return folder, place
+
+
+def test_the_papers_values_stand_beside_ours(made):
+    folder, directory = made
+    page = (folder / "collected" / "README.md").read_text()
+    # No cell of the paper's own keys was made here.
+    assert "33.48 (24.21) / not run" in page
+    assert "82.26 (0.35) / not run" in page
+    result = json.loads(directory.result.read_text())
+    numbers = [result[f"{name}_accuracy"] for name in ("original", "valid")]
+    [row] = [line for line in page.splitlines() if "hardened" in line][:1]
+    for number in numbers:
+        assert f" {number:.2f} " in row
+    assert " 50 % | 40.00 | 25.00 | +15.00 (" in row
+    assert (folder / "collected" / "figure5.png").stat().st_size > 10_000
+    assert page == (folder / "results" / "README.md").read_text()
+
+
+def test_what_is_collected_holds_no_secret(made):
+    folder, directory = made
+    passport = kp.Passport.load(directory.passport)
+    found = kp.find_leaks(
+        passport, [folder / "collected"], model=directory.load_protected()
+    )
+    assert found.clean, str(found)
+    path = folder / "collected" / "resnet-digits" / "V3-T3-hardened.json"
+    found = json.loads(path.read_text())
+    assert [row["advantage"] for row in found["attacks"]] == [15.0, 15.0]
+    assert len(found["fakes"]["accuracies"]) == 3
+
+
+@pytest.mark.benchmark
+def test_all_ways_are_made(tmp_path):
+    given = (f"--dir={tmp_path}", "--scale=digits", "--networks=resnet")
+    output, _ = succeed(
+        *given, "--functions=V3", "--kinds=T1,T3", program=PROGRAM
+    )
+    assert "Trying from_scratch" not in output
+    assert f"Tables of {2 + len(tables_cells.WAYS) - 1} networks" in output
 
 
 def test_mistakes_are_named_in_one_line(tmp_path):
