@@ -109,6 +109,24 @@ class TestForgePassport:
         _, systems = kp.attacks.forge_passport(model, wanted)
         assert all(s["rank"] == 2 and s["residual"] > 0.3 for s in systems)
 
+    def test_groups_of_channels_have_keys_of_their_own(self):
+        inputs = keras.Input((6, 6, 2))
+        x = keras.layers.SeparableConv2D(8, 1, name="apart")(inputs)
+        x = keras.layers.BatchNormalization()(x)
+        x = keras.layers.Conv2D(12, 1, groups=2, name="grouped")(x)
+        model, passport = kp.protect_trained(keras.Model(inputs, x))
+        groups = {
+            path: layer.geometry.key_groups
+            for path, layer in kp.protected_layers(model).items()
+        }
+        assert min(groups.values()) > 1
+        wanted = disclosed(model)
+        forged, systems = kp.attacks.forge_passport(model, wanted)
+        assert all(system["residual"] < 1e-5 for system in systems)
+        kp.bind(model, forged)
+        for path, values in disclosed(model).items():
+            assert_near(np.stack(values), np.stack(wanted[path]), 1e-4)
+
     @pytest.mark.parametrize("function", ["V1", "V2"])
     def test_what_is_public_is_not_asked_for(self, function):
         model = bound(function)

@@ -14,7 +14,8 @@ from keras import layers, ops
 
 import keras_passport as kp
 from keras_passport import licensing
-from keras_passport.licensing import codes, spaces
+from keras_passport.layers import spaces
+from keras_passport.licensing import codes
 from keras_passport.models.unlocking import with_parameters
 from keras_passport.passports.entries import PassportEntry
 
@@ -29,6 +30,7 @@ def network():
     x = inputs
     for layer in (
         layers.Conv2D(64, 3, padding="same", use_bias=False, name="first"),
+        layers.SeparableConv2D(64, 3, use_bias=False, name="apart"),
         layers.DepthwiseConv2D(3, padding="same", use_bias=False, name="depth"),
         layers.Conv2D(96, 3, groups=2, use_bias=False, name="groups"),
         layers.Conv2D(128, 1, use_bias=False, name="last"),
@@ -357,7 +359,8 @@ def test_a_ledger_outlives_kill(tmp_path):
     time.sleep(0.3)
     for name, process in processes.items():
         os.kill(process.pid, signal.SIGKILL)
-        given[name] = 1 + len(process.stdout.read().splitlines())
+        with process.stdout as printed:
+            given[name] = 1 + len(printed.read().splitlines())
         process.wait()
     licensees = licensing.Ledger(path, SECRET).licensees
     for name, count in given.items():

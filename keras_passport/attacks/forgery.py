@@ -8,15 +8,11 @@ import numpy as np
 from keras_passport.attacks import training
 from keras_passport.attacks.result import AttackResult
 from keras_passport.errors import PassportError
-from keras_passport.layers.filters import response_matrix
+from keras_passport.layers import spaces
 from keras_passport.layers.protected import function_of, protected_layers
 from keras_passport.models import binding, protected_model, unlocking
 from keras_passport.passports.entries import ROLES, PassportEntry
 from keras_passport.passports.passport import Passport
-
-# Singular values of a kernel below this part of its first are taken for zero:
-# γ and β come in float32, and what is divided by less is rounding error.
-RANK = 1e-6
 
 
 def key_forgery(
@@ -122,51 +118,31 @@ def forge_passport(
         )
     entries, systems = {}, []
     for path, layer in layers.items():
-        matrix = response_matrix(layer)
-        inverse, rank = _inverse(matrix)
+        space = spaces.of_layer(layer)
         keys = {}
         for role in function.roles:
             wanted = parameters[path][ROLES.index(role)]
-            units = matrix.shape[0] * matrix.shape[2]
-            if np.shape(wanted) != (units,):
+            if np.shape(wanted) != (space.units,):
                 raise PassportError(
                     f"Expected {role} of layer '{path}' to have shape "
-                    f"({units},). Received: shape={np.shape(wanted)}"
+                    f"({space.units},). Received: shape={np.shape(wanted)}"
                 )
-            wanted = np.asarray(wanted, "float64").reshape(len(matrix), -1)
-            blocks = np.einsum("bur,bu->br", inverse, wanted)
-            reached = np.einsum("bru,br->bu", matrix, blocks)
+            wanted = np.asarray(wanted, "float64")
+            key = space.solve(wanted)
+            gap = np.linalg.norm(space.response(key) - wanted)
             size = max(np.linalg.norm(wanted), np.finfo("float32").tiny)
-            key = _joined(blocks, layer.geometry.key_shape)
             keys[f"{role}_key"] = key.astype("float32")
             systems.append(
                 {
                     "layer": path,
                     "role": role,
                     "rows": key.size,
-                    "columns": units,
-                    "rank": rank,
-                    "residual": float(np.linalg.norm(reached - wanted) / size),
+                    "columns": space.units,
+                    "rank": space.rank,
+                    "residual": float(gap / size),
                     "norm": float(np.linalg.norm(key)),
                 }
             )
         entries[path] = PassportEntry(layer.geometry, **keys)
     passport = Passport("feature_maps", function, entries, bytes(16))
     return passport, tuple(systems)
-
-
-def _inverse(matrix):
-    """Pseudo-inverses `(blocks, columns, rows)`, and their ranks' sum."""
-    left, values, right = np.linalg.svd(matrix, full_matrices=False)
-    kept = values > RANK * np.max(values)
-    scale = np.divide(1.0, values, out=np.zeros_like(values), where=kept)
-    inverse = (right.transpose(0, 2, 1) * scale[:, None]) @ left.transpose(
-        0, 2, 1
-    )
-    return inverse, int(kept.sum())
-
-
-def _joined(blocks, shape):
-    """Parts of a key, `(blocks, rows)`, as one key."""
-    parts = blocks.reshape(len(blocks), *shape[:-1], -1)
-    return np.moveaxis(parts, 0, -2).reshape(shape)

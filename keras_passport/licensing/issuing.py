@@ -7,8 +7,9 @@ import keras
 import numpy as np
 
 from keras_passport.errors import PassportError
+from keras_passport.layers import spaces
 from keras_passport.layers.protected import protected_layers
-from keras_passport.licensing import codes, spaces
+from keras_passport.licensing import codes
 from keras_passport.passports.derivation import derive
 from keras_passport.passports.entries import PassportEntry
 from keras_passport.passports.passport import Passport

@@ -5,7 +5,11 @@ import math
 
 import numpy as np
 
-from keras_passport.attacks.forgery import RANK
+from keras_passport.layers.filters import response_matrix
+
+# Singular values of a kernel below this part of its first are taken for zero:
+# γ and β come in float32, and what is divided by less is rounding error.
+RANK = 1e-6
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -87,7 +91,7 @@ def of_layer(layer) -> Space:
     Args:
         layer: Built `PassportNormalization`.
     """
-    whole = layer.adapter.matrix(layer.layer).astype("float64")
+    whole = response_matrix(layer)
     groups = layer.geometry.key_groups
     matrices = tuple(whole[:, :, group::groups] for group in range(groups))
     solved = [_inverse(matrix) for matrix in matrices]
