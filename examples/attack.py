@@ -11,7 +11,9 @@ goes on:
 
 The attack gets what is published, and its own data. What it reached goes to
 the run's folder `attacks`, a file for each attack and budget, and as a row of
-the table to `attacks` in the run's `result.json`. For a run of
+the table to `attacks` in the run's `result.json`. Attackers may have the public
+checkpoint that the network was made of, or another version of it:
+`--attack=known_ancestor_reva --ancestor=public.keras`. For a run of
 `protect_model.py` give its `--images`, and `--import`, once more.
 """
 
@@ -61,9 +63,11 @@ def main(_):
         run = finished.FinishedRun.of_flags()
         with run.directory.locked():
             tried = {_ATTACK.value: budget}
-            if "fraction" in kp.evaluation.ATTACKS[_ATTACK.value].uses:
+            attack = kp.evaluation.ATTACKS[_ATTACK.value]
+            control = kp.evaluation.ATTACKS[attack.over]
+            if set(control.uses) <= set(attack.uses):
                 # What the same data are worth without the network.
-                tried.setdefault("from_scratch", budget)
+                tried.setdefault(attack.over, budget)
             with users_mistakes():
                 evaluation = kp.evaluation.evaluate(
                     **run.given,

@@ -13,8 +13,10 @@ tried again. In the run's directory it writes
     owner/changes.json what changes of the network leave to its owner
     owner/hits.json    how many guesses of fakes were right
 
-What is in `owner` is for the owner alone. For a run of `protect_model.py` give
-its `--images`, and `--import`, once more.
+What is in `owner` is for the owner alone. If the network was made of one that
+others have, such as a public checkpoint, or if there is another version of it,
+name that: `--ancestor=public.keras`. Attackers then have it, too. For a run of
+`protect_model.py` give its `--images`, and `--import`, once more.
 """
 
 import sys

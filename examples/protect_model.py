@@ -25,6 +25,7 @@ Interrupted runs go on when they are started again with the same flags.
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -96,6 +97,12 @@ flags.DEFINE_string(
 )
 _OWN = flags.DEFINE_multi_string(
     "import", None, "A module, or a .py file, that defines layers of --model."
+)
+_DERIVED = flags.DEFINE_bool(
+    "derived_from_public",
+    None,
+    "Whether others have weights that --model was trained on from. You are "
+    "asked, on a terminal, if you don't say.",
 )
 flags.DEFINE_bool("flip", False, "Mirror half of the training pictures.")
 flags.DEFINE_integer(
@@ -221,7 +228,23 @@ def _protect_exactly() -> None:
     )
 
 
+def _warn_of_an_ancestor() -> None:
+    """What no passport hides, of a model whose weights were public."""
+    derived = _DERIVED.value
+    if derived is None and sys.stdin.isatty():
+        question = "Was --model trained on from public weights? [y/N] "
+        derived = input(question).strip().lower().startswith("y")
+    if derived:
+        print(
+            "Warning: no passport hides what was public. Whoever has those "
+            "weights takes γ and β from them, filter by filter, as far as "
+            "training has left them alike. Measure it: "
+            "evaluate_protection.py --ancestor=public.keras"
+        )
+
+
 def main(_):
+    _warn_of_an_ancestor()
     if _METHOD.value == "exact":
         with run.in_one_line():
             _protect_exactly()

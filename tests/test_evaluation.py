@@ -22,7 +22,7 @@ from keras_passport.evaluation import (
     evaluate,
     owner,
     page,
-    registry,
+    running,
     verdict,
 )
 from support.planted_runs import given, linear_classifier
@@ -263,7 +263,7 @@ class TestBattery:
         name = "fake_random_pattern"
         whole = records.perform(name, budget)
         records.path(name, budget).unlink()
-        monkeypatch.setattr(registry, "_BETWEEN", 3 * 60)
+        monkeypatch.setattr(running, "_BETWEEN", 3 * 60)
         tried, calls = kp.attacks.fake_passports, []
 
         def stopped(*args, start, **options):
@@ -284,7 +284,7 @@ class TestBattery:
     def test_a_killed_search_goes_on(self, records, monkeypatch):
         budget = Budget(epochs=1)
         name = "reverse_engineering_tuned"
-        monkeypatch.setattr(registry, "_TUNED", 2)
+        monkeypatch.setattr(running, "_TUNED", 2)
         trained, calls = training.run, []
 
         def stopped(*args, **options):
@@ -406,6 +406,31 @@ class TestBattery:
         assert told["epochs"] == len(told["history"]["val_accuracy"]) == 2
         assert told["augment"]
 
+    def test_an_ancestor_that_attackers_have_too(self, some, tmp_path):
+        """Taken as it is, it is what was protected without training."""
+        budget = Budget(epochs=1)
+        names = ("known_ancestor", "ancestor", "ancestor_fine_tuned")
+        attacks = {name: budget for name in names}
+        found = evaluate(**some, attacks=attacks)
+        assert not found.rows and found.complete
+        assert "(no ancestor is known)" in found.verdict[-1]
+        base = some["reference"]
+        found = evaluate(
+            **some, attacks=attacks, ancestor=base, directory=tmp_path
+        )
+        accuracies = [row["accuracy"] for row in found.rows]
+        assert accuracies[:2] == [pytest.approx(accuracies[0])] * 2
+        assert found.rows[0]["advantage"] == pytest.approx(0.0)
+        assert found.rows[0]["over"] == "Ancestor as it is"
+        # Another ancestor has other records.
+        other = keras.models.clone_model(base)
+        paths = {
+            Records(Case.of(**some, ancestor=one), tmp_path).path(name, budget)
+            for one in (base, other)
+            for name in ("known_ancestor", "spectral_blind")
+        }
+        assert len(paths) == 3
+
     def test_hidden_statistics_are_nothing_to_match(self, some):
         for layer in kp.protected_layers(some["model"]).values():
             layer.normalization.moving_mean.assign(np.zeros(4))
@@ -414,8 +439,8 @@ class TestBattery:
         assert found.complete
         assert {row["attack"] for row in found.rows} == {"spectral_blind"}
         assert (
-            "Statistics matching (the statistics are hidden)"
-            in (found.verdict[-2])
+            "Statistics matching; Statistics matching, then RevA "
+            "(the statistics are hidden)" in found.verdict[-2]
         )
 
     def test_what_a_battery_leaves_out_is_said(self, some):
@@ -469,8 +494,8 @@ class TestBattery:
         fields = set(Budget.__dataclass_fields__)
         for name, attack in ATTACKS.items():
             assert set(attack.uses) <= fields, name
-            spends = name not in ("key_forgery", "spectral_blind")
-            assert ("seed" in attack.uses) == spends, name
+            assert ("seed" in attack.uses) == bool(attack.uses), name
+            assert ATTACKS[attack.over].control, name
         for level in LEVELS:
             names = {name for name, _ in battery.plan(level)}
             assert names >= {*FAKES, "reverse_engineering", "from_scratch"}
@@ -563,6 +588,19 @@ class TestAdvantage:
         rows, lines = self.rows(record(0.3))
         assert rows[0]["advantage"] == pytest.approx(20.0)
         assert "always saying one class" in lines[0]
+
+    def test_each_attack_is_measured_over_its_own_control(self):
+        over = {"over": "ancestor_fine_tuned"}
+        rows, lines = self.rows(
+            {**self.given("difference", 0.9), **over},
+            {**self.given("known_ancestor", 0.9), "over": "ancestor"},
+            self.given("from_scratch", 0.5, control=True),
+            self.given("ancestor_fine_tuned", 0.8, control=True, title="Tuned"),
+        )
+        found = [row["advantage"] for row in rows]
+        assert found == [pytest.approx(10), None, None, None]
+        assert "A = 10.0 (" in lines[0]
+        assert "over Tuned on the same data, which reaches 80.0 %" in lines[0]
 
     def test_without_a_control_nobody_knows(self):
         rows, lines = self.rows(self.given("reverse_engineering", 0.6))

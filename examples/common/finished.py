@@ -15,6 +15,12 @@ _IMAGES = flags.DEFINE_string(
 _OWN = flags.DEFINE_multi_string(
     "import", None, "As for protect_model.py, for a run of it."
 )
+_ANCESTOR = flags.DEFINE_string(
+    "ancestor",
+    None,
+    "A network that the run's was made of and that attackers have, too, such "
+    "as a public checkpoint, or another version of it: a .keras or .h5 file.",
+)
 flags.mark_flag_as_required("run_dir")
 
 
@@ -25,6 +31,7 @@ class FinishedRun:
         run_dir: its directory.
         data_dir: as for the program that made it.
         images: as for `protect_model.py`.
+        ancestor: a file of a network that attackers have, too.
 
     Attributes:
         directory: its `RunDirectory`.
@@ -36,6 +43,7 @@ class FinishedRun:
         run_dir: str,
         data_dir: str | None = None,
         images: str | None = None,
+        ancestor: str | None = None,
     ):
         self.directory = RunDirectory(run_dir)
         config = read_json(self.directory.config)
@@ -59,10 +67,14 @@ class FinishedRun:
         else:
             dataset = data.load(name, data_dir)
         self.given = attacked.given(self.directory, dataset)
+        if ancestor:
+            self.given["ancestor"] = load_model(ancestor)
 
     @classmethod
     def of_flags(cls) -> "FinishedRun":
         """The run that the user names."""
         with users_mistakes():
             given.import_modules(_OWN.value or [])
-        return cls(_RUN_DIR.value, _DATA_DIR.value, _IMAGES.value)
+        return cls(
+            _RUN_DIR.value, _DATA_DIR.value, _IMAGES.value, _ANCESTOR.value
+        )

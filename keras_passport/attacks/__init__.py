@@ -20,6 +20,8 @@ from keras_passport.attacks.orienting import Orientation, orientation
 from keras_passport.attacks.pruning import prune, pruning
 from keras_passport.attacks.recipe import Recipe
 from keras_passport.attacks.relatives import (
+    ancestor_alone,
+    ancestor_fine_tuned,
     difference,
     difference_directions,
     known_ancestor,
@@ -55,6 +57,8 @@ __all__ = [
     "TrainingOptions",
     "advantage",
     "ambiguity",
+    "ancestor_alone",
+    "ancestor_fine_tuned",
     "difference",
     "difference_directions",
     "fake_passports",

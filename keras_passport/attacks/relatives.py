@@ -14,17 +14,17 @@ import numpy as np
 from keras import ops
 
 from keras_passport import graph
-from keras_passport.attacks import labelled, spectral, training
+from keras_passport.attacks import labelled, reverse, spectral, training
 from keras_passport.attacks.opened import Opened, neutral
 from keras_passport.attacks.options import TrainingOptions
 from keras_passport.attacks.recipe import Recipe
-from keras_passport.attacks.result import AttackResult
+from keras_passport.attacks.result import AttackResult, packed
 from keras_passport.errors import PassportError
 from keras_passport.layers import kernels, normalization
 from keras_passport.layers.filters import kernel_matrix, response_matrix
 from keras_passport.layers.passport_normalization import PassportNormalization
 from keras_passport.layers.protected import protected_layers
-from keras_passport.models import protected_model, sites
+from keras_passport.models import protected_model, protecting, sites
 from keras_passport.passports import functions
 from keras_passport.passports.matching import match
 
@@ -102,6 +102,7 @@ def known_ancestor(
         knowledge={"labels": False, "images": 0, "ancestor": True},
         budget={"images": 0, "epochs": 0, "trials": 1},
         seconds=time.monotonic() - began,
+        right=packed(right),
         history=(
             {
                 "alike": alike,
@@ -179,6 +180,132 @@ def difference(
     return dataclasses.replace(
         result, knowledge={**result.knowledge, "versions": 2}
     )
+
+
+def ancestor_alone(
+    model: keras.Model, ancestor: keras.Model, test: tuple
+) -> AttackResult:
+    """What an ancestor says by itself: a control of `known_ancestor`.
+
+    Args:
+        model: Protected classifier, of which the architecture is used; where
+            the ancestor has no like layer, its weights are untrained ones.
+        ancestor: As for `known_ancestor`.
+        test: The judge's inputs and labels.
+
+    Returns:
+        An `AttackResult`.
+
+    Raises:
+        PassportError: As `known_ancestor` raises it.
+
+    Example:
+
+    >>> control = kp.attacks.ancestor_alone(model, base, test)
+    """
+    began = time.monotonic()
+    right, entropy = training.answers(Opened(*_adopted(model, ancestor)), test)
+    return AttackResult(
+        name="ancestor alone",
+        accuracies=(float(np.mean(right)),),
+        entropies=(entropy,),
+        knowledge={"labels": False, "images": 0, "ancestor": True},
+        budget={"images": 0, "epochs": 0, "trials": 1},
+        seconds=time.monotonic() - began,
+        right=packed(right),
+    )
+
+
+def ancestor_fine_tuned(
+    model: keras.Model,
+    ancestor: keras.Model,
+    data: tuple,
+    test: tuple,
+    options: TrainingOptions | None = None,
+    **changes: Any,
+) -> AttackResult:
+    """Trains an ancestor on the attacker's data: what that gives by itself.
+
+    It is what attackers who have the ancestor could do without the protected
+    network, of which nothing but the architecture is used.
+
+    Args:
+        model: As for `ancestor_alone`.
+        ancestor: As for `known_ancestor`.
+        data: The attacker's inputs and integer labels.
+        test: The judge's inputs and labels, for the accuracy reported.
+        options: As for `fine_tuning`, but that `start` means nothing here.
+        **changes: Fields of `options` by name.
+
+    Returns:
+        An `AttackResult`; the attacker's validation chooses the trial.
+
+    Raises:
+        PassportError: As `known_ancestor` raises it.
+
+    Example:
+
+    >>> control = kp.attacks.ancestor_fine_tuned(
+    ...     model, base, data, test, recipe=kp.attacks.Recipe(epochs=1)
+    ... )
+    """
+    options = TrainingOptions.of(
+        options, changes, unused=("start",), recipe=Recipe()
+    )
+    adopted, parameters = _adopted(model, ancestor, options.seed)
+    result = reverse.restarted(
+        "ancestor, fine-tuned",
+        reverse.Opener(adopted, inputs=data[0], kernels=True),
+        data,
+        test,
+        dataclasses.replace(options, start=parameters),
+    )
+    return dataclasses.replace(
+        result, knowledge={**result.knowledge, "ancestor": True}
+    )
+
+
+def _adopted(model, ancestor, seed=0) -> tuple:
+    """A protected model with the weights of another network; γ and β.
+
+    What the other network does not have is untrained.
+    """
+    public = protecting.reinitialize(protected_model.public(model), seed)
+    parameters = neutral(public)
+    protected = protected_layers(public)
+    for path, (kernel, owner) in _counterparts(public, ancestor).items():
+        layer = protected[path]
+        _copy_weights(kernel, layer.layer)
+        theirs = owner
+        if isinstance(owner, PassportNormalization):
+            theirs = owner.normalization
+        if isinstance(theirs, keras.layers.BatchNormalization):
+            for name in ("moving_mean", "moving_variance"):
+                value = ops.convert_to_numpy(getattr(theirs, name))
+                getattr(layer.normalization, name).assign(value)
+        parameters[path] = tuple(
+            own
+            if getattr(owner, role, None) is None
+            else ops.convert_to_numpy(getattr(owner, role))
+            for role, own in zip(
+                ("gamma", "beta"), parameters[path], strict=True
+            )
+        )
+    others = dict(graph.walk(ancestor))
+    for path, layer in graph.walk(public, stop=(PassportNormalization,)):
+        if path in others and path not in protected:
+            _copy_weights(others[path], layer)
+    return public, parameters
+
+
+def _copy_weights(source, target):
+    """Copies a layer's weights, if they are those of a layer like it."""
+    shapes = [
+        [tuple(weight.shape) for weight in layer.weights]
+        for layer in (source, target)
+    ]
+    if shapes[0] == shapes[1] and not graph.children(target):
+        target.set_weights(source.get_weights())
 
 
 def difference_directions(

@@ -9,8 +9,8 @@ __getattr__, __dir__, __all__ = exported(
     __name__,
     {
         "ATTACKS": "registry",
-        "Attack": "registry",
-        "Budget": "registry",
+        "Attack": "budgets",
+        "Budget": "budgets",
         "Case": "case",
         "Evaluation": "evaluating",
         "LEVELS": "battery",

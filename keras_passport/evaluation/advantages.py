@@ -4,8 +4,10 @@ from typing import Any
 
 from keras_passport import metrics
 from keras_passport.attacks import AttackResult, advantage
+from keras_passport.evaluation.budgets import FROM_SCRATCH
 
-CONTROL = "from_scratch"
+# What a control is called in a sentence, where its title alone says less.
+_NAMES = {FROM_SCRATCH: "training from scratch"}
 
 
 def add_advantages(
@@ -13,31 +15,39 @@ def add_advantages(
 ) -> None:
     """Adds the advantage A to the rows of attacks, once controls are known.
 
-    A = A_t - A_c: what an attack reaches less what training from scratch
-    reaches on the same data, tuned alike. Who has no labels could at best
-    have said the most frequent class of every example: that is their A_c.
+    A = A_t - A_c: what an attack reaches less what its control reaches on the
+    same data, tuned alike, which for most is training from scratch. Who has no
+    labels could at best have said the most frequent class of every example:
+    that is their A_c.
 
     Args:
         rows: As `verdict.row` returns them; `"advantage"`, its
             `"advantage_interval"` and `"control_accuracy"` are added, in per
-            cent, `None` where no control was tried.
+            cent, and `"over"`, the control's title, `None` where no control
+            was tried.
         records: One for each row, as `Records.perform` returns them.
         numbers: As `Owner.numbers` returns them.
     """
     controls = {
-        _data(record): record
+        (record["attack"], *_data(record)): record
         for record in records
-        if record["attack"] == CONTROL
+        if record["control"]
     }
     for row, record in zip(rows, records, strict=True):
         found = None
+        over = record.get("over", FROM_SCRATCH), *_data(record)
         if record["control"]:
             pass
+        elif over in controls:
+            found = _over_control(record, controls[over])
         elif "fraction" not in record["budget"]:
             found = _over_chance(row, numbers["chance"])
-        elif _data(record) in controls:
-            found = _over_control(record, controls[_data(record)])
-        for name in ("advantage", "advantage_interval", "control_accuracy"):
+        for name in (
+            "advantage",
+            "advantage_interval",
+            "control_accuracy",
+            "over",
+        ):
             row[name] = found and found[name]
 
 
@@ -60,11 +70,9 @@ def sentence(row: dict, name: str) -> str:
         name: Of the attack.
     """
     low, high = row["advantage_interval"]
-    over = (
-        "training from scratch on the same data"
-        if "fraction" in row["budget"]
-        else "always saying one class"
-    )
+    over = row["over"]
+    if "fraction" in row["budget"]:
+        over += " on the same data"
     return (
         f"What an attacker gains: A = {row['advantage']:.1f} "
         f"({low:.1f} to {high:.1f}) over {over}, which reaches "
@@ -86,6 +94,7 @@ def _over_control(record, control):
         "advantage": found.value,
         "advantage_interval": (found.low, found.high),
         "control_accuracy": 100 * theirs.accuracy,
+        "over": _NAMES.get(control["attack"], control["title"]),
     }
 
 
@@ -96,4 +105,5 @@ def _over_chance(row, chance):
         "advantage": row["accuracy"] - chance,
         "advantage_interval": (low - chance, high - chance),
         "control_accuracy": chance,
+        "over": "always saying one class",
     }

@@ -3,7 +3,8 @@
 import dataclasses
 from collections.abc import Iterator, Sequence
 
-from keras_passport.evaluation.registry import ATTACKS, Budget
+from keras_passport.evaluation.budgets import Budget
+from keras_passport.evaluation.registry import ATTACKS
 
 
 @dataclasses.dataclass(frozen=True)

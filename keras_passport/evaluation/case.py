@@ -43,6 +43,8 @@ class Case:
         augment: Function `(x, rng)` of a batch of inputs and a NumPy
             generator that returns them as the defender's training shows them;
             `None` for as they are.
+        ancestor: A network that this one was made of, or another version of
+            it, for the attacker who has that; `None` if there is none.
     """
 
     model: keras.Model
@@ -54,6 +56,7 @@ class Case:
     reference: keras.Model | None = None
     known_images: Any = None
     augment: Callable[[Any, np.random.Generator], Any] | None = None
+    ancestor: keras.Model | None = None
 
     @classmethod
     def of(
@@ -65,6 +68,7 @@ class Case:
         *,
         reference: keras.Model | None = None,
         augment: Callable[[Any, np.random.Generator], Any] | None = None,
+        ancestor: keras.Model | None = None,
         fingerprint: str | None = None,
     ) -> "Case":
         """The case of somebody's protected model.
@@ -77,6 +81,7 @@ class Case:
             test: As for `Case`.
             reference: As for `Case`.
             augment: As for `Case`.
+            ancestor: As for `Case`.
             fingerprint: As for `Case`; of the model's weights, the passport,
                 the reference and all data if not given.
 
@@ -113,6 +118,7 @@ class Case:
             reference=reference,
             known_images=passport.images if is_guessed else None,
             augment=augment,
+            ancestor=ancestor,
         )
 
     @functools.cached_property
@@ -125,6 +131,13 @@ class Case:
                 f"and attackers share. Received: {len(self.test[1])} examples"
             )
         return parts
+
+    @functools.cached_property
+    def ancestor_digest(self) -> str | None:
+        """Of the ancestor's weights; `None` without one."""
+        if self.ancestor is None:
+            return None
+        return kept.fingerprint(self.ancestor.get_weights())
 
     def examples(self, source: str) -> tuple:
         """An attacker's labelled data: inputs and labels.

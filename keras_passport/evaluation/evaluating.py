@@ -15,10 +15,11 @@ from absl import logging
 from keras_passport import metrics
 from keras_passport.evaluation import advantages, page, verdict
 from keras_passport.evaluation.battery import LEVELS, plan
+from keras_passport.evaluation.budgets import Budget
 from keras_passport.evaluation.case import Case
 from keras_passport.evaluation.owner import Owner, told
 from keras_passport.evaluation.records import Records
-from keras_passport.evaluation.registry import ATTACKS, Budget
+from keras_passport.evaluation.registry import ATTACKS
 from keras_passport.files import write_json
 from keras_passport.layers.protected import protected_layers
 from keras_passport.passports.passport import Passport
@@ -36,6 +37,7 @@ def evaluate(
     seed: int = 0,
     reference: keras.Model | None = None,
     augment: Callable[[Any, np.random.Generator], Any] | None = None,
+    ancestor: keras.Model | None = None,
     directory: str | os.PathLike | None = None,
     title: str | None = None,
     fingerprint: str | None = None,
@@ -71,6 +73,9 @@ def evaluate(
         augment: Function `(x, rng)` of a batch of inputs and a NumPy
             generator that returns them as your training shows them. Defaults
             to none.
+        ancestor: A network that the model was made of and that attackers have
+            too, such as a public checkpoint, or another version of it: then
+            `known_ancestor` and `difference` are tried. Defaults to none.
         directory: Folder that keeps a record of each attack in `attacks`, and
             in `owner`, mode 0700, what is for the owner alone. Interrupted,
             the same call goes on; what is finished is read. Defaults to a
@@ -110,6 +115,7 @@ def evaluate(
         test,
         reference=reference,
         augment=augment,
+        ancestor=ancestor,
         fingerprint=fingerprint,
     )
     passport = passport.fitted(case.model)
@@ -239,13 +245,24 @@ class _Tried:
 
     def __init__(self, numbers):
         self.numbers = numbers
-        self.records, self.rows, self.missing, self.errors = [], [], [], []
+        self.records, self.rows, self.errors = [], [], []
+        self.unfit = {}  # From a reason to titles.
+
+    @property
+    def missing(self) -> list[str]:
+        """What the case has nothing for, and why."""
+        return [
+            f"{'; '.join(titles)} ({reason})"
+            for reason, titles in self.unfit.items()
+        ]
 
     def attack(self, records, name, budget) -> str | None:
         """Tries one; a line that says what it reached, or what broke."""
         attack, case = ATTACKS[name], records.case
         if reason := attack.unfit(case):
-            self.missing.append(f"{attack.title} ({reason})")
+            titles = self.unfit.setdefault(reason, [])
+            if attack.title not in titles:
+                titles.append(attack.title)
             return None
         began = time.monotonic()
         try:

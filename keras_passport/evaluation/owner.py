@@ -11,8 +11,9 @@ import numpy as np
 
 from keras_passport import attacks, audit, scores
 from keras_passport.evaluation.battery import LEVELS
+from keras_passport.evaluation.budgets import Budget
 from keras_passport.evaluation.case import Case, chance
-from keras_passport.evaluation.registry import Budget, training_options
+from keras_passport.evaluation.running import training_options
 from keras_passport.files import read_json, write_json
 from keras_passport.models import binding, protected_model
 from keras_passport.passports.passport import Passport

@@ -11,9 +11,10 @@ import keras
 
 from keras_passport.attacks import AttackResult
 from keras_passport.errors import PassportError
+from keras_passport.evaluation.budgets import Budget
 from keras_passport.evaluation.case import Case
 from keras_passport.evaluation.progress import Progress
-from keras_passport.evaluation.registry import ATTACKS, Budget
+from keras_passport.evaluation.registry import ATTACKS
 from keras_passport.files import read_json, write_json
 
 # Of the file beside a record with the γ and β that an attack found.
@@ -50,7 +51,10 @@ class Records:
 
     def path(self, name: str, budget: Budget) -> pathlib.Path:
         """Where an attack's record lies: it belongs to what it is made of."""
-        made_of = [name, ATTACKS[name].spends(budget), self.case.fingerprint]
+        attack = ATTACKS[name]
+        made_of = [name, attack.spends(budget), self.case.fingerprint]
+        if of := attack.of(self.case):
+            made_of.append(of)
         digest = hashlib.sha256(json.dumps(made_of).encode()).hexdigest()
         return self.folder / f"{name}-{digest[:8]}.json"
 
@@ -62,9 +66,10 @@ class Records:
             budget: What it may spend.
 
         Returns:
-            Plain values: `attack`, `title`, `knowledge`, `control`, `budget`,
-            `examples` (how many the judge had), `result` (an `AttackResult`'s
-            `to_dict`) and `backend`.
+            Plain values: `attack`, `title`, `knowledge`, `control`, `over`
+            (the control that A is measured over), `budget`, `examples` (how
+            many the judge had), `result` (an `AttackResult`'s `to_dict`) and
+            `backend`.
 
         Raises:
             PassportError: If the case has nothing for this attack, or a
@@ -89,6 +94,7 @@ class Records:
             "title": attack.title,
             "knowledge": attack.knowledge,
             "control": attack.control,
+            "over": attack.over,
             "budget": attack.spends(budget),
             "examples": len(attack.judged_on(self.case, budget)[1]),
             "result": result.to_dict(),
