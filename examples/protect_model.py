@@ -231,7 +231,8 @@ def _protect_exactly() -> None:
 def _warn_of_an_ancestor() -> None:
     """What no passport hides, of a model whose weights were public."""
     derived = _DERIVED.value
-    if derived is None and sys.stdin.isatty():
+    asks = sys.stdin.isatty() and sys.stdout.isatty()
+    if derived is None and asks:
         question = "Was --model trained on from public weights? [y/N] "
         derived = input(question).strip().lower().startswith("y")
     if derived:

@@ -194,8 +194,10 @@ class TestMistakes:
         assert status != 0
         assert "--insert" in errors
         assert "Traceback" not in errors
-        output, _ = succeed(*flags, "--insert", program=PROGRAM)
+        flags = *flags, "--insert", "--derived_from_public"
+        output, _ = succeed(*flags, program=PROGRAM)
         assert "with a new batch normalisation" in output
+        assert "no passport hides what was public" in output
 
 
 class TestChoices:
