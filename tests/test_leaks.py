@@ -69,15 +69,32 @@ def test_a_published_model_is_clean(owned, tmp_path):
     assert report.examined["files"] == 5
     # In both files, and in both layers.
     assert report.examined["kernels"] == 4
-    assert [(t.layer, t.role) for t in report.traces] == [
-        (path, role)
-        for path in kp.protected_layers(model)
-        for role in ("gamma", "beta")
-    ]
+    paths = list(kp.protected_layers(model))
+    kernels = [(path, role) for path in paths for role in ("gamma", "beta")]
+    signs = [(path, "gamma") for path in paths]
+    assert [(t.layer, t.role) for t in report.traces] == kernels + signs
     assert report.notes == ()
     # Three channels are too few, and it says so.
     assert "key's mean of conv2d gamma" in report.untold
     assert json.loads(json.dumps(report.to_dict()))["clean"]
+
+
+def test_signs_that_follow_the_filters_sums_are_a_trace(owned, tmp_path):
+    """Each filter gets the other sign's mean, along which γ does not change."""
+    model, passport = owned
+    model = kp.bind(kp.public(model), passport)
+    for path, layer in kp.protected_layers(model).items():
+        key = np.ravel(passport.keys()[path]["gamma"])
+        along = np.ones(key.size) - key * np.sum(key) / np.sum(key**2)
+        kernel = keras.ops.convert_to_numpy(layer.layer.kernel)
+        signs = np.sign(layer.hidden_parameters()[0])
+        change = np.outer(along, -signs).reshape(kernel.shape)
+        layer.layer.kernel.assign(kernel + 2 * kernel.std() * change)
+    report = kp.find_leaks(passport, [], model=model)
+    for trace in report.traces:
+        assert trace.place == "signs, by the filters"
+        assert trace.cosine > 0.9 > trace.chance
+    assert len(report.traces) == 2 and "signs, by" in str(report)
 
 
 @needs_tensorflow

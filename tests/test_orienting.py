@@ -111,7 +111,9 @@ class TestOrientation:
             kernel.assign(-keras.ops.convert_to_numpy(kernel))
             gamma.assign(-keras.ops.convert_to_numpy(gamma))
         found = Orientation.fit([network])
-        np.testing.assert_allclose(found.weights, expected.weights, rtol=1e-3)
+        np.testing.assert_allclose(
+            found.regression.weights, expected.regression.weights, rtol=1e-3
+        )
 
     def test_networks_without_a_scale_are_refused(self):
         dense = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2)])

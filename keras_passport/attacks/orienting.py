@@ -15,32 +15,21 @@ from keras_passport.attacks.options import TrainingOptions
 from keras_passport.attacks.result import AttackResult
 from keras_passport.errors import PassportError
 from keras_passport.layers import kernels
-from keras_passport.layers.filters import odd_statistics
+from keras_passport.layers.filters import SignRegression, odd_statistics
 from keras_passport.layers.protected import function_of, protected_layers
 from keras_passport.models import protected_model, sites
 from keras_passport.passports import functions
 
-# Of the logistic regression's weights, so that a few filters say no more than
-# they know; and its Newton steps.
-RIDGE = 1.0
-STEPS = 30
 
-
-@dataclasses.dataclass(frozen=True)
 class Orientation:
-    """Predicts signs of γ from filters: a logistic regression without offset.
-
-    A filter and its γ can be negated together, so the chance of a negative
-    γ must be that of a positive one with the filter negated: only statistics
-    that change their sign with the filter count, and there is no offset.
+    """Predicts signs of γ from filters; see `filters.SignRegression`.
 
     Args:
-        weights: Of the statistics of `odd_statistics`, float64.
-        scale: What they are divided by first, float64.
+        regression: One that has learned from networks whose γ are known.
     """
 
-    weights: np.ndarray
-    scale: np.ndarray
+    def __init__(self, regression: SignRegression):
+        self.regression = regression
 
     @classmethod
     def fit(cls, networks: Iterable[keras.Model]) -> "Orientation":
@@ -63,17 +52,7 @@ class Orientation:
                 "Expected networks with normalisations that scale, after "
                 "kernel layers. Received: none"
             )
-        rows = np.concatenate(rows)
-        scale = np.sqrt(np.mean(rows**2, axis=0)) + 1e-12
-        rows = rows / scale
-        weights = np.zeros(rows.shape[1])
-        for _ in range(STEPS):
-            chance = 1 / (1 + np.exp(-rows @ weights))
-            slope = rows.T @ (1 - chance) - RIDGE * weights
-            bend = (rows * (chance * (1 - chance))[:, None]).T @ rows
-            bend += RIDGE * np.eye(len(weights))
-            weights = weights + np.linalg.solve(bend, slope)
-        return cls(weights, scale)
+        return cls(SignRegression.fit(np.concatenate(rows)))
 
     def chances(self, model: keras.Model) -> dict[str, np.ndarray]:
         """The chance that each γ is positive.
@@ -84,11 +63,12 @@ class Orientation:
         Returns:
             Dict from path to float64 array `(channels,)`, in (0, 1).
         """
-        found = {}
-        for path, layer in protected_layers(model).items():
-            rows = odd_statistics(layer.adapter, layer.layer) / self.scale
-            found[path] = 1 / (1 + np.exp(-rows @ self.weights))
-        return found
+        return {
+            path: self.regression.chances(
+                odd_statistics(layer.adapter, layer.layer)
+            )
+            for path, layer in protected_layers(model).items()
+        }
 
     def parameters(self, model: keras.Model) -> dict:
         """γ of size 1 with the likelier signs, and β = 0, to start from.

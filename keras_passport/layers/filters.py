@@ -1,5 +1,6 @@
 """Kernels as matrices of filters, and what a filter's asymmetry tells."""
 
+import dataclasses
 import math
 
 import numpy as np
@@ -7,6 +8,10 @@ from keras import ops
 
 # Rows of a key matrix that meet a kernel at once.
 ROWS = 1024
+# Of a regression's weights, so that a few filters say no more than they know;
+# and its Newton steps.
+RIDGE = 1.0
+STEPS = 30
 # Quantiles that are added to those as far from the other end.
 _QUANTILES = (0.02, 0.1, 0.25, 0.5)
 
@@ -86,6 +91,52 @@ def odd_statistics(adapter, layer) -> np.ndarray:
         ],
         axis=1,
     )
+
+
+@dataclasses.dataclass(frozen=True)
+class SignRegression:
+    """A logistic regression of signs on odd statistics, without an offset.
+
+    A filter and its γ can be negated together, so the chance of a negative
+    γ must be that of a positive one with the filter negated: only statistics
+    that change their sign with the filter count, and there is no offset.
+
+    Args:
+        weights: Of the statistics of `odd_statistics`, float64.
+        scale: What they are divided by first, float64.
+    """
+
+    weights: np.ndarray
+    scale: np.ndarray
+
+    @classmethod
+    def fit(cls, rows: np.ndarray) -> "SignRegression":
+        """Learns from filters with the sign that γ gives them.
+
+        Args:
+            rows: Statistics times signs, `(filters, statistics)`.
+        """
+        scale = np.sqrt(np.mean(rows**2, axis=0)) + 1e-12
+        rows = rows / scale
+        weights = np.zeros(rows.shape[1])
+        for _ in range(STEPS):
+            chance = 1 / (1 + np.exp(-rows @ weights))
+            slope = rows.T @ (1 - chance) - RIDGE * weights
+            bend = (rows * (chance * (1 - chance))[:, None]).T @ rows
+            bend += RIDGE * np.eye(len(weights))
+            step = np.linalg.solve(bend, slope)
+            weights = weights + step
+            if np.max(np.abs(step)) < 1e-8:
+                break
+        return cls(weights, scale)
+
+    def chances(self, statistics: np.ndarray) -> np.ndarray:
+        """The chance that each γ is positive, float64 `(filters,)`.
+
+        Args:
+            statistics: Of filters as they are, `(filters, statistics)`.
+        """
+        return 1 / (1 + np.exp(-(statistics / self.scale) @ self.weights))
 
 
 def _ends(values):

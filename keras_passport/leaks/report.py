@@ -81,11 +81,14 @@ class Trace:
             the array that is like the hidden parameter: by more than for
             independent numbers, but other keys of this kernel would be, too.
             Moving means are like the γ of image keys: both are what the
-            kernel makes of a mean patch.
+            kernel makes of a mean patch. `"signs, by the filters"` for what
+            their asymmetry tells of the signs of γ.
         cosine: Of the key and the kernel's first left singular vector, or of
-            the hidden parameter and the array; centred.
+            the hidden parameter and the array; centred. Of signs, the part
+            that a regression on the other layers' filters finds.
         chance: For a kernel, what at most one in a hundred unrelated keys
-            reaches; else the bound as for a leak.
+            reaches, and for signs what one in a hundred draws of them does;
+            else the bound as for a leak.
     """
 
     layer: str

@@ -4,7 +4,12 @@ import re
 
 import numpy as np
 
-from keras_passport.leaks import likenesses, scaled_kernels, searches
+from keras_passport.leaks import (
+    likenesses,
+    orientations,
+    scaled_kernels,
+    searches,
+)
 from keras_passport.leaks.correlations import Correlations, cosines
 from keras_passport.leaks.report import Leak, LeakReport, Trace
 from keras_passport.leaks.secrets import layers_of, maps_of, secrets_of
@@ -48,6 +53,7 @@ class Scan:
         self.known = searches.Known(kernel for _, kernel in kernels)
         self.examined = {"files": 0, "arrays": 0, "kernels": 0, "bytes": 0}
         self.leaks, self.correlated, self.traces = {}, {}, {}
+        self.orientations = orientations.traces_of(passport, models)
 
     def search(self, part, problem):
         """Searches a part of a file for all secrets."""
@@ -151,6 +157,7 @@ class Scan:
                 and one.measure > secret.simple_bound(chance)
             ):
                 traces.append(Trace(*about, place, one.measure, bound))
+        traces += self.orientations
         chance = correlations.chance("windows")
         untold = [
             f"{secret.what} of {secret.layer} {secret.role}"

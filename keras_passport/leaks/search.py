@@ -61,7 +61,8 @@ def find_leaks(
        an array with the values of a protected layer's (in any order, up to
        float16's rounding), or one of such a shape in a layer's own place in a
        Keras file. So are arrays that are like γ or β as much as those of other
-       keys would be.
+       keys would be. Trained filters are not symmetric, either: it is measured
+       how many signs of γ they tell.
 
     The bound: the squared centred correlation of a fixed vector with n
     independent normal numbers is Beta(1/2, (n - 2) / 2) distributed, and
