@@ -7,6 +7,12 @@ then what else the tables have, on two cores:
 
     python examples/tables.py --dir=runs/tables --scale=cpu
 
+All of it within a quarter of an hour of a GPU, in one call, which ends with
+what there was time for:
+
+    KERAS_BACKEND=jax python examples/tables.py --dir=runs/tables-gpu \
+        --scale=gpu --minutes=14
+
 Cells are run directories, `DIR/<network>-<dataset>/<function>-<kind>`, as the
 trainers make them; they are made in turn, those that say most first. What is
 finished is not run again: interrupted, the same command goes on, and a cell
@@ -21,16 +27,19 @@ and these the tables, the paper's values beside ours, and the figures.
 
 import pathlib
 import sys
+import time
 import traceback
 
+import keras
 from absl import app, flags
 
 import tables_cells
 import tables_pages
 import tables_results
 from common import data
+from common.distribution import Distribution, start
 from common.errors import UserError, in_one_line
-from common.rundir import RunDirectory, replacing
+from common.rundir import RunDirectory, replacing, write_json
 from keras_passport.errors import PassportError
 from tables_runs import Runs
 
@@ -71,6 +80,12 @@ _COLLECT = flags.DEFINE_string(
     "A folder: nothing is trained; what cells of --dir reached goes there as "
     "JSON, and what lies there becomes the tables (README.md) and figures.",
 )
+_MINUTES = flags.DEFINE_float(
+    "minutes",
+    None,
+    "No cell is begun that might not be done by then, judged by the longest.",
+    0,
+)
 _DRY_RUN = flags.DEFINE_bool(
     "dry_run", False, "Only say which cells there are, in order."
 )
@@ -107,8 +122,14 @@ def make(cells: list[tables_cells.Cell], runs: Runs) -> list[str]:
     One that fails, as by diverging, does not keep the others from being made.
     """
     failed = []
+    began, longest = time.monotonic(), 0.0
     for number, cell in enumerate(cells):
         name = f"{cell.group}/{cell.name}"
+        started = time.monotonic()
+        ends = started - began + longest
+        if _MINUTES.value is not None and ends > 60 * _MINUTES.value:
+            print(f"\nNo time for {name} and what comes after it.")
+            break
         print(f"\n== {name} ({number + 1} of {len(cells)})", flush=True)
         try:
             runs.make(cell)
@@ -119,7 +140,28 @@ def make(cells: list[tables_cells.Cell], runs: Runs) -> list[str]:
             # A night's other cells are worth more than an early end.
             traceback.print_exc()
             failed.append(name)
+        longest = max(longest, time.monotonic() - started)
     return failed
+
+
+def device(cache: pathlib.Path) -> Distribution:
+    """What trains: with JAX in calls of whole epochs, compiled once.
+
+    Args:
+        cache: where compiled functions go, so that one that another network
+            has needed is not compiled again. They hold no keys.
+    """
+    if keras.backend.backend() != "jax":
+        return Distribution()
+    import jax
+
+    for name, value in (
+        ("jax_compilation_cache_dir", str(cache)),
+        ("jax_persistent_cache_min_compile_time_secs", 0),
+        ("jax_persistent_cache_min_entry_size_bytes", -1),
+    ):
+        jax.config.update(name, value)
+    return start("on_device")
 
 
 def collect(
@@ -149,8 +191,12 @@ def main(_):
             collect(cells, Runs(folder, scale), pathlib.Path(_COLLECT.value))
             return
         with RunDirectory(folder).locked():
-            runs = Runs(folder, scale, _DATA_DIR.value)
+            runs = Runs(
+                folder, scale, _DATA_DIR.value, device(folder / "compiled")
+            )
+            runs.timeline.listen()
             failed = make(cells, runs)
+            write_json(folder / "timeline.json", runs.timeline.summary())
             collect(cells, runs, folder / "results")
     if failed:
         sys.exit(f"Not made: {', '.join(failed)}")

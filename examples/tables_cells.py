@@ -97,6 +97,21 @@ SCALES = {
         fakes=(1000, 2000),
         attackers=((0.04, 30), (0.1, 20)),
     ),
+    # Sizes are estimates, as no GPU could be tried: --minutes ends it in time.
+    "gpu": Scale(
+        "all of it in a quarter of an hour of a data-centre GPU, on JAX",
+        {
+            "resnet": {"depth": 18, "width": 32},
+            "vgg": {"depth": 16, "width": 32},
+            "alexnet": {"width": 64},
+        },
+        _CIFAR,
+        epochs=8,
+        repeats=1,
+        fakes=(200, 2000),
+        attackers=((0.1, 10),),
+        more={"mixed_precision": "bfloat16"},
+    ),
     "paper": Scale(
         "the paper's own",
         {

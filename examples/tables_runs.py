@@ -1,7 +1,6 @@
 """Makes cells of the tables: protects a network, then attacks it."""
 
 import dataclasses
-import functools
 import hashlib
 import pathlib
 from collections.abc import Iterator
@@ -24,6 +23,7 @@ from common.rundir import (
 from keras_passport.evaluation import Budget, Case, Records
 from keras_passport.evaluation.owner import Owner
 from tables_cells import COURSES, Cell, Scale
+from tables_timeline import Timeline
 
 # What attackers with labels try. The control is training from scratch.
 ATTACKS = ("reverse_engineering",)
@@ -91,22 +91,34 @@ class Runs:
     ):
         self.folder = folder
         self.scale = scale
-        self._load = functools.cache(
-            functools.partial(data.load, data_dir=data_dir)
-        )
         self._spread = spread or Distribution()
+        self.timeline = Timeline(self._spread)
+        self._data_dir = data_dir
+        self._loaded: dict[str, data.Dataset | UserError] = {}
+
+    def _load(self, name: str) -> data.Dataset:
+        """A dataset, read once; one that isn't there is looked for once."""
+        if name not in self._loaded:
+            try:
+                self._loaded[name] = data.load(name, self._data_dir)
+            except UserError as error:
+                self._loaded[name] = error
+        if isinstance(self._loaded[name], UserError):
+            raise self._loaded[name]
+        return self._loaded[name]
 
     def make(self, cell: Cell) -> None:
         """Does what is left to do of a cell."""
         directory = RunDirectory(cell.path(self.folder))
         if not directory.result.exists():
             protect = self._train if cell.trains else self._protect_exactly
-            protect(cell, directory)
+            with self.timeline.stage("protecting, fakes included"):
+                protect(cell, directory)
         noise = directory.owner / "noise.json"
         if not self._is_attacked(cell) or (
             cell.shows_noise and not noise.exists()
         ):
-            with directory.locked():
+            with directory.locked(), self.timeline.stage("attacking"):
                 self._attack(cell, directory)
 
     def _train(self, cell: Cell, directory: RunDirectory) -> None:

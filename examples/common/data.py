@@ -120,10 +120,42 @@ class TrainingBatches(Batches):
         def shown(x, rng):
             return dataset.normalize(augment(x, rng, dataset.pad, dataset.flip))
 
+        self.dataset = dataset
         x, y = dataset.x_train, dataset.y_train
         super().__init__(x, y, batch_size, seed, shown)
         # As the user says: no attacker's data, which may be few.
         self.batch_size = min(batch_size, len(y))
+
+    def plan(self, epoch: int) -> tuple[np.ndarray, ...]:
+        """What an epoch shows, for who holds the pictures elsewhere.
+
+        Returns:
+            Arrays `(steps, batch size)`: which pictures, and of each whether
+            it is mirrored, and the shifts, as `augment` draws them.
+        """
+        rng = np.random.default_rng([self._seed, epoch, 0])
+        order = rng.permutation(len(self._y))[: len(self) * self.batch_size]
+        order = order.reshape(len(self), self.batch_size)
+        drawn = [
+            _drawn(
+                np.random.default_rng([self._seed, epoch, index + 1]),
+                self.batch_size,
+                self.dataset.pad,
+                self.dataset.flip,
+            )
+            for index in range(len(self))
+        ]
+        how = [np.stack(parts) for parts in zip(*drawn, strict=True)]
+        return (order.astype("int32"), *how)
+
+
+def _drawn(
+    rng: np.random.Generator, n: int, pad: int, flip: bool
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Which of n pictures are mirrored, and where they are cropped."""
+    mirrored = rng.random(n) < 0.5 if flip else np.zeros(n, bool)
+    top, left = rng.integers(0, 2 * pad + 1, (2, n)).astype("int32")
+    return mirrored, top, left
 
 
 def augment(
@@ -145,10 +177,8 @@ def augment(
         (n, height + 2 * pad, width + 2 * pad, channels), pictures.dtype
     )
     padded[:, pad : pad + height, pad : pad + width] = pictures
-    if flip:
-        mirrored = rng.random(n) < 0.5
-        padded[mirrored] = padded[mirrored][:, :, ::-1]
-    top, left = rng.integers(0, 2 * pad + 1, (2, n))
+    mirrored, top, left = _drawn(rng, n, pad, flip)
+    padded[mirrored] = padded[mirrored][:, :, ::-1]
     # Rows are kept in one piece (columns and channels as one axis): copying
     # them whole is three times as fast as gathering pixels.
     windows = np.lib.stride_tricks.sliding_window_view(

@@ -22,7 +22,9 @@ from keras_passport import replicas
 
 
 def start(name: str) -> "Distribution":
-    """What `--strategy` asks for: "none", "mirrored" or "multi_worker".
+    """What `--strategy` asks for.
+
+    "none", "on_device", "mirrored" or "multi_worker".
 
     To be called before TensorFlow computes anything: machines must find each
     other first.
@@ -30,6 +32,15 @@ def start(name: str) -> "Distribution":
     if name == "none":
         return Distribution()
     backend = keras.backend.backend()
+    if name == "on_device":
+        if backend != "jax":
+            raise UserError(
+                "--strategy=on_device is JAX's. Set KERAS_BACKEND=jax, or "
+                f"leave --strategy out. Received: KERAS_BACKEND={backend}"
+            )
+        from common.on_device import OnDevice
+
+        return OnDevice()
     if backend != "tensorflow":
         raise UserError(
             f"--strategy={name} is TensorFlow's (tf.distribute). Set "

@@ -77,8 +77,9 @@ flags.DEFINE_integer(
 flags.DEFINE_enum(
     "strategy",
     "none",
-    ["none", "mirrored", "multi_worker"],
-    "Trainings and fakes on one device, on all devices of this machine "
+    ["none", "on_device", "mirrored", "multi_worker"],
+    "Trainings and fakes on one device, with JAX in calls of a whole epoch "
+    "(on_device), on all devices of this machine "
     "(mirrored), or on several machines (multi_worker, with TF_CONFIG), with "
     "TensorFlow. --batch_size is that of all of them together.",
 )
