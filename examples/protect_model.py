@@ -95,6 +95,12 @@ flags.DEFINE_string(
     "Layers to protect, of those that can be: names with commas between them, "
     "or a regular expression found in them.",
 )
+flags.DEFINE_bool(
+    "order",
+    False,
+    "With --method=exact: store the rows of kernels in a secret order, too. It "
+    "hides the most, and a call takes longer.",
+)
 _OWN = flags.DEFINE_multi_string(
     "import", None, "A module, or a .py file, that defines layers of --model."
 )
@@ -129,6 +135,8 @@ class ProtectModel(run.Job):
         if self.fine_tunes:
             # It was the only one when the first runs were made.
             del config["method"]
+        if config.pop("order"):
+            raise UserError("--order goes with --method=exact alone.")
         if _IMAGES.value is None:
             raise UserError(f"--method={_METHOD.value} needs --images.")
         self.inserts = config["insert"]

@@ -126,6 +126,88 @@ def test_signs_alone_come_back_bit_for_bit():
     assert gap(outputs(plain, inputs), outputs(base, inputs)) < 1e-5
 
 
+ORDERED = ["separable"]
+if keras.backend.backend() != "jax":
+    ORDERED.append("generator")
+
+
+@pytest.mark.parametrize("name", ORDERED)
+def test_rows_in_a_secret_order(name, tmp_path):
+    base, unordered, _ = case(name)
+    inputs, expected = inputs_of(base), outputs(base, inputs_of(base))
+    model, passport = kp.protect_trained(base, sizes=False, seed=0, order=True)
+    assert gap(outputs(model, inputs), expected) < 1e-5
+    # The kernels are others than signs alone would make them.
+    bare = kp.protect_trained(base, sizes=False, seed=0)[0]
+    pairs = (
+        list(kp.protected_layers(model).values()),
+        [*kp.protected_layers(bare).values()],
+    )
+    for stored, signed in zip(*pairs, strict=True):
+        assert stored.ordered != isinstance(stored.layer, ChannelScale)
+        for one, other in zip(stored.weights, signed.weights, strict=True):
+            one, other = (np.abs(np.asarray(w)) for w in (one, other))
+            if one.ndim > 1 and one.size > 20:
+                assert not np.array_equal(one, other)
+            assert np.array_equal(np.sort(one, None), np.sort(other, None))
+
+    model.save(tmp_path / "protected.keras")
+    passport.save(tmp_path / "owner.h5")
+    loaded = keras.saving.load_model(tmp_path / "protected.keras")
+    owners = kp.Passport.load(tmp_path / "owner.h5")
+    assert owners.fingerprint == passport.fingerprint
+    assert gap(outputs(kp.bind(loaded, owners), inputs), expected) < 1e-5
+    with pytest.raises(kp.PassportError, match="Expected a passport for"):
+        kp.bind(unordered, owners)
+    served = kp.require_passport(kp.public(model))
+    packed = owners.pack(kp.passport_spec(served))
+    given = kp.with_passport(inputs, packed)
+    assert gap(served.predict(given, verbose=0), expected) < 1e-5
+    # The kernel is one for all examples.
+    mixed = kp.with_passport(inputs, np.concatenate([packed, packed, -packed]))
+    with pytest.raises(kp.PassportError, match="several passports"):
+        outputs(served, mixed)
+    for output in keras.tree.flatten(served.predict(mixed, verbose=0)):
+        assert np.all(np.isnan(output))
+
+    plain = kp.unlock(model, owners, fold=False)
+    kernels_of = [
+        [w for w in one.weights if "kernel" in w.name] for one in (base, plain)
+    ]
+    for old, new in zip(*kernels_of, strict=True):
+        if "pointwise" not in old.name or name != "separable":
+            np.testing.assert_array_equal(old, new)
+    for one in (plain, kp.unlock(model)):
+        assert gap(outputs(one, inputs), expected) < 1e-5
+    # A passport under other names keeps the order.
+    path = next(iter(passport.layers))
+    again = owners.renamed({path: "other"}).renamed({"other": path})
+    assert gap(outputs(kp.bind(model, again), inputs), expected) < 1e-5
+
+
+def test_rows_in_a_secret_order_train_on(tmp_path):
+    base = look_trained(MODELS["residual"]())
+    base.compile(keras.optimizers.SGD(0.01), "sparse_categorical_crossentropy")
+    images, labels = inputs_of(base, 16), np.arange(16) % 4
+    received = []
+    for order in (False, True):
+        model, passport = kp.protect_trained(base, seed=0, order=order)
+        start = model.evaluate(images, labels, verbose=0)
+        model.fit(images, labels, epochs=3, batch_size=16, verbose=0)
+        received.append(start - model.evaluate(images, labels, verbose=0))
+        plain = kp.unlock(model, passport)
+        assert gap(outputs(plain, images), outputs(model, images)) < 1e-5
+    assert min(received) > 0
+    # A licensee gets the order too.
+    expected = outputs(model, images)
+    issued = kp.licensing.issue_licence(passport, model, "Bob", b"x" * 32)
+    issued.save(tmp_path / "bob.h5")
+    kp.bind(model, kp.Passport.load(tmp_path / "bob.h5"))
+    assert 1e-5 < gap(outputs(model, images), expected) < 0.1
+    with pytest.raises(kp.PassportError, match="their own order"):
+        kp.hide_statistics(model, [images])
+
+
 def test_what_is_published_follows_from_no_more_than_signs():
     base = look_trained(MODELS["separable"]())
     made = [kp.protect_trained(base, seed=seed)[0] for seed in (1, 1, 2)]
@@ -296,8 +378,10 @@ def test_the_command_writes_a_model_and_its_passport(tmp_path, capsys):
     base.save(tmp_path / "original.keras")
     words = ("protect", "--exact", tmp_path / "original.keras")
     out, owner = tmp_path / "protected.keras", tmp_path / "owner.h5"
-    assert run_command(*words, out, owner) == 0
+    assert run_command(*words, out, owner, "--order") == 0
     assert "4 of 4 kernel layers protected" in capsys.readouterr().out
+    assert run_command("show", owner) == 0
+    assert "of 141 rows" in capsys.readouterr().out
     assert owner.stat().st_mode & 0o777 == 0o600
     model = keras.saving.load_model(out)
     kp.bind(model, kp.Passport.load(owner))
@@ -308,6 +392,7 @@ def test_the_command_writes_a_model_and_its_passport(tmp_path, capsys):
         (words[0], *words[2:], out, owner, "--overwrite"),
         (*words, out, owner, "--overwrite", "--function=V1"),
         (*words, out, owner, "--overwrite", "--insert"),
+        (words[0], *words[2:], out, owner, "--overwrite", "--order"),
         (*words, out, out, "--overwrite"),
         (*words, out, owner),
     ):

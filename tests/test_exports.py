@@ -1,6 +1,7 @@
 """SavedModel, ONNX and LiteRT files that take the passport as an input."""
 
 import base64
+import importlib
 import json
 import pathlib
 import subprocess
@@ -495,6 +496,37 @@ def test_litert(name, tmp_path):
         kp.export_litert(case.model, place)
     assert [path.name for path in tmp_path.iterdir()] == ["model.tflite"]
     assert case.key[0, :16].tobytes() not in place.read_bytes()
+
+
+def test_rows_in_a_secret_order(tmp_path):
+    base = plain_cnn()
+    model, passport = kp.protect_trained(base, seed=0, order=True)
+    x = inputs_of(base)
+    expected, key = outputs_of(base, x), passport.packed()
+    given = {"images": x, "passport": key}
+    mixed = {"images": x[:2], "passport": np.concatenate([key, -key])}
+
+    import tensorflow as tf
+
+    kp.export_saved_model(model, tmp_path / "served")
+    loaded = tf.saved_model.load(str(tmp_path / "served"))
+    signature = loaded.signatures["serving_default"]
+    runs = [lambda **given: list(signature(**given).values())[0].numpy()]
+    if importlib.util.find_spec("tf2onnx"):
+        onnxruntime = pytest.importorskip("onnxruntime")
+        kp.export_onnx(model, tmp_path / "served.onnx")
+        session = onnxruntime.InferenceSession(str(tmp_path / "served.onnx"))
+        runs.append(lambda **given: session.run(None, given)[0])
+    if importlib.util.find_spec("ai_edge_litert"):
+        litert = importlib.import_module("ai_edge_litert.interpreter")
+        kp.export_litert(model, tmp_path / "served.tflite")
+        interpreter = litert.Interpreter(str(tmp_path / "served.tflite"))
+        lite = interpreter.get_signature_runner()
+        runs.append(lambda **given: list(lite(**given).values())[0])
+    for run in runs:
+        assert relative_difference(run(**given), expected) < 1e-5
+        # One kernel can't serve two passports: nobody gets wrong numbers.
+        assert np.all(np.isnan(run(**mixed)))
 
 
 def test_onnx_without_its_packages(small, tmp_path, monkeypatch):

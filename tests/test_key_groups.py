@@ -77,6 +77,11 @@ def test_geometries_of_one_key_are_described_as_ever():
     np.testing.assert_array_equal(key, np.tile([1.0, 2.0, 3.0], (4, 1)))
     with pytest.raises(kp.PassportError):
         Geometry("pointwise", channels=3, key_groups=0)
+    ordered = Geometry("pointwise", channels=3, ordered_rows=(3,))
+    assert Geometry.from_dict(ordered.to_dict()) == ordered
+    assert "ordered_rows" not in several.to_dict()
+    with pytest.raises(kp.PassportError):
+        Geometry("pointwise", channels=3, ordered_rows=(3, -3))
 
 
 def make_layer(**options):

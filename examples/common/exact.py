@@ -26,7 +26,7 @@ def run(
 
     Args:
         model: the trained model.
-        config: `select`, `num_fakes`, `fake_examples` and `seed`.
+        config: `select`, `order`, `num_fakes`, `fake_examples` and `seed`.
         directory: where results go; what is there must not be a run.
         read: reads the pictures to judge it by, if there are any.
     """
@@ -44,7 +44,9 @@ def run(
                 config["select"],
                 [row.path for row in report.rows if row.role == "kernel"],
             )
-            protected, passport = kp.protect_trained(model, selects)
+            protected, passport = kp.protect_trained(
+                model, selects, order=config["order"]
+            )
         print(protected.report)
         for path in (directory.public, directory.owner):
             path.mkdir(parents=True, exist_ok=True)

@@ -59,7 +59,7 @@ def protect(args) -> None:
     the original does. All kernel layers are protected then.
     """
     out = _new_file(args.out, args.overwrite, ".keras", args.model)
-    if args.exact or args.owner is not None:
+    if args.exact or args.order or args.owner is not None:
         _protect_exactly(args, out)
         return
     model = given.load_model(args.model)
@@ -87,7 +87,7 @@ def _protect_exactly(args, out):
         raise ValueError(
             "Expected --exact and a file to write its passport to, OWNER.h5: "
             "one needs the other. Received: "
-            f"{'no file' if args.owner is None else 'no --exact'}"
+            f"{'no --exact' if not args.exact else 'no file'}"
         )
     if args.function != "V3" or args.insert:
         raise ValueError(
@@ -105,7 +105,9 @@ def _protect_exactly(args, out):
         )
     model = given.load_model(args.model)
     with quiet():
-        protected, passport = kp.protect_trained(model, _selected(args, model))
+        protected, passport = kp.protect_trained(
+            model, _selected(args, model), order=args.order
+        )
     print(protected.report)
     # A model whose passport could not be written would be of no use.
     passport.save(owner)
@@ -187,14 +189,21 @@ def show(args) -> None:
         path: geometry.key_shape
         for path, geometry in passport.geometries.items()
     }
-    size = sum(geometry.key_size for geometry in passport.geometries.values())
+    size = len(roles) * sum(
+        geometry.key_size for geometry in passport.geometries.values()
+    )
+    ordered = sum(
+        sum(geometry.ordered_rows) for geometry in passport.geometries.values()
+    )
     about = [
         ("kind", passport.kind),
         ("function", passport.function.name),
         ("key_scaling", passport.key_scaling),
-        ("size", f"{len(roles) * size:,} numbers in {len(shapes)} layers"),
+        ("size", f"{size:,} numbers in {len(shapes)} layers"),
         ("fingerprint", passport.fingerprint),
     ]
+    if ordered:
+        about.insert(-1, ("order", f"of {ordered:,} rows"))
     rows = [
         (path, " ".join(roles), "x".join(map(str, shape)))
         for path, shape in shapes.items()

@@ -269,6 +269,12 @@ def _parser() -> tuple[_Parser, dict[str, _Parser]]:
         action="store_true",
         help="of a trained model, one that gives out the same, untrained",
     )
+    command.add_argument(
+        "--order",
+        action="store_true",
+        help="with --exact: kernels' rows in a secret order too; calls cost "
+        "more",
+    )
     add_report_flags(command)
 
     command = add(

@@ -43,6 +43,8 @@ class ChannelScale(keras.layers.Layer):
 class ChannelScaleAdapter(KernelAdapter):
     """A block for each channel, of one row and one column."""
 
+    kernel_names = ()  # Ones: their order says nothing.
+
     def channels(self, layer):
         return layer.kernel.shape[0]
 

@@ -17,7 +17,13 @@ import math
 import keras
 from keras import ops
 
-from keras_passport.layers import access, own_gradients, scopes
+from keras_passport.layers import (
+    access,
+    own_gradients,
+    packing,
+    row_order,
+    scopes,
+)
 
 # Of a pair of keys, 1 - cos² of their angle at least.
 PARALLEL = 1e-5
@@ -49,12 +55,14 @@ def hidden(layer, passport, training) -> tuple:
 
     Returns:
         Tuple of values with which to call the kernel layer, as
-        `scopes.Substitution` takes them, and of γ and β as `(1 or examples,
+        `scopes.Substitution` takes them, rows in their order, and of γ and β
+        as `(1 or examples,
         channels)`, `None` where they are not hidden.
     """
     kernel = layer.adapter.weight(layer.layer) if layer.decouple else None
     if kernel is None or not _is_wanted():
-        return [], *layer._hidden(passport)
+        packed = layer._seen(passport)
+        return row_order.kernels_of(layer, packed), *layer._parameters(packed)
     duals = []
     if training and passport is None and access.is_settled(layer._secret):
         keys, *duals = access.read(layer._secret, access.DUALS)
@@ -76,8 +84,10 @@ def hidden(layer, passport, training) -> tuple:
         rows = ops.cast(ops.shape(keys)[0], taken.dtype)
         change = of_hidden - taken / rows
         # Where there is no training, they cost nothing unless asked for.
-        basis = duals[0] if duals else _duals(layer, keys)
-        basis = ops.reshape(basis, (-1, *layer.geometry.key_shape))
+        if duals:
+            basis = packing.keys_in(layer, duals[0])
+        else:
+            basis = _duals(layer, packing.keys_in(layer, keys))
         change = layer.adapter.spread_groups(layer.layer, basis, change)
         change = of_features + ops.cast(change, of_features.dtype)
         return [change, of_hidden, *map(ops.zeros_like, (keys, *duals))]
@@ -88,7 +98,9 @@ def hidden(layer, passport, training) -> tuple:
         gradient, [kernel.value, response, keys, *duals]
     )
     gamma, beta = layer._by_role(response, keys.shape[0])
-    return [(kernel, features)], gamma, beta
+    # A gradient of rows in their order goes to where they are stored.
+    values = row_order.kernels_of(layer, keys, {id(kernel): features})
+    return values or [(kernel, features)], gamma, beta
 
 
 def _is_wanted() -> bool:
@@ -107,12 +119,12 @@ def _is_wanted() -> bool:
     return not save_context.in_save_context()
 
 
-def _duals(layer, packed):
+def _duals(layer, rows):
     """The dual basis of keys that are tensors; see `duals.dual_basis`."""
     blocks = layer.adapter.blocks(layer.layer)
     channels = layer.geometry.filter_shape[-1]
     keys = ops.reshape(
-        packed,
+        rows,
         (
             -1,
             len(layer.function.roles),
@@ -140,4 +152,4 @@ def _duals(layer, packed):
             (units - cosine * others) / ops.where(apart, left, 1.0),
             0.5 * units,
         )
-    return ops.reshape(units / norms, ops.shape(packed))
+    return ops.reshape(units / norms, ops.shape(rows))

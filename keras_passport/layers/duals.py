@@ -4,6 +4,7 @@ import numpy as np
 from keras import ops
 
 from keras_passport.errors import PassportError
+from keras_passport.layers import packing
 from keras_passport.layers.bindings import KEYS
 
 # Two keys with a smaller angle (in radians) than about this count as one.
@@ -41,6 +42,17 @@ def dual_basis(keys, blocks: int = 1, groups: int = 1) -> np.ndarray:
     return duals.reshape(shape).astype("float32")
 
 
+def packed_basis(layer, packed: np.ndarray) -> np.ndarray:
+    """The dual basis of a passport layer's keys, packed as they are."""
+    basis = dual_basis(
+        packing.keys_in(layer, packed),
+        layer.adapter.blocks(layer.layer),
+        layer.key_groups,
+    ).reshape(1, -1)
+    # An order of rows has none.
+    return np.pad(basis, ((0, 0), (0, packed.shape[1] - basis.shape[1])))
+
+
 def change_of_kernel(layer, gamma, beta, size) -> tuple:
     """See `PassportNormalization.change_of_kernel`."""
     wanted = {"gamma": gamma, "beta": beta}
@@ -60,7 +72,7 @@ def change_of_kernel(layer, gamma, beta, size) -> tuple:
     response = ops.convert_to_numpy(layer._respond(keys))
     change = layer.adapter.smallest_change(
         layer.layer,
-        ops.reshape(keys, (-1, *layer.geometry.key_shape)),
+        packing.keys_in(layer, keys),
         rows - size * response,
     )
     return kernel, change

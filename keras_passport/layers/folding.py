@@ -163,7 +163,7 @@ def call(layer, inputs, gamma, beta, training, values=()):
     scale, shift = normalization.affine(layer.normalization, gamma, beta)
     scale, shift = scale[0], shift[0]
     with scopes.Substitution(values):
-        folded = layer.adapter.folded(layer.layer, scale, ops.convert_to_tensor)
+        folded = layer.adapter.folded(layer.layer, scale, _value)
     bias = getattr(layer.layer, "bias", None)
     if bias is not None:
         for _, still in still_bias(layer, training):
@@ -181,6 +181,11 @@ def call(layer, inputs, gamma, beta, training, values=()):
     if bias is not None:
         return outputs
     return normalization.shifted(layer.normalization, outputs, shift)
+
+
+def _value(variable):
+    """What a variable is here and now, whoever asks for it later."""
+    return ops.convert_to_tensor(variable.value)
 
 
 # Biases -----------------------------------------------------------------------

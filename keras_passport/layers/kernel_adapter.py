@@ -21,6 +21,11 @@ class KernelAdapter:
     method takes the built layer.
     """
 
+    # Names of the kernels whose rows can be stored in another order, and
+    # which of their axes is no part of the rows' numbers.
+    kernel_names: tuple[str, ...] = ("kernel",)
+    columns_axis = -1
+
     def channels(self, layer: Layer) -> int:
         """Number of input channels of the built layer."""
         raise NotImplementedError

@@ -1,10 +1,10 @@
 """`PassportNormalization`: a kernel layer with γ and β from a passport."""
 
 import dataclasses
+import functools
 from typing import Any
 
 import keras
-import numpy as np
 from keras import ops
 
 from keras_passport import secrecy
@@ -12,14 +12,15 @@ from keras_passport.errors import PassportError
 from keras_passport.hints import Tensor
 from keras_passport.layers import (
     access,
-    bindings,
     decoupling,
     duals,
     folding,
     kernels,
     normalization,
     optimizer_state,
+    packing,
     quantization,
+    row_order,
     scopes,
 )
 from keras_passport.layers.normalization import without_affine
@@ -59,6 +60,8 @@ class PassportNormalization(keras.layers.Wrapper):
             each; see `key_groups`.
         identity: Whether the normalisation stands where the original has
             none and only scales and shifts, so that `unlock` leaves none.
+        ordered: Whether the kernel's rows are stored in a secret order; see
+            `row_order`.
         decouple: Whether a passport's hidden parameters train as if
             they were variables of their own: their gradient then reaches the
             kernel along the dual keys, and the features' gradient not along
@@ -72,7 +75,8 @@ class PassportNormalization(keras.layers.Wrapper):
     Call arguments:
         inputs: Tensor, the kernel layer's input.
         passport: Keys of shape `(1 or batch, passport_size)`, float32: γ's
-            key, then β's, each in C order. Defaults to the bound ones.
+            key, then β's, each in C order, and the order of rows if they have
+            one. Defaults to the bound ones.
         training: Whether to normalise with the batch's own statistics.
         mask: Mask over the inputs, used as the normalisation uses it.
 
@@ -98,6 +102,7 @@ class PassportNormalization(keras.layers.Wrapper):
         decouple: bool = True,
         key_groups: int = 1,
         identity: bool = False,
+        ordered: bool = False,
         **kwargs: Any,
     ):
         kwargs.setdefault("name", getattr(layer, "name", None))
@@ -127,6 +132,7 @@ class PassportNormalization(keras.layers.Wrapper):
         self.decouple = decouple
         self.key_groups = key_groups
         self.identity = identity
+        self.ordered = ordered
         self.replaced, self.normalization = without_affine(normalization)
         self.supports_masking = all(
             part.supports_masking for part in (layer, *self.between)
@@ -159,9 +165,7 @@ class PassportNormalization(keras.layers.Wrapper):
             if not part.built:
                 part.build(shape)
             shape = part.compute_output_shape(shape)
-        self.geometry = dataclasses.replace(
-            self.adapter.geometry(self.layer), key_groups=self.key_groups
-        )
+        self._note_geometry()
         self.inputs_shape = tuple(inputs_shape)
         options = self.replaced["config"]
         if not self.function.hides_gamma and options["scale"]:
@@ -182,10 +186,20 @@ class PassportNormalization(keras.layers.Wrapper):
             trainable=self.normalization.trainable,
         )
 
+    def _note_geometry(self):
+        rows = ()
+        if self.ordered:
+            rows = row_order.counts(self.adapter, self.layer)
+        self.geometry = dataclasses.replace(
+            self.adapter.geometry(self.layer),
+            key_groups=self.key_groups,
+            ordered_rows=rows,
+        )
+
     @property
     def passport_size(self) -> int:
-        """Number of key elements, γ's and β's together."""
-        return len(self.function.roles) * self.geometry.key_size
+        """Number of elements of all keys, and of the order of rows."""
+        return packing.size(self)
 
     # Keys ---------------------------------------------------------------
 
@@ -194,66 +208,43 @@ class PassportNormalization(keras.layers.Wrapper):
         """Whether a passport's keys are bound to this layer."""
         return self._secret.bound is not None
 
-    def bind_keys(self, gamma: Tensor = None, beta: Tensor = None) -> None:
+    def bind_keys(
+        self, gamma: Tensor = None, beta: Tensor = None, order: Tensor = None
+    ) -> None:
         """Binds the keys of a passport. See `kp.bind` for a whole model.
 
         Args:
             gamma: Key for γ, float array of shape `geometry.key_shape`;
                 `None` where the function does not hide γ.
             beta: Key for β, of the same shape, or `None`.
+            order: The order of the kernel's rows, float array `(rows,)`;
+                `None` where they are stored in their own.
 
         Raises:
             PassportError: If a key is missing, superfluous, of the wrong
                 shape, or not finite.
         """
-        access.bind({self._secret: self.keys_of(gamma, beta)})
+        access.bind({self._secret: self.keys_of(gamma, beta, order)})
 
-    def keys_of(self, gamma: Tensor = None, beta: Tensor = None) -> access.Keys:
+    def keys_of(
+        self, gamma: Tensor = None, beta: Tensor = None, order: Tensor = None
+    ) -> access.Keys:
         """Keys to bind: `bind_keys` without binding them."""
-        gamma, beta = secrecy.hidden(gamma), secrecy.hidden(beta)
-        given = {"gamma": gamma, "beta": beta}
-        packed = []
-        for role, key in given.items():
-            if role not in self.function.roles:
-                if key is not None:
-                    raise PassportError(
-                        f"Layer '{self.name}' has function "
-                        f"{self.function.name}, which hides no {role}. "
-                        f"Received: a key for {role}"
-                    )
-                continue
-            shape = None if key is None else np.shape(key)
-            if shape != self.geometry.key_shape:
-                raise PassportError(
-                    f"Expected a key for {role} of layer '{self.name}' of "
-                    f"shape {self.geometry.key_shape}. Received: shape={shape}"
-                )
-            packed.append(np.asarray(key, "float32").reshape(1, -1))
-        packed = np.concatenate(packed, axis=1)
-        if not np.all(np.isfinite(packed)):
-            raise PassportError(
-                f"Expected finite keys for layer '{self.name}'. "
-                "Received: NaN or infinity"
-            )
-        return self.packed_keys(packed)
+        gamma, beta, order = map(secrecy.hidden, (gamma, beta, order))
+        keys = {"gamma": gamma, "beta": beta}
+        return self.packed_keys(packing.pack(self, keys, order))
 
     def packed_keys(self, array: Tensor, tensor: Tensor = None) -> access.Keys:
         """Keys as they are packed; see `access.Keys`."""
-        return access.Keys(array, self._dual, tensor)
+        dual = functools.partial(duals.packed_basis, self)
+        return access.Keys(array, dual, tensor)
 
-    def _dual(self, packed):
-        """The keys' dual basis, packed as they are."""
-        rows = packed.reshape(-1, *self.geometry.key_shape)
-        basis = duals.dual_basis(
-            rows, self.adapter.blocks(self.layer), self.key_groups
-        )
-        return basis.reshape(1, -1)
-
-    def split_keys(self, groups: int) -> None:
+    def split_keys(self, groups: int, ordered: bool = False) -> None:
         """Deals the output channels out to groups that have a key each.
 
         Args:
             groups: Number of groups; see `key_groups`.
+            ordered: Whether the kernel's rows are in a secret order now.
 
         Raises:
             PassportError: If a passport is bound, of other keys.
@@ -263,8 +254,8 @@ class PassportNormalization(keras.layers.Wrapper):
                 f"Expected layer '{self.name}' to be unbound before its keys "
                 "are split. Received: a bound layer"
             )
-        self.key_groups = groups
-        self.geometry = dataclasses.replace(self.geometry, key_groups=groups)
+        self.key_groups, self.ordered = groups, ordered
+        self._note_geometry()
 
     def unbind_keys(self) -> None:
         """Takes the bound keys away; does nothing if there are none."""
@@ -339,26 +330,25 @@ class PassportNormalization(keras.layers.Wrapper):
 
     def _hidden(self, passport):
         """γ and β, each (rows, channels), or None where not hidden."""
-        packed = self._seen(passport)
+        return self._parameters(self._seen(passport))
+
+    def _parameters(self, packed):
+        """γ and β of packed keys that a call has seen."""
         return self._by_role(self._respond(packed), packed.shape[0])
 
     def _seen(self, passport):
         """The packed keys of a call: those given with it, or its context's."""
         if passport is None:
             passport = access.read(self._secret)
-        bindings.check_packed(
-            passport.shape,
-            self.passport_size,
-            f"a packed passport for layer '{self.name}'",
-        )
-        return passport
+        packing.check(self, passport.shape)
+        return row_order.one_passport(self, passport)
 
     def _respond(self, packed):
         """The kernel's response to packed keys: (rows · roles, channels).
 
         γ's and β's keys meet the kernel in one product: it is read once.
         """
-        keys = ops.reshape(packed, (-1, *self.geometry.key_shape))
+        keys = packing.keys_in(self, packed)
         return self.adapter.response(self.layer, keys)
 
     def _by_role(self, response, rows):
@@ -463,6 +453,7 @@ class PassportNormalization(keras.layers.Wrapper):
             "decouple": self.decouple,
             "key_groups": self.key_groups,
             "identity": self.identity,
+            "ordered": self.ordered,
         }
 
     @classmethod

@@ -104,6 +104,8 @@ class Depthwise(Convolution):
 class Separable(Depthwise):
     """SeparableConv1D and SeparableConv2D: through both kernels."""
 
+    kernel_names = ("depthwise_kernel", "pointwise_kernel")
+
     def weight(self, layer):
         return None  # The response is a product of two variables.
 
@@ -186,6 +188,8 @@ def _depthwise_response(kernel, keys):
 
 class Transpose(KernelAdapter):
     """Conv1DTranspose, Conv2DTranspose and Conv3DTranspose."""
+
+    columns_axis = -2
 
     def channels(self, layer):
         return layer.kernel.shape[-1]

@@ -7,7 +7,7 @@ import numpy as np
 
 from keras_passport.leaks import scaled_kernels
 from keras_passport.leaks.searches import Map, Secret, key_parts
-from keras_passport.passports import remaking
+from keras_passport.passports import remaking, specs
 from keras_passport.passports.derivation import image_arrays
 from keras_passport.passports.entries import ROLES
 
@@ -47,6 +47,8 @@ def secrets_of(passport, models) -> list[Secret]:
                 mean = scaled.reshape(-1, channels).mean(0)
                 equal = np.ones(channels - 1)
                 add("key's mean", path, role, mean, parts=equal)
+    for path, order in specs.orders_of(passport).items():
+        add("order of rows", path, "order", order, parts=np.ones(order.size))
     # The models may have other paths for the layers.
     fitted = [passport.fitted(model) for model in models]
     given = [key for one in fitted for key in one.keys().values()]

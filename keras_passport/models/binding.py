@@ -12,6 +12,7 @@ from keras_passport.errors import PassportError
 from keras_passport.hints import Model
 from keras_passport.layers import access, optimizer_state
 from keras_passport.layers.protected import layers_or_error
+from keras_passport.passports import specs
 from keras_passport.passports.passport import check_passport
 from keras_passport.secrecy import hidden
 
@@ -45,10 +46,11 @@ def bind(model: keras.Model, passport: Any) -> keras.Model:
     passport = hidden(passport)
     layers = layers_or_error(model)
     check_passport(passport)
-    keys = passport.keys(model)
+    fitted = passport.fitted(model)
+    keys, orders = fitted.keys(), specs.orders_of(fitted)
     access.bind(
         {
-            layer._secret: layer.keys_of(**keys[path])
+            layer._secret: layer.keys_of(**keys[path], order=orders.get(path))
             for path, layer in layers.items()
         }
     )
@@ -102,7 +104,8 @@ def presented(model: keras.Model, passport: Any) -> Iterator[None]:
     Args:
         model: Protected model, bound or not.
         passport: Tensor `(1 or batch, K)`, float32: the layers' keys in the
-            graph's order, per layer γ's, then β's, each in C order.
+            graph's order, per layer γ's, then β's, each in C order, and the
+            order of its rows if they have one (`Passport.packed`).
 
     Raises:
         PassportError: If the passport has another shape.

@@ -17,6 +17,7 @@ from keras import ops
 
 from keras_passport import graph
 from keras_passport.errors import PassportError
+from keras_passport.layers import row_order
 from keras_passport.layers.channel_scale import ChannelScale
 from keras_passport.layers.protected import protected_layers
 from keras_passport.models import compiling, exact_keys, exact_sites, protecting
@@ -30,6 +31,7 @@ from keras_passport.passports.derivation import (
     checked_signs,
     derive,
     generator,
+    order_of_rows,
     secret_seed,
 )
 from keras_passport.passports.entries import PassportEntry
@@ -69,6 +71,7 @@ def protect_trained(
     sizes: bool = True,
     seed: bytes | int | None = None,
     signs: Callable[[str, int], np.ndarray] | None = None,
+    order: bool = False,
 ) -> tuple[ProtectedModel, Passport]:
     """Protects a trained model: no training, no data, the same outputs.
 
@@ -97,6 +100,13 @@ def protect_trained(
         signs: Function from a layer's path and number of channels to 1 and
             -1, `(channels,)`: the signs that γ is to have, such as an
             `ownership.Signature`. Defaults to ones that follow from the seed.
+        order: Whether the rows of each kernel, what each element of its
+            window does with each input channel, are stored in a secret order
+            and with secret signs, too. That hides the filters' shape, and
+            which channel meets which, and leaves an attacker with nothing
+            that he could train on from; each call gathers the rows, which
+            costs a copy of all kernels, and one passport must serve all
+            examples of a call.
 
     Returns:
         Tuple of the `ProtectedModel` and its `Passport`, which is bound to
@@ -137,7 +147,7 @@ def protect_trained(
     protected = graph.rebuild(model, rewrite, ProtectedModel)
     sites = {id(rewrite.made[key][1]): site for key, site in plan.sites.items()}
     solved = {
-        path: _solve(path, sites[id(layer)], layer, seed, sizes, signs)
+        path: _solve(path, sites[id(layer)], layer, seed, sizes, signs, order)
         for path, layer in protected_layers(protected).items()
     }
     protected.report = plan.report
@@ -159,7 +169,7 @@ class _Solving(protecting.Protecting):
         pass
 
 
-def _solve(path, site, target, seed, sizes, signs):
+def _solve(path, site, target, seed, sizes, signs, order):
     """Publishes a layer's kernel, and solves for the keys to it.
 
     Returns:
@@ -194,6 +204,9 @@ def _solve(path, site, target, seed, sizes, signs):
             flips = np.where(scale < 0, -flips, flips)
         scales, dead = _publish_kernel(target, flips, sizes)
         scale = np.where(dead, 0.0, scale / scales)
+    order = order and _store_in_order(
+        adapter, layer, derive(seed, "order", path)
+    )
     matrix = adapter.matrix(layer)
     blocks = len(matrix)
     wanted = {"gamma": scale * width, "beta": shift}
@@ -203,7 +216,7 @@ def _solve(path, site, target, seed, sizes, signs):
         generator(derive(seed, PASSPORT, path, "keys")),
         np.random.default_rng(0),
     )
-    target.split_keys(solution.groups)
+    target.split_keys(solution.groups, order)
     keys = {
         f"{role}_key": adapter.keys_of(layer, rows).reshape(
             target.geometry.key_shape
@@ -251,6 +264,24 @@ def _publish_kernel(target, flips, sizes):
     if np.any(dead):
         _revive(target, dead)
     return scales, dead
+
+
+def _store_in_order(adapter, layer, seed) -> bool:
+    """Stores a kernel's rows in a secret order; `False` if it has none.
+
+    Of a depthwise kernel that is nearly all zeros, a column might be left
+    that no key reaches.
+    """
+    counts = row_order.counts(adapter, layer)
+    if not counts:
+        return False
+    order = order_of_rows(seed, counts)
+    row_order.store(adapter, layer, order)
+    if np.all(_norms(adapter.matrix(layer)) >= _DEAD):
+        return True
+    for kernel, value in row_order.gathered(adapter, layer, order):
+        kernel.assign(value)
+    return False
 
 
 def _norms(matrix):

@@ -58,7 +58,8 @@ def hide_statistics(
 
     Raises:
         PassportRequiredError: If no passport is bound.
-        PassportError: If a layer's function is V1, or a layer with statistics
+        PassportError: If a layer's function is V1, its rows are in a secret
+            order (its statistics are hidden), or a layer with statistics
             has no kernel that can be changed (frozen, or with LoRA). The
             model is then left as it was.
         ValueError: If there are no batches.
@@ -80,6 +81,12 @@ def hide_statistics(
                 "Expected a function that hides β, as V2 and V3 do: the means "
                 f"go there. Received: layer '{path}' with function "
                 f"{layer.function.name}"
+            )
+        if layer.ordered:
+            raise PassportError(
+                "Expected kernels whose rows are in their own order. Received: "
+                f"layer '{path}' of `protect_trained(order=True)`, which hid "
+                "its statistics"
             )
         if layer.adapter.solvable(layer.layer) is None:
             raise PassportError(

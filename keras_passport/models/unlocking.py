@@ -10,7 +10,7 @@ from keras import ops
 
 from keras_passport import graph, secrecy, subclasses
 from keras_passport.errors import PassportError, PassportRequiredError
-from keras_passport.layers import folding, normalization
+from keras_passport.layers import folding, normalization, row_order, scopes
 from keras_passport.layers.channel_scale import ChannelScale
 from keras_passport.layers.passport_normalization import PassportNormalization
 from keras_passport.layers.protected import layers_or_error, protected_layers
@@ -76,8 +76,10 @@ def unlock(
                 f"Layer '{path}' has no passport. Give one: "
                 "keras_passport.unlock(model, passport)"
             )
-        hidden[path] = layer.hidden_parameters(rows.get(path))
-    return with_parameters(model, hidden, fold, scales)
+        if path not in rows:
+            rows[path] = layer._secret.bound.array
+        hidden[path] = layer.hidden_parameters(rows[path])
+    return with_parameters(model, hidden, fold, scales, rows)
 
 
 def with_parameters(
@@ -85,6 +87,7 @@ def with_parameters(
     parameters: dict,
     fold: bool,
     scales: dict | None = None,
+    rows: dict | None = None,
 ) -> keras.Model:
     """An ordinary Keras model that has these γ and β, whoever they are from.
 
@@ -95,11 +98,18 @@ def with_parameters(
         fold: As for `unlock`.
         scales: Dict from path to what the layer's filters were multiplied by
             before they were published, `(channels,)` or `None`.
+        rows: Dict from path to packed keys `(1, passport_size)`, for the
+            order of the kernels' rows; by default they stay as they are
+            stored.
     """
     layers = protected_layers(model)
     rewrite = _Unlocking(
         {
-            id(layer): (*parameters[path], (scales or {}).get(path))
+            id(layer): (
+                *parameters[path],
+                (scales or {}).get(path),
+                (rows or {}).get(path),
+            )
             for path, layer in layers.items()
         },
         fold,
@@ -164,7 +174,7 @@ def _folds(wrapper) -> bool:
 _EQUAL = 1e-5
 
 
-def _folded(wrapper, gamma, beta, scales, always):
+def _folded(wrapper, gamma, beta, scales, row, always):
     """One kernel layer, and what writes its weights once it is built.
 
     Args:
@@ -172,6 +182,7 @@ def _folded(wrapper, gamma, beta, scales, always):
         gamma: As `with_parameters` has it.
         beta: As `with_parameters` has it.
         scales: As `with_parameters` has it.
+        row: The layer's packed keys, or `None`.
         always: Whether it is to have a bias although the original has none.
     """
     scale, shift = folding.scale_and_shift(wrapper, gamma, beta)
@@ -189,7 +200,8 @@ def _folded(wrapper, gamma, beta, scales, always):
             # Bit for bit the original's, where nothing was trained since.
             unchanged = np.abs(scale * scales - 1.0) < _EQUAL
             factors = np.where(unchanged, 1.0 / scales.astype("float64"), scale)
-        scaled = wrapper.adapter.folded(wrapper.layer, factors)
+        with _in_order(wrapper, row):
+            scaled = wrapper.adapter.folded(wrapper.layer, factors)
         for name, value in scaled.items():
             weights[name].assign(value.astype("float32"))
         if "bias" in weights:
@@ -199,7 +211,7 @@ def _folded(wrapper, gamma, beta, scales, always):
     return _Chain([layer], write)
 
 
-def _unfolded(wrapper, gamma, beta, scales):
+def _unfolded(wrapper, gamma, beta, scales, row):
     """The original's layers, and what writes their weights once built."""
     gamma, beta = folding.gamma_and_beta(wrapper, gamma, beta)
     values = {
@@ -235,8 +247,8 @@ def _unfolded(wrapper, gamma, beta, scales):
         if not alone:
             graph.copy_state(wrapper.layer, layer)
             graph.copy_trainable(wrapper.layer, layer)
-        if scales is not None:
-            _restore(wrapper, layer, scales)
+        if scales is not None or wrapper.geometry.ordered_rows:
+            _restore(wrapper, layer, scales, row)
         for variable in normal.variables:
             graph.copy_variable(values[variable.name], variable)
         graph.copy_trainable(wrapper.normalization, normal)
@@ -279,8 +291,18 @@ def _as_before(wrapper, gamma, beta):
     return values
 
 
-def _restore(wrapper, layer, scales):
+def _restore(wrapper, layer, scales, row):
     """Gives a kernel layer the filters that it had before it was protected."""
-    factors = 1.0 / scales.astype("float64")
-    for name, value in wrapper.adapter.folded(wrapper.layer, factors).items():
+    factors = np.ones(wrapper.adapter.units(layer))
+    if scales is not None:
+        factors = 1.0 / scales.astype("float64")
+    with _in_order(wrapper, row):
+        restored = wrapper.adapter.folded(wrapper.layer, factors)
+    for name, value in restored.items():
         getattr(layer, name).assign(value.astype("float32"))
+
+
+def _in_order(wrapper, row):
+    """A block in which a passport layer's kernels have their rows in order."""
+    kernels = [] if row is None else row_order.kernels_of(wrapper, row)
+    return scopes.Substitution(kernels)

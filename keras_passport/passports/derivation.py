@@ -158,6 +158,26 @@ def generator(seed: bytes) -> np.random.Generator:
     return np.random.Generator(np.random.Philox(key=key))
 
 
+def order_of_rows(seed: bytes, counts: tuple[int, ...]) -> np.ndarray:
+    """A secret order of kernels' rows, and signs; see `layers.row_order`.
+
+    Args:
+        seed: What `derive` returns.
+        counts: How many rows each kernel has.
+
+    Returns:
+        float32 array `(sum of counts,)`: for each kernel 1 to its number of
+        rows in random order, each with a random sign. float32 has all whole
+        numbers up to 2²⁴.
+    """
+    drawn = generator(seed)
+    parts = [
+        (drawn.permutation(rows) + 1) * drawn.choice((-1, 1), rows)
+        for rows in counts
+    ]
+    return hidden(np.concatenate(parts).astype("float32"))
+
+
 def checked_signs(signs, path: str, channels: int) -> np.ndarray:
     """The signs that somebody wants γ to have.
 

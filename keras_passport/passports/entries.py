@@ -9,7 +9,7 @@ import numpy as np
 from keras_passport.errors import PassportError
 from keras_passport.passports.derivation import array_hash, count_images
 from keras_passport.passports.geometry import Geometry, digest
-from keras_passport.secrecy import SecretInt, hidden, type_of
+from keras_passport.secrecy import SecretBytes, SecretInt, hidden, type_of
 from keras_passport.texts import shown
 
 ROLES = ("gamma", "beta")
@@ -64,8 +64,10 @@ class PassportEntry:
         scales: What the layer's filters were multiplied by before they were
             published, float32 `(output channels,)`, none of them zero; or
             `None` where they are as they were trained.
-        origin: The path that signs of keys follow from, where the layer has
-            another one now; or `None`.
+        origin: The path that signs of keys and the order of rows follow from,
+            where the layer has another one now; or `None`.
+        order_seed: 32 bytes that the order of the layer's rows follows from;
+            or `None` where it follows from the passport's seed.
     """
 
     geometry: Geometry
@@ -79,6 +81,7 @@ class PassportEntry:
     beta_record: MapRecord | None = None
     scales: np.ndarray | None = None
     origin: str | None = None
+    order_seed: bytes | None = None
 
     def __post_init__(self):
         # What follows from the arrays, once it is known: keys and records.
@@ -130,6 +133,15 @@ class PassportEntry:
                 "Expected origin to be the path of a layer, or None. "
                 f"Received: a {type_of(self.origin)}"
             )
+        seed = hidden(self.order_seed)
+        if seed is not None and (
+            not isinstance(seed, SecretBytes) or len(seed) != 32
+        ):
+            raise PassportError(
+                "Expected order_seed to be 32 bytes, or None. "
+                f"Received: a {type_of(seed)}"
+            )
+        object.__setattr__(self, "order_seed", seed)
 
     def _check_scales(self):
         scales = self.scales

@@ -39,6 +39,8 @@ class Geometry:
             `None` for Keras's default.
         key_groups: Groups of output channels that have a key each; see
             `KernelAdapter.response`.
+        ordered_rows: How many rows each of the layer's kernels has, where
+            they are stored in a secret order (`layers.row_order`).
 
     Example:
 
@@ -59,6 +61,7 @@ class Geometry:
     data_format: str = "channels_last"
     output_padding: tuple[int, ...] | None = None
     key_groups: int = 1
+    ordered_rows: tuple[int, ...] = ()
 
     def __post_init__(self):
         rank = len(self.kernel_size)
@@ -74,6 +77,10 @@ class Geometry:
             or not _are_sizes(self.dilation, rank)
             or not _are_sizes((self.channels,), 1, largest=2**24)
             or not _are_sizes((self.key_groups,), 1)
+            or len(self.ordered_rows) > 2
+            or not _are_sizes(
+                self.ordered_rows, len(self.ordered_rows), largest=2**24
+            )
             or not (extra is None or _are_sizes(extra, rank, smallest=0))
         ):
             raise PassportError(
@@ -100,11 +107,12 @@ class Geometry:
 
     def to_dict(self) -> dict:
         """Plain lists, strings and numbers, for JSON."""
-        # One key was all there was when the first files were written.
+        # What the first files could not have is named where it is there.
+        usual = {"key_groups": 1, "ordered_rows": ()}
         return {
             name: list(value) if isinstance(value, tuple) else value
             for name, value in dataclasses.asdict(self).items()
-            if name != "key_groups" or value > 1
+            if name not in usual or usual[name] != value
         }
 
     @classmethod

@@ -288,11 +288,11 @@ class Passport:
         }
 
     def rows(self) -> dict[str, np.ndarray]:
-        """Each layer's keys in one row, `(1, passport_size)` float32."""
-        return {
-            path: np.concatenate([key.ravel() for key in keys.values()])[None]
-            for path, keys in self.keys().items()
-        }
+        """Each layer's keys in one row, `(1, passport_size)` float32.
+
+        The order of the layer's rows, if they have a secret one, comes last.
+        """
+        return specs.rows_of(self)
 
     def packed(self) -> np.ndarray:
         """All keys in one row, `(1, K)` float32, in the order of `layers`."""

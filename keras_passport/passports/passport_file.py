@@ -89,6 +89,8 @@ def header(passport, hashes: dict | None = None) -> bytes:
             about["scales"] = _describe(entry.scales)
         if entry.origin is not None:
             about["origin"] = entry.origin
+        if entry.order_seed is not None:
+            about["order_seed"] = hidden(entry.order_seed.hex())
         layers.append(about)
     about = {
         "version": version,
@@ -343,6 +345,8 @@ def _entry(file, index, layer, version) -> PassportEntry:
         roles["scales"] = _array(file, place, layer["scales"])
     if "origin" in layer:
         roles["origin"] = layer["origin"]
+    if "order_seed" in layer:
+        roles["order_seed"] = bytes.fromhex(layer["order_seed"])
     entry = PassportEntry(Geometry.from_dict(layer["geometry"]), **roles)
     for role, record in records.items():
         entry.note_record(role, record)
@@ -353,6 +357,7 @@ def _check_keys(passport):
     stored = elements = additions = 0
     for entry in passport.layers.values():
         key_size, kernel = entry.geometry.key_size, entry.geometry.kernel_size
+        elements += sum(entry.geometry.ordered_rows)
         for role in passport.function.roles:
             size = entry.array(role).size
             stored += size

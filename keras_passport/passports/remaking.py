@@ -144,6 +144,7 @@ def renamed(passport, names: Mapping[str, str]):
             path: PassportEntry(
                 entry.geometry,
                 origin=entry.origin,
+                order_seed=entry.order_seed,
                 **{f"{role}_key": entry.key(role) for role in roles},
             )
             for path, entry in layers.items()
@@ -153,9 +154,10 @@ def renamed(passport, names: Mapping[str, str]):
 
 
 def moved(passport, old: str, new: str) -> PassportEntry:
-    """A layer's entry under another path: its key stays the same."""
+    """A layer's entry under another path: its key and order stay the same."""
     entry = passport.layers[old]
-    if passport.key_scaling != "signed" or old == new:
+    by_path = passport.key_scaling == "signed" or entry.geometry.ordered_rows
+    if not by_path or old == new:
         return entry
     return dataclasses.replace(entry, origin=entry.origin or old)
 

@@ -11,6 +11,7 @@ import numpy as np
 from keras_passport import files
 from keras_passport.errors import PassportError
 from keras_passport.lazy import above
+from keras_passport.passports.derivation import derive, order_of_rows
 from keras_passport.passports.geometry import Geometry
 from keras_passport.passports.matching import match
 from keras_passport.texts import shown
@@ -20,6 +21,43 @@ SPEC_VERSION = 1
 SPEC_FILE = "passport_spec.json"
 # Bytes. A layer takes about 300.
 _LARGEST_SPEC = 2**24
+
+
+def order_seed(passport, path: str) -> bytes:
+    """The 32 bytes that the order of a layer's rows follows from."""
+    entry = passport.layers[path]
+    if entry.order_seed is not None:
+        return entry.order_seed
+    return derive(passport.seed, "order", entry.origin or path)
+
+
+def orders_of(passport) -> dict[str, np.ndarray]:
+    """The order of each layer's rows that has a secret one.
+
+    Args:
+        passport: A `Passport`.
+
+    Returns:
+        Dict from path to float32 array `(rows,)`; see `layers.row_order`.
+    """
+    return {
+        path: order_of_rows(
+            order_seed(passport, path), entry.geometry.ordered_rows
+        )
+        for path, entry in passport.layers.items()
+        if entry.geometry.ordered_rows
+    }
+
+
+def rows_of(passport) -> dict[str, np.ndarray]:
+    """See `Passport.rows`."""
+    orders, rows = orders_of(passport), {}
+    for path, keys in passport.keys().items():
+        parts = [key.ravel() for key in keys.values()]
+        if path in orders:
+            parts.append(orders[path])
+        rows[path] = np.concatenate(parts)[None]
+    return rows
 
 
 def pack(passport, spec) -> np.ndarray:

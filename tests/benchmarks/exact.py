@@ -3,11 +3,13 @@
     python tests/benchmarks/exact.py --net=ResNet50
     python tests/benchmarks/exact.py --net=EfficientNetB7 --calls=0
     python tests/benchmarks/exact.py --net=ResNet50 --batch=16 --steps=10
+    python tests/benchmarks/exact.py --net=ResNet50 --order --steps=60
 
 Time: once, in a process that has protected a small net before. Memory: what it
 adds to the peak of a process of its own, in copies of the net's weights. Calls
 are compiled ones of the original, of the bound model, of the one that takes
-the passport as an input, and of the unlocked one, in turn.
+the passport as an input, and of the unlocked one, in turn; with `--order` also
+of one whose rows are stored in a secret order.
 """
 
 import time
@@ -25,6 +27,7 @@ _NET = flags.DEFINE_string("net", "ResNet50", "Of keras.applications.")
 _SIZE = flags.DEFINE_integer("size", None, "Pixels a side; the net's own.")
 _BATCH = flags.DEFINE_integer("batch", 1, "Pictures a call.")
 _CALLS = flags.DEFINE_bool("calls", True, "Whether to measure calls.")
+_ORDER = flags.DEFINE_bool("order", False, "Measure rows in order, too.")
 _ONLY = flags.DEFINE_bool("only", False, "Print the memory and nothing else.")
 
 
@@ -61,6 +64,16 @@ def calls_of(base, model, passport, x) -> dict:
         "passport input": lambda: served([x, packed], training=False),
         "unlocked, folded": lambda: plain(x, training=False),
     }
+    if _ORDER.value:
+        stored, owners = kp.protect_trained(base, seed=0, order=True)
+        asking = kp.require_passport(stored)
+        row = tf.constant(owners.pack(kp.passport_spec(asking)))
+        calls |= {
+            "bound, rows in order": lambda: stored(x, training=False),
+            "passport input, rows in order": lambda: asking(
+                [x, row], training=False
+            ),
+        }
     return {name: tf.function(call) for name, call in calls.items()}
 
 

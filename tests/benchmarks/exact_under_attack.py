@@ -1,12 +1,13 @@
 """A trained network protected exactly, and who attacks it with few labels.
 
     python tests/benchmarks/exact_under_attack.py --original=original.keras \
-        --dataset=cifar10 --fraction=0.04 --epochs=40 --out=exact.json
+        --dataset=cifar10 --fraction=0.04 --epochs=40 --order --out=exact.json
 
 Inconsistency, fakes of random patterns, and what each attack reaches on the
-exactly protected network ("exact") and on the same network with its γ and β
-taken away and nothing else ("removed"), beside training from scratch on the
-same labels. All train by the same recipe, or with `--tuned` each by the best
+exactly protected network ("exact"; with `--order` also with its rows in a
+secret order, "ordered") and on the same network with its γ and β taken away
+and nothing else ("removed"), beside training from scratch on the same labels.
+All train by the same recipe, or with `--tuned` each by the best
 of six. A finished row is not run again.
 """
 
@@ -14,6 +15,7 @@ import dataclasses
 import json
 import os
 import pathlib
+import secrets
 import sys
 
 import keras
@@ -34,6 +36,9 @@ _EPOCHS = flags.DEFINE_integer("epochs", 40, "Of each training.", 1)
 _RATE = flags.DEFINE_float("rate", 0.05, "SGD's first.", 0)
 _FAKES = flags.DEFINE_integer("fakes", 1000, "Random patterns to try.", 1)
 _TUNED = flags.DEFINE_bool("tuned", False, "Six recipes for each attack.")
+_ORDER = flags.DEFINE_bool(
+    "order", False, "Attack the network with rows in a secret order, too."
+)
 _ONLY = flags.DEFINE_list("only", None, "Rows to run; all by default.")
 _OUT = flags.DEFINE_string("out", "exact.json", "File of the rows.")
 flags.mark_flag_as_required("original")
@@ -44,8 +49,13 @@ def main(_):
     train = data.normalize(data.x_train), data.y_train
     test = data.normalize(data.x_test), data.y_test
     base = keras.saving.load_model(_ORIGINAL.value, compile=False)
-    exact, passport = kp.protect_trained(base)
+    # The two differ in nothing but the order of rows.
+    seed = secrets.token_bytes(16)
+    exact, _ = kp.protect_trained(base, seed=seed)
     networks = {"exact": kp.public(exact), "removed": kp.protect(base)}
+    if _ORDER.value:
+        ordered, _ = kp.protect_trained(base, seed=seed, order=True)
+        networks["ordered"] = kp.public(ordered)
     out = pathlib.Path(_OUT.value)
     rows = json.loads(out.read_text()) if out.exists() else {}
 
@@ -60,6 +70,9 @@ def main(_):
 
     keep("outputs", lambda: outputs(base, exact, test))
     keep("fakes", lambda: fakes(networks["exact"], test))
+    if _ORDER.value:
+        keep("outputs ordered", lambda: outputs(base, ordered, test))
+        keep("fakes ordered", lambda: fakes(networks["ordered"], test))
     recipe = kp.attacks.Recipe(
         epochs=_EPOCHS.value,
         batch_size=60,
@@ -77,7 +90,7 @@ def main(_):
     }
     for attack, (run, options) in attacks.items():
         for state, network in networks.items():
-            if attack == "from_scratch" and state == "removed":
+            if attack == "from_scratch" and state != "exact":
                 continue  # It uses nothing of the network.
             keep(
                 f"{attack} {state}",

@@ -1,0 +1,150 @@
+"""Rows of kernels that are stored in a secret order, with secret signs.
+
+A row is what one element of a kernel's window does with one input channel, for
+all output channels. Stored in a secret order, rows tell neither the filters'
+shape, from which signs can be guessed, nor which channel meets which.
+
+The order is a key of one number a row: its size says which of the stored rows
+is meant, counted from 1, and its sign what that is multiplied by. It follows
+from a passport's seed, and comes last in a packed passport. Keys of γ and β
+meet kernels as they are stored; only what a call does with its inputs has the
+rows gathered.
+"""
+
+import math
+
+import numpy as np
+from keras import ops
+
+from keras_passport.errors import PassportError
+from keras_passport.layers import packing
+from keras_passport.layers.bindings import is_symbolic
+
+
+def counts(adapter, layer) -> tuple[int, ...]:
+    """How many rows each of a layer's kernels has, as `Geometry` has it.
+
+    Args:
+        adapter: The layer's `KernelAdapter`.
+        layer: A built kernel layer.
+    """
+    return tuple(
+        _rows(adapter, kernel.shape) for kernel in _kernels(adapter, layer)
+    )
+
+
+def store(adapter, layer, order: np.ndarray) -> None:
+    """Gives kernels the order from which a call gathers what they are now.
+
+    Args:
+        adapter: As for `counts`, and so is the next.
+        layer: The kernel layer.
+        order: float32 array `(rows,)`.
+    """
+    inverse, start = [], 0
+    for rows in counts(adapter, layer):
+        part = order[start : start + rows]
+        places = np.argsort(np.abs(part))
+        inverse.append(np.sign(part)[places] * (places + 1))
+        start += rows
+    inverse = np.concatenate(inverse).astype("float32")
+    for kernel, value in gathered(adapter, layer, inverse):
+        kernel.assign(value)
+
+
+def gathered(adapter, layer, order, values: dict | None = None) -> list:
+    """A layer's kernels with their rows in the order that they belong in.
+
+    Args:
+        adapter: As for `counts`, and so is the next.
+        layer: The kernel layer.
+        order: Tensor or array `(rows,)`.
+        values: Dict from a variable's id to the tensor that it is to have
+            instead of its own value.
+
+    Returns:
+        List of tuples of a variable and a tensor, bit for bit what was stored
+        but for its place and sign.
+    """
+    found, start = [], 0
+    axis = adapter.columns_axis
+    for kernel in _kernels(adapter, layer):
+        value = (values or {}).get(id(kernel), kernel.value)
+        rows = _rows(adapter, kernel.shape)
+        part = order[start : start + rows]
+        start += rows
+        # Anybody may present anything: what is no order takes some rows.
+        places = ops.cast(ops.abs(part), "int32") - 1
+        places = ops.clip(places, 0, rows - 1)
+        value = _columns_last(value, axis)
+        shape = tuple(value.shape)
+        value = ops.take(ops.reshape(value, (rows, -1)), places, axis=0)
+        signs = ops.cast(ops.sign(part), value.dtype)
+        value = ops.reshape(value * ops.expand_dims(signs, 1), shape)
+        found.append((kernel, _columns_last(value, axis)))
+    return found
+
+
+def _columns_last(kernel, axis):
+    """A kernel with this axis as its last one, or back again."""
+    if axis == -1:
+        return kernel
+    axes = list(range(len(kernel.shape)))
+    axes[axis], axes[-1] = axes[-1], axes[axis]
+    return ops.transpose(kernel, axes)
+
+
+def _kernels(adapter, layer) -> list:
+    names = {variable.name: variable for variable in layer.variables}
+    return [names[name] for name in adapter.kernel_names if name in names]
+
+
+def _rows(adapter, shape) -> int:
+    return math.prod(shape) // shape[adapter.columns_axis]
+
+
+def kernels_of(layer, packed, values: dict | None = None) -> list:
+    """What a call has in place of kernels whose rows are stored otherwise.
+
+    Args:
+        layer: A passport layer.
+        packed: Tensor `(1, passport_size)`: its keys.
+        values: As for `gathered`.
+
+    Returns:
+        What `gathered` does; an empty list where rows are in their own order.
+    """
+    if not layer.geometry.ordered_rows:
+        return []
+    order = packing.order_in(layer, packed)
+    return gathered(layer.adapter, layer.layer, order, values)
+
+
+def one_passport(layer, packed):
+    """The one row of keys that examples have in common, if rows have an order.
+
+    There is one kernel for all of them. Where nobody can be told so, in a
+    compiled function, outputs are NaN.
+
+    Args:
+        layer: A passport layer.
+        packed: Tensor `(1 or examples, passport_size)`.
+
+    Returns:
+        Tensor `(1, passport_size)`; what is given where rows have no order.
+
+    Raises:
+        PassportError: If there are several passports.
+    """
+    if packed.shape[0] == 1 or not layer.geometry.ordered_rows:
+        return packed
+    one = packed[:1]
+    several = ops.any(ops.not_equal(packed, one))
+    if not is_symbolic(packed):
+        if several:
+            raise PassportError(
+                f"Expected one passport for all examples: layer '{layer.name}'"
+                " has its rows in a secret order. Received: several passports"
+            )
+        return one
+    return ops.where(several, ops.cast(np.nan, one.dtype), one)
