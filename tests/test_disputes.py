@@ -137,6 +137,18 @@ def test_a_licence_and_its_leak(folder, tmp_path, capsys):
         (["verify", "{empty}"], "claim at"),
         (
             [
+                "license",
+                "{model}",
+                "{new}",
+                "{new}.h5",
+                "--licensee=Bob",
+                "--ledger={new}.jsonl",
+                "--secret={new}.secret",
+            ],
+            "passport",
+        ),
+        (
+            [
                 "trace",
                 "{model}",
                 "{passport}",
@@ -162,6 +174,8 @@ def test_mistakes_end_in_one_line(words, match, folder, tmp_path, capsys):
     run(*words, status=2)
     told = capsys.readouterr().err
     assert match in told and told.count("\n") == 1
+    # No secret was made for what did not come about.
+    assert not (tmp_path / "new.secret").exists()
 
 
 @pytest.mark.parametrize(

@@ -104,11 +104,12 @@ def license(args) -> None:
     the owner.
     """
     _check_new(args.out, args.overwrite)
+    passport = kp.Passport.load(args.passport)
+    model = given.load_model(args.model)
+    # Made only once nothing is wrong with what the user has.
     secret = _secret(args.secret, create=True)
     ledger = licensing.Ledger(args.ledger, secret)
-    licensor = licensing.Licensor(
-        kp.Passport.load(args.passport), given.load_model(args.model), secret
-    )
+    licensor = licensing.Licensor(passport, model, secret)
     licence = licensor.issue(args.licensee, ledger)
     licence.save(args.out)
     print(
