@@ -431,6 +431,22 @@ class TestBattery:
         }
         assert len(paths) == 3
 
+    def test_a_service_answers_for_the_labels(self, case, records):
+        """Answers of the valid passport's, of pictures without labels."""
+        x, labels = case.answered("disjoint", "labels")
+        _, said = case.answered("disjoint", "probabilities")
+        np.testing.assert_array_equal(x, case.examples("disjoint")[0])
+        np.testing.assert_allclose(said.sum(-1), 1.0, atol=1e-5)
+        assert labels.shape == (len(said),)
+        # The pixels' part alone says most of it.
+        assert np.mean(labels == case.examples("disjoint")[1]) > 0.8
+        budget = Budget(source="disjoint", epochs=2)
+        for name in ("queried_probabilities_reva", "distilled_probabilities"):
+            record = records.perform(name, budget)
+            assert record["result"]["budget"]["images"] == len(said)
+        assert record["control"]
+        assert ATTACKS["queried_labels_cerb"].over == "distilled_labels"
+
     def test_hidden_statistics_are_nothing_to_match(self, some):
         for layer in kp.protected_layers(some["model"]).values():
             layer.normalization.moving_mean.assign(np.zeros(4))

@@ -1,4 +1,8 @@
-"""An attacker's data: parts of it, and its order in a training."""
+"""An attacker's data: parts of it, and its order in a training.
+
+Labels are class numbers, or what a service that was asked says: the
+probabilities of all classes for each example.
+"""
 
 import keras
 import numpy as np
@@ -42,6 +46,17 @@ class Batches(keras.utils.PyDataset):
         return x, self._y[chosen]
 
 
+def is_soft(y) -> bool:
+    """Whether labels are probabilities, `(examples, classes)`."""
+    y = np.asarray(y)
+    return y.ndim == 2 and y.shape[1] > 1 and y.dtype.kind == "f"
+
+
+def classes_of(y) -> np.ndarray:
+    """The class numbers of labels, `(examples,)`."""
+    return np.argmax(y, axis=-1) if is_soft(y) else np.asarray(y)
+
+
 def step_size(count: int, batch_size: int) -> int:
     """Examples per step, of `count` in all: an epoch is 8 steps or more."""
     return min(batch_size, max(8, count // 8), count)
@@ -78,7 +93,7 @@ def split(data: tuple, seed: int) -> tuple:
         training does.
     """
     count = len(_labels(data))
-    if count < ENOUGH * len(np.unique(data[1])):
+    if count < ENOUGH * len(np.unique(_labels(data))):
         return data, data
     fraction = max(LEAST, min(MOST, WANTED / count))
     validation, training = divide(data, fraction, seed)
@@ -87,16 +102,16 @@ def split(data: tuple, seed: int) -> tuple:
 
 def divide(data: tuple, fraction: float, seed: int) -> tuple:
     """A stratified part of labelled data, and the rest; as for `share`."""
-    x, y = data
-    y = _labels(data)
+    x, classes = data[0], _labels(data)
+    y = np.asarray(data[1]) if is_soft(data[1]) else classes
     if not 0 < fraction <= 1:
         raise ValueError(
             f"Expected a fraction in (0, 1]. Received: fraction={fraction}"
         )
     rng = np.random.default_rng([seed, 0x5EED])
-    first = np.zeros(len(y), bool)
-    for label in np.unique(y):
-        places = rng.permutation(np.flatnonzero(y == label))
+    first = np.zeros(len(classes), bool)
+    for label in np.unique(classes):
+        places = rng.permutation(np.flatnonzero(classes == label))
         first[places[: max(1, round(fraction * len(places)))]] = True
     return tuple(
         (take(x, chosen), y[chosen])
@@ -107,4 +122,5 @@ def divide(data: tuple, fraction: float, seed: int) -> tuple:
 def _labels(data: tuple) -> np.ndarray:
     """Labels as integers, `(examples,)`; a ValueError if they are none."""
     x, y = data
-    return scores.labels_of(y, len(keras.tree.flatten(x)[0]), name="labels")
+    examples = len(keras.tree.flatten(x)[0])
+    return scores.labels_of(classes_of(y), examples, name="labels")

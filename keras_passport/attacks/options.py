@@ -15,7 +15,9 @@ class TrainingOptions:
     """How much an attack that trains has, and how it goes about it.
 
     All of them take it as `options`, or its fields as keywords of their own,
-    which then count more.
+    which then count more. In place of integer labels their data may have what
+    a service says of inputs without labels: float probabilities `(examples,
+    classes)`.
 
     Args:
         fraction: Part of the labelled data that the attacker has, in (0, 1].

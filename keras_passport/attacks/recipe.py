@@ -77,16 +77,19 @@ class Recipe:
         turn = math.pi * (epoch - rising) / (self.epochs - rising)
         return self.learning_rate * (1 + math.cos(turn)) / 2
 
-    def _prepare(self, model, from_logits):
+    def _prepare(self, model, from_logits, soft):
         """Compiles a model, or makes one that is compiled so start anew."""
-        made_for = (self.optimizer, self.weight_decay, from_logits)
+        made_for = (self.optimizer, self.weight_decay, from_logits, soft)
         if getattr(model, "made_for", None) != made_for:
             for layer in model._flatten_layers():
                 if isinstance(layer, keras.layers.BatchNormalization):
                     layer.momentum = min(layer.momentum, MOMENTUM)
+            loss = keras.losses.SparseCategoricalCrossentropy(from_logits)
+            if soft:
+                loss = keras.losses.CategoricalCrossentropy(from_logits)
             model.compile(
                 self._optimizer(model),
-                keras.losses.SparseCategoricalCrossentropy(from_logits),
+                loss,
                 metrics=["accuracy"],
                 auto_scale_loss=False,
             )

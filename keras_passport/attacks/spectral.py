@@ -122,7 +122,7 @@ def along(
             rng = np.random.default_rng([seed, number, attempt])
             first = number == attempt == 0
             made[attempt] = _Spanned(public, directions, None if first else rng)
-            made[attempt].choose_signs(*some)
+            made[attempt].choose_signs(some[0], labelled.classes_of(some[1]))
             return made[attempt]
 
         def about(attempt):

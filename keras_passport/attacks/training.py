@@ -11,7 +11,9 @@ import numpy as np
 from keras_passport import metrics, scores
 from keras_passport.attacks.labelled import (  # noqa: F401
     Batches,
+    classes_of,
     divide,
+    is_soft,
     share,
     split,
     step_size,
@@ -38,7 +40,7 @@ def train(
     Args:
         model: Any Keras classifier with one output; it is compiled anew, but
             for one that was here before and is to be trained by a like recipe.
-        data: Inputs and integer labels to train on.
+        data: Inputs and labels to train on, class numbers or probabilities.
         validation: The same, to choose the epoch by.
         recipe: How.
         seed: Of the order of the data.
@@ -50,7 +52,7 @@ def train(
         History: a list per quantity, a number per epoch.
     """
     batches = Batches(*data, recipe.batch_size, seed, recipe.augment)
-    recipe._prepare(model, from_logits)
+    recipe._prepare(model, from_logits, is_soft(data[1]))
 
     def start_epoch(epoch, logs=None):
         batches.start_epoch(epoch)
@@ -135,7 +137,7 @@ def is_stuck(accuracy: float, data: tuple) -> bool:
         accuracy: Reached on `data`, a fraction.
         data: Inputs and integer labels.
     """
-    _, counts = np.unique(np.asarray(data[1]), return_counts=True)
+    _, counts = np.unique(classes_of(data[1]), return_counts=True)
     total = counts.sum()
     most = counts.max() / total
     # Three standard deviations of such a guess.
@@ -347,7 +349,12 @@ def _check_labels(model, data, test) -> None:
     classes = scores.predict(model, take(data[0], slice(0, 1))).shape[-1]
     for (x, y), name in ((data, "the attacker's"), (test, "the judge's")):
         examples = len(keras.tree.flatten(x)[0])
-        scores.labels_of(y, examples, classes, f"{name} labels")
+        if is_soft(y) and np.shape(y)[1] != classes:
+            raise ValueError(
+                f"Expected {name} labels of {classes} classes. "
+                f"Received: labels of shape {np.shape(y)}"
+            )
+        scores.labels_of(classes_of(y), examples, classes, f"{name} labels")
 
 
 def gives_logits(model: keras.Model, x) -> bool:

@@ -9,9 +9,9 @@ import keras
 import numpy as np
 
 from keras_passport import scores
-from keras_passport.attacks import kept, labelled
+from keras_passport.attacks import kept, labelled, training
 from keras_passport.layers.protected import protected_layers
-from keras_passport.models import protected_model
+from keras_passport.models import binding, protected_model
 from keras_passport.passports.passport import Passport
 
 # Part of the test set that an attacker may have: the judge uses the rest.
@@ -36,6 +36,8 @@ class Case:
         key_scaling: Of the passport; no secret.
         disclosed: Returns γ and β of the valid passport by path, as a holder
             may give them away.
+        service: Function of inputs that returns what a service with the valid
+            passport says of them: probabilities `(examples, classes)`.
         reference: A network of the same architecture: the original itself,
             which is more than a real attacker has. `None` if there is none.
         known_images: The owner's identity images, for the attacker who knows
@@ -53,6 +55,7 @@ class Case:
     fingerprint: str
     key_scaling: str
     disclosed: Callable[[], dict] = dataclasses.field(repr=False)
+    service: Callable[[Any], np.ndarray] = dataclasses.field(repr=False)
     reference: keras.Model | None = None
     known_images: Any = None
     augment: Callable[[Any, np.random.Generator], Any] | None = None
@@ -115,6 +118,7 @@ class Case:
             fingerprint=fingerprint,
             key_scaling=passport.key_scaling,
             disclosed=lambda: hidden_parameters(public, passport),
+            service=lambda inputs: _served(public, passport, inputs),
             reference=reference,
             known_images=passport.images if is_guessed else None,
             augment=augment,
@@ -147,6 +151,24 @@ class Case:
                 part of the test set that the judge leaves alone.
         """
         return self._parts[1] if source == "disjoint" else self.train
+
+    @functools.cached_property
+    def _asked(self) -> dict:
+        """What the service has said of each source's inputs."""
+        return {}
+
+    def answered(self, source: str, answers: str) -> tuple:
+        """An attacker's inputs, and what the service said of them.
+
+        Args:
+            source: As for `examples`, whose labels are not used.
+            answers: `"labels"` or `"probabilities"`.
+        """
+        x, _ = self.examples(source)
+        if source not in self._asked:
+            self._asked[source] = self.service(x)
+        said = self._asked[source]
+        return x, said if answers == "probabilities" else np.argmax(said, -1)
 
     def judges(self, count: int | None = None) -> tuple:
         """The judge's inputs and labels: `count` of them, or all."""
@@ -195,6 +217,15 @@ def hidden_parameters(model: keras.Model, passport: Passport) -> dict:
         path: layer.hidden_parameters(rows[path])
         for path, layer in protected_layers(model).items()
     }
+
+
+def _served(model, passport, inputs) -> np.ndarray:
+    """Probabilities of all classes under a passport."""
+    bound = binding.bind(protected_model.public(model), passport)
+    found = scores.predict(bound, inputs)
+    if training.gives_logits(bound, inputs):
+        found = np.exp(found - found.max(axis=-1, keepdims=True))
+    return found / found.sum(axis=-1, keepdims=True)
 
 
 def chance(labels: np.ndarray) -> float:

@@ -28,13 +28,48 @@ _RELATED = {
     "over": "ancestor_fine_tuned",
     "of": lambda case: case.ancestor_digest,
 }
-# Attacks that go on from the γ and β that another one found: title, how they
-# train, and which batteries they are in.
-_FOLLOWING = {
-    "reva": ("RevA", None, REVA, _ALL, {}),
-    "cerb": ("CERB", attacks.ambiguity, BLOCKS, _LONG, {"block": "CERB"}),
-    "ftal": ("FTAL", attacks.fine_tuning, RECIPE, _LONG, {"method": "FTAL"}),
+
+
+# Attacks that go on from the γ and β that another one found, or train on a
+# service's answers: title, how they train, which batteries they are in.
+_MAIN = {
+    "reva": ("RevA", "reverse_engineering", REVA, _ALL, {}),
+    "cerb": ("CERB", "ambiguity", BLOCKS, _LONG, {"block": "CERB"}),
+    "ftal": ("FTAL", "fine_tuning", RECIPE, _LONG, {"method": "FTAL"}),
 }
+
+
+def _queried(answers, batteries):
+    """Attacks on a service's answers to N pictures, and their control.
+
+    Args:
+        answers: `"labels"` or `"probabilities"`.
+        batteries: Names of those that they may be in.
+    """
+    knowledge = f"pictures without labels, and a service's {answers} for them"
+    return {
+        **{
+            f"queried_{answers}_{name}": Attack(
+                f"{title} on a service's {answers}",
+                knowledge,
+                _TRAINING,
+                trained(
+                    getattr(attacks, attack), recipe, answers=answers, **own
+                ),
+                levels=tuple(set(levels) & set(batteries)),
+                over=f"distilled_{answers}",
+            )
+            for name, (title, attack, recipe, levels, own) in _MAIN.items()
+        },
+        f"distilled_{answers}": Attack(
+            f"Distilled from a service's {answers}",
+            knowledge,
+            _TRAINING,
+            trained(attacks.from_scratch, answers=answers),
+            control=True,
+            levels=batteries,
+        ),
+    }
 
 
 def _followed(first, found, knowledge=None, **options):
@@ -55,7 +90,7 @@ def _followed(first, found, knowledge=None, **options):
             levels=levels,
             **options,
         )
-        for name, (title, attack, recipe, levels, own) in _FOLLOWING.items()
+        for name, (title, attack, recipe, levels, own) in _MAIN.items()
     }
 
 
@@ -159,6 +194,8 @@ ATTACKS: dict[str, Attack] = {
         **_RELATED,
     ),
     **_followed("difference", "Difference", _ANCESTOR, **_RELATED),
+    **_queried("probabilities", _ALL),
+    **_queried("labels", ("full",)),
     "ancestor": Attack(
         "Ancestor as it is",
         _ANCESTOR,

@@ -68,6 +68,7 @@ def trained(
     attack: Callable[..., AttackResult],
     recipe: Recipe = RECIPE,
     relative: bool = False,
+    answers: str | None = None,
     **own: Any,
 ):
     """The `run` of an attack that trains on labelled pictures.
@@ -76,6 +77,8 @@ def trained(
         attack: Of `kp.attacks`, called as `reverse_engineering` is.
         recipe: How it trains, but for what the budget says.
         relative: Whether it has the ancestor too, behind the model.
+        answers: `"labels"` or `"probabilities"`: what a service says of the
+            pictures takes their labels' place.
         **own: Arguments of its own.
     """
 
@@ -83,7 +86,9 @@ def trained(
         return attack(
             case.model,
             *([case.ancestor] if relative else []),
-            case.examples(budget.source),
+            case.answered(budget.source, answers)
+            if answers
+            else case.examples(budget.source),
             case.judges(),
             training_options(case, budget, recipe, progress.shown),
             **own,
@@ -94,7 +99,7 @@ def trained(
 
 def from_what(
     first: str,
-    attack: Callable[..., AttackResult] | None = None,
+    attack: str = "reverse_engineering",
     recipe: Recipe = REVA,
     **own: Any,
 ):
@@ -110,7 +115,7 @@ def from_what(
 
     def run(case, budget, progress):
         found, parameters = progress.found(first, budget)
-        result = (attack or attacks.reverse_engineering)(
+        result = getattr(attacks, attack)(
             case.model,
             case.examples(budget.source),
             case.judges(),
