@@ -51,22 +51,22 @@ def test_epochs_on_the_device_are_those_of_the_plain_trainer(digits, tmp_path):
     from common.on_device import OnDevice
 
     spread = OnDevice()
-    for seed in (1, 2):
-        found = []
-        for name, way in (("plain", Distribution()), ("device", spread)):
-            model = network(seed)
-            path = tmp_path / f"{name}{seed}.h5"
-            history = training.train(
-                model, digits, RECIPE, path, distribution=way
-            )
-            history.pop("seconds")
-            found.append((history, model.get_weights()))
-        (expected, weights), (history, trained) = found
-        assert history.keys() == expected.keys()
-        for name, values in expected.items():
-            np.testing.assert_allclose(history[name], values, atol=1e-5)
-        for value, wanted in zip(trained, weights, strict=True):
-            np.testing.assert_allclose(value, wanted, atol=1e-5)
+
+    def trained(seed, name, way):
+        model, path = network(seed), tmp_path / f"{name}.h5"
+        history = training.train(model, digits, RECIPE, path, distribution=way)
+        history.pop("seconds")
+        return history, model.get_weights()
+
+    expected, weights = trained(1, "plain", Distribution())
+    history, found = trained(1, "device", spread)
+    assert history.keys() == expected.keys()
+    for name, values in expected.items():
+        np.testing.assert_allclose(history[name], values, atol=1e-5)
+    for value, wanted in zip(found, weights, strict=True):
+        np.testing.assert_allclose(value, wanted, atol=1e-5)
+    _, others = trained(2, "another", spread)
+    assert not np.allclose(others[0], weights[0], atol=1e-3)
     # Another passport is another argument of the same compiled function.
     [(train, test)] = spread._compiled.values()
     assert train._cache_size() == test._cache_size() == 1

@@ -1,13 +1,17 @@
 """The program of the paper's tables: its cells, one of them made, its pages."""
 
+import dataclasses
 import json
 import shutil
 
+import numpy as np
 import pytest
 
 import keras_passport as kp
 import tables_cells
-from common import original
+import tables_pages
+import tables_results
+from common import data, original
 from common.rundir import RunDirectory, write_json
 from keras_passport.attacks import AttackResult
 from keras_passport.evaluation import ATTACKS, Budget, Records
@@ -116,6 +120,44 @@ def test_the_papers_values_stand_beside_ours(made):
     assert " 50 % | 40.00 | 25.00 | +15.00 (" in row
     assert (folder / "collected" / "figure5.png").stat().st_size > 10_000
     assert page == (folder / "results" / "README.md").read_text()
+
+
+def test_cifar100_has_its_own_table(made, tmp_path):
+    # Stand-in data of the same form: it is not on every machine.
+    rng = np.random.default_rng(0)
+    arrays = {
+        f"{name}_{part}": rng.integers(0, top, (200, *shape), "uint8")
+        for part in ("train", "test")
+        for name, top, shape in (("x", 256, (32, 32, 3)), ("y", 100, (1,)))
+    }
+    np.savez(tmp_path / "cifar100.npz", **arrays)
+    dataset = data.load("cifar100", str(tmp_path))
+    cell = Cell("vgg", "cifar100", "paper", "V3", "T3")
+    config = cell.config(tables_cells.SCALES["digits"], has_original=False)
+    model = cell.builder(config)(dataset.input_shape, dataset.num_classes)
+    scores = model(dataset.normalize(dataset.x_test[:2]))
+    assert scores.shape == (2, 100)
+
+    folder, _ = made
+    [path] = (folder / "results").glob("*/*.json")
+    found = json.loads(path.read_text())
+    found["cell"] = dataclasses.asdict(cell)
+    found.update(original=60.0, valid=58.5)
+    (tmp_path / "results" / cell.group).mkdir(parents=True)
+    for seed, fakes in enumerate(([1.0, 2.0], [1.5, 2.5])):
+        found["cell"]["seed"] = seed
+        found["fakes"]["accuracies"] = fakes
+        name = dataclasses.replace(cell, seed=seed).name
+        write_json(tmp_path / "results" / cell.group / f"{name}.json", found)
+    results = tables_results.Results(tmp_path / "results")
+    page = tables_pages.pages(results, ["cifar10", "cifar100"])
+    # S, its deviation over fakes and over repeats; I; repeats.
+    row = (
+        "66.98 (0.01) / 56.75 (0.58; 0.35) | -2.88 (0.37) / +1.50 (0.00) | 2 |"
+    )
+    assert row in page
+    assert "71.14 (0.19) / not run" in page
+    assert list(tables_pages.figures(results, "cifar10")[9]) == ["figure9.png"]
 
 
 def test_what_is_collected_holds_no_secret(made):
