@@ -228,7 +228,8 @@ def _protect_exactly() -> None:
 
     def read():
         arrays = pictures.read(model, _IMAGES.value, _DATA_DIR.value, config)
-        return _preprocessed(model, arrays, config)[0]
+        dataset, _, mode = _preprocessed(model, arrays, config)
+        return dataset, mode
 
     place = flags.FLAGS.run_dir or f"runs/{model.name}-exact"
     exact.run(

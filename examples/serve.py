@@ -26,9 +26,10 @@ import numpy as np
 from absl import app, flags
 
 import keras_passport as kp
-from common import data
+from common import data, pictures
 from common.errors import UserError, in_one_line
 from common.rundir import RunDirectory, load_model, read_json
+from keras_passport import shapes
 from keras_passport.files import SAVED_MODEL
 from keras_passport.passports.specs import SPEC_FILE
 from keras_passport.texts import shown
@@ -38,6 +39,9 @@ _RUN_DIR = flags.DEFINE_string(
 )
 _MODEL = flags.DEFINE_string("model", None, "A protected .keras file.")
 _PASSPORT = flags.DEFINE_string("passport", None, "Its passport's file.")
+_IMAGES = flags.DEFINE_string(
+    "images", None, "As for protect_model.py, for a run of it."
+)
 _DATASET = flags.DEFINE_enum(
     "dataset", None, sorted(data.SOURCES), "What the network classifies."
 )
@@ -91,23 +95,20 @@ class Server:
 
         if keras.backend.backend() != "tensorflow":
             raise UserError("A SavedModel needs KERAS_BACKEND=tensorflow.")
-        model, passport, dataset = _MODEL.value, _PASSPORT.value, _DATASET.value
+        model, passport = _MODEL.value, _PASSPORT.value
+        config = {"dataset": _DATASET.value}
         if _RUN_DIR.value is not None:
             directory = RunDirectory(_RUN_DIR.value)
-            config = read_json(directory.config)
-            if config is None:
+            found = read_json(directory.config)
+            if found is None:
                 raise UserError(f"--run_dir={directory.path} holds no run.")
             model = model or directory.protected
             passport = passport or directory.passport
-            dataset = dataset or config.get("dataset")
-        if None in (model, passport, dataset):
+            if _DATASET.value is None:
+                config = found
+        if None in (model, passport) or config == {"dataset": None}:
             raise UserError(
                 "Give --run_dir, or --model, --passport and --dataset."
-            )
-        if dataset not in data.SOURCES:
-            raise UserError(
-                f"Runs on {', '.join(sorted(data.SOURCES))} can be served "
-                f"here. Received: {dataset}"
             )
         self.folder = pathlib.Path(
             _SAVED_MODEL.value or pathlib.Path(model).parent / "saved_model"
@@ -116,21 +117,25 @@ class Server:
         self.model = load_model(model)
         self.passport = kp.Passport.load(passport)
         self.passport.check(self.model)
-        self.dataset = data.load(dataset, _DATA_DIR.value)
-        if self.model.input_shape[1:] != self.dataset.input_shape:
+        self.dataset = pictures.of_run(
+            self.model, config, _IMAGES.value, _DATA_DIR.value
+        )
+        expected, shape = self.model.input_shape[1:], self.dataset.input_shape
+        if not shapes.fits(expected, shape):
             raise UserError(
-                f"The network takes pictures of {self.model.input_shape[1:]}. "
-                f"Received: {dataset}, pictures of {self.dataset.input_shape}"
+                f"The network takes pictures of {expected}. Received: "
+                f"{self.dataset.name}, pictures of {shape}"
             )
 
     def run(self) -> None:
         mean = np.asarray(self.dataset.mean, "float32")
         std = np.asarray(self.dataset.std, "float32")
+        step = -1 if self.dataset.bgr else 1
         try:
             kp.export_saved_model(
                 self.model,
                 self.folder,
-                preprocessing=lambda pictures: (pictures - mean) / std,
+                preprocessing=lambda given: (given[..., ::step] - mean) / std,
                 input_dtype="uint8",
                 class_names=[str(i) for i in range(self.dataset.num_classes)],
                 overwrite=_OVERWRITE.value,

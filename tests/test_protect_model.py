@@ -385,6 +385,12 @@ class TestExactly:
         )
         status, _, errors = programs.run_here(*flags, program=PROGRAM)
         assert status and "give another --run_dir" in errors
+        status, _, errors = programs.run_here(
+            flags[1],
+            "--attack=spectral_blind",
+            program=EXAMPLES / "attack.py",
+        )
+        assert status and "that were given --images" in errors
 
     def test_is_judged_by_pictures(self, finished, folder, tmp_path):
         _, flags, _, _ = finished
@@ -399,3 +405,17 @@ class TestExactly:
         assert result["original_accuracy"] == result["valid_accuracy"] > 90
         assert len(result["fake_accuracies"]) == 3
         assert "with the passport" in output
+        config = json.loads((tmp_path / "config.json").read_text())
+        assert config["dataset"] == folder.name and not config["order"]
+        assert config["preprocessing"] == "none"
+        programs.succeed(
+            f"--run_dir={tmp_path}",
+            f"--images={folder}",
+            "--attack=fake_random_pattern",
+            "--num_fakes=2",
+            program=EXAMPLES / "attack.py",
+        )
+        [row] = json.loads((tmp_path / "result.json").read_text())[
+            "attacks"
+        ].values()
+        assert row["examples"] == 6

@@ -8,10 +8,28 @@ import numpy as np
 import keras_passport as kp
 from common import data, training
 from common.errors import UserError, users_mistakes
-from common.rundir import PRIVATE, RunDirectory
+from common.rundir import PRIVATE, RunDirectory, save_model
 from keras_passport.cli import given
 from keras_passport.files import replacing, write_json
 
+# Of the program's flags, those that have an effect here. `attack.py` reads
+# the pictures again by them.
+SETTINGS = (
+    "method",
+    "model",
+    "images",
+    "class_names",
+    "test_fraction",
+    "image_size",
+    "preprocessing",
+    "select",
+    "order",
+    "flip",
+    "shift",
+    "num_fakes",
+    "fake_examples",
+    "seed",
+)
 # Of the fakes: what an attacker makes who knows nothing.
 _KIND = "random_pattern"
 
@@ -20,16 +38,18 @@ def run(
     model: keras.Model,
     config: dict,
     directory: RunDirectory,
-    read: Callable[[], data.Dataset] | None,
+    read: Callable[[], tuple[data.Dataset, str]] | None,
 ) -> None:
     """Protects a model, writes it and its passport, and judges both.
 
     Args:
         model: the trained model.
-        config: `select`, `order`, `num_fakes`, `fake_examples` and `seed`.
+        config: what all that follows depends on: `SETTINGS`.
         directory: where results go; what is there must not be a run.
-        read: reads the pictures to judge it by, if there are any.
+        read: reads the pictures to judge it by, if there are any, and finds
+            out which preprocessing the model expects.
     """
+    config = {name: config[name] for name in SETTINGS}
     with directory.locked():
         for path in (directory.passport, directory.protected):
             if path.exists():
@@ -37,7 +57,10 @@ def run(
                     f"{path} is there already, of another run: give another "
                     "--run_dir."
                 )
-        dataset = None if read is None else read()
+        dataset = None
+        if read is not None:
+            dataset, mode = read()
+            config |= {"preprocessing": mode, "dataset": config["images"]}
         with users_mistakes():
             report = kp.inspect(model, insert=True)
             selects = given.selection(
@@ -48,9 +71,8 @@ def run(
                 model, selects, order=config["order"]
             )
         print(protected.report)
-        for path in (directory.public, directory.owner):
-            path.mkdir(parents=True, exist_ok=True)
-        directory.owner.chmod(0o700)
+        directory.open(config)
+        save_model(model, directory.original, PRIVATE)
         # A model whose passport was lost would be of no use.
         with replacing(directory.passport, PRIVATE) as temporary:
             passport.save(temporary)

@@ -2,7 +2,7 @@
 
 from absl import flags
 
-from common import attacked, data, pictures
+from common import attacked, pictures
 from common.errors import UserError, users_mistakes
 from common.rundir import RunDirectory, load_model, read_json
 from keras_passport.cli import given
@@ -49,23 +49,13 @@ class FinishedRun:
         config = read_json(self.directory.config)
         if config is None:
             raise UserError(f"--run_dir={self.directory.path} holds no run.")
-        name = config.get("dataset")
-        if name not in data.SOURCES and "images" not in config:
-            raise UserError(
-                f"Runs on {', '.join(sorted(data.SOURCES))}, and of "
-                f"protect_model.py, can be attacked here. Received: {name}"
-            )
         if not self.directory.protected.exists():
             raise UserError(
                 f"--run_dir={self.directory.path} holds no finished run: "
                 f"{self.directory.protected} is missing."
             )
-        if "images" in config:
-            model = load_model(self.directory.protected)
-            arrays = pictures.read(model, images or name, data_dir, config)
-            dataset = pictures.dataset(model, arrays, config)
-        else:
-            dataset = data.load(name, data_dir)
+        model = load_model(self.directory.protected)
+        dataset = pictures.of_run(model, config, images, data_dir)
         self.given = attacked.given(self.directory, dataset)
         if ancestor:
             self.given["ancestor"] = load_model(ancestor)

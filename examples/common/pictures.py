@@ -64,6 +64,34 @@ def read(
     return arrays
 
 
+def of_run(
+    model: keras.Model,
+    config: dict[str, Any],
+    images: str | None = None,
+    data_dir: str | None = None,
+) -> data.Dataset:
+    """The pictures of a finished run, whichever program made it.
+
+    Args:
+        model: its network.
+        config: what its `config.json` says.
+        images: as for `read`, of a run of `protect_model.py`; what the run
+            was given if it is not said.
+        data_dir: TensorFlow Datasets' folder.
+    """
+    name = config.get("dataset")
+    if config.get("images"):
+        arrays = read(model, images or name, data_dir, config)
+        return dataset(model, arrays, config)
+    if name not in data.SOURCES:
+        raise UserError(
+            f"Runs on {', '.join(sorted(data.SOURCES))}, and those of "
+            "protect_model.py that were given --images, can be taken up here. "
+            f"Received: {name}"
+        )
+    return data.load(name, data_dir)
+
+
 def dataset(
     model: keras.Model, arrays: Arrays, config: dict[str, Any]
 ) -> data.Dataset | None:
