@@ -29,6 +29,13 @@ _OURS = {
     "exact": "exact, not trained",
     "exact-order": "exact with order, not trained",
 }
+# Networks of Figure 3.
+_COURSES = {
+    "paper": "passport from scratch",
+    "pretrained": "pretrained kernels",
+    "calibrated": "pretrained and calibrated",
+    "exact-tuned": "exact and tuned",
+}
 
 
 def pages(results: Results, datasets: Sequence[str]) -> str:
@@ -374,24 +381,36 @@ def _panel(results, dataset, network, function, kind, reva=False):
 
 
 def _courses(results, dataset) -> dict:
-    drawn = {}
+    """Test accuracies side by side, and one layer of each network."""
+    drawn, curves, originals = {}, {}, []
     for way in ("paper", *COURSES):
         kind = "T1" if way in SOLVED else "T3"
-        found = results.repeats(dataset, "resnet", way, "V3", kind).found
-        courses = [one["course"] for one in found if "course" in one]
-        if not courses:
-            continue
-        course = courses[0]
-        drawn[f"figure3-{'scratch' if way == 'paper' else way}.png"] = (
-            plots.plot_training,
-            {
-                "protected": {
-                    name: [100 * value for value in course[name]]
-                    for name in ("accuracy", "val_accuracy")
+        for one in results.repeats(dataset, "resnet", way, "V3", kind).found:
+            if "course" not in one or way in curves:
+                continue
+            course, name = one["course"], _COURSES[way]
+            accuracies = {
+                key: [100 * value for value in course[key]]
+                for key in ("accuracy", "val_accuracy")
+            }
+            test = accuracies["val_accuracy"]
+            epochs = list(range(1, 1 + len(test)))
+            curves[way] = (name, {"x": epochs, "accuracies": test})
+            originals.append(one["original"])
+            drawn[f"figure3-{name.replace(' ', '-')}.png"] = (
+                plots.plot_training,
+                {
+                    "protected": accuracies,
+                    "layer": {**course, "name": f"{course['layer']}, {name}"},
                 },
-                "layer": {**course, "name": f"{course['layer']} ({way})"},
-            },
-        )
+            )
+    if drawn:
+        content = {
+            "x_label": "Epoch",
+            "curves": dict(curves.values()),
+            "original_accuracy": originals[0],
+        }
+        drawn["figure3.png"] = (plots.plot_curves, content)
     return drawn
 
 

@@ -291,7 +291,7 @@ class Runs:
                 self._controls(cell),
             )
             for name, budget in self.attacks(cell):
-                print(f"Trying {name}, {describe(budget)}", flush=True)
+                print(f"Trying {name}, {describe(name, budget)}", flush=True)
                 records.perform(name, budget)
                 if name in ATTACKS:
                     controls.perform(CONTROL, budget)
@@ -299,6 +299,8 @@ class Runs:
                 Owner(case, given["passport"], directory.owner).noise()
 
 
-def describe(budget: Budget) -> str:
+def describe(name: str, budget: Budget) -> str:
     """What an attacker has, in words."""
+    if name == FAKES:
+        return f"{budget.num_fakes:,} on {budget.examples:,} pictures"
     return f"{100 * budget.fraction:g} % of the training set"
