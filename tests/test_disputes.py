@@ -84,7 +84,10 @@ def test_a_licence_and_its_leak(folder, tmp_path, capsys):
         f"--ledger={tmp_path / 'ledger'}",
         f"--secret={tmp_path / 'licensing.secret'}",
     )
-    for name in ("bob", "eve"):
+    for name, judged in (
+        ("bob", [f"--data={folder / 'data.npz'}", "--points=2"]),
+        ("eve", []),
+    ):
         run(
             "license",
             model,
@@ -92,6 +95,7 @@ def test_a_licence_and_its_leak(folder, tmp_path, capsys):
             tmp_path / f"{name}.h5",
             f"--licensee={name}",
             *files,
+            *judged,
         )
     capsys.readouterr()
     licence = kp.Passport.load(tmp_path / "eve.h5")

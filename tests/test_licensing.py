@@ -374,6 +374,32 @@ def test_a_licence_without_a_ledger_entry_is_made_again(model, passport):
     np.testing.assert_array_equal(one.packed(), other.packed())
 
 
+def test_a_licence_is_good_enough(model, licensor, tmp_path):
+    """The first word that is accepted, which the ledger holds."""
+    seen = []
+
+    def accept(licence):
+        seen.append(licence.fingerprint)
+        return len(seen) == 3
+
+    ledger = licensing.Ledger(tmp_path / "ledger", SECRET)
+    licensor.issue("Bob", ledger)
+    licence = licensor.issue("Eve", ledger, accept)
+    assert seen[0] == licensor.issue("Eve").fingerprint
+    assert licence.fingerprint == seen[2] == ledger.entries[1]["fingerprint"]
+    word = ledger.entries[1]["word"]
+    assert licensor.issue("Eve", word=word).fingerprint == seen[2]
+    assert ledger.entries[0]["word"] == 0
+    for leak in (licence, parameters(model, licence)):
+        found = licensor.trace(
+            leak, licensing.Ledger(tmp_path / "ledger", SECRET)
+        )
+        assert found.licensees == ("Eve",) and found.bound < 1e-6
+    with pytest.raises(kp.PassportError, match="took none"):
+        licensor.issue("Mallory", ledger, lambda licence: False)
+    assert ledger.licensees == ["Bob", "Eve"]
+
+
 @pytest.mark.parametrize(
     ("call", "match"),
     [

@@ -12,6 +12,7 @@ import numpy as np
 
 import keras_passport as kp
 from keras_passport import files, licensing, ownership, sealed
+from keras_passport.attacks.fake import Judge
 from keras_passport.cli import given
 from keras_passport.cli.commands import DONE, NO, PROGRAM
 from keras_passport.texts import shown
@@ -101,7 +102,7 @@ def license(args) -> None:
 
     The key runs the network as the passport does, and names its holder if it
     leaks. LEDGER and the secret, which is made if there is none, stay with
-    the owner.
+    the owner. With --data, its accuracy is within --points of the passport's.
     """
     _check_new(args.out, args.overwrite)
     passport = kp.Passport.load(args.passport)
@@ -110,7 +111,16 @@ def license(args) -> None:
     secret = _secret(args.secret, create=True)
     ledger = licensing.Ledger(args.ledger, secret)
     licensor = licensing.Licensor(passport, model, secret)
-    licence = licensor.issue(args.licensee, ledger)
+    accept = None
+    if args.data:
+        judge = Judge(model, *_examples(args.data))
+        expected, _ = judge(passport.fitted(model).packed(), is_valid=True)
+
+        def accept(licence):
+            accuracy, _ = judge(licence.packed())
+            return abs(accuracy - expected) <= args.points / 100
+
+    licence = licensor.issue(args.licensee, ledger, accept)
     licence.save(args.out)
     print(
         f"Wrote {shown(args.out)}, {shown(args.licensee)}'s alone. "
@@ -225,6 +235,19 @@ def add_commands(add, add_model, add_passport, add_overwrite, count) -> None:
     add_out(command, "licensee's passport to write")
     command.add_argument("--licensee", required=True, metavar="NAME")
     command.add_argument("--ledger", required=True, metavar="FILE")
+    command.add_argument(
+        "--data",
+        metavar="FILE",
+        help="test data (.npz: x and y) to judge the licence by",
+    )
+    command.add_argument(
+        "--points",
+        type=float,
+        default=0.1,
+        metavar="P",
+        help="by how much accuracies on --data may differ (default: "
+        "%(default)s)",
+    )
     add_secret(command, True, "; made if there is none")
 
     command = add(

@@ -45,22 +45,18 @@ def biases(secret: bytes, path: str, role: str, count: int) -> np.ndarray:
     return hidden(np.sin(angles) ** 2)
 
 
-def word(
-    secret: bytes, licensee: str, path: str, role: str, chances: np.ndarray
-) -> np.ndarray:
+def word(secret: bytes, chances: np.ndarray, *labels: str) -> np.ndarray:
     """A licensee's bits at a layer's positions.
 
     Args:
         secret: The licensor's.
-        licensee: Who it is.
-        path: The layer's path.
-        role: `"gamma"` or `"beta"`.
         chances: As `biases` returns them.
+        *labels: Who it is, and the layer.
 
     Returns:
         float64 array of 1 and -1.
     """
-    drawn = _uniform(secret, len(chances), "word", licensee, path, role)
+    drawn = _uniform(secret, len(chances), "word", *labels)
     return hidden(np.where(drawn < np.asarray(chances), 1.0, -1.0))
 
 

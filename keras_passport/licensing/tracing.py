@@ -99,16 +99,24 @@ def trace(leak: Any, ledger: Any, licensor: Any, bound: float = 1e-6) -> Trace:
             f"Received: a {type_of(ledger)}"
         )
     keys, values = _read(hidden(leak), licensor)
+    # Which of a licensee's words the ledger holds. Names alone have the first.
+    words = {
+        entry["licensee"]: entry.get("word", 0)
+        for entry in getattr(ledger, "entries", ())
+    }
+    numbers = np.array([words.get(name, 0) for name in names])
     own = _distance(values, licensor)
     found = {}
     if keys is not None and licensor.null_strength > 0:
-        found["null-space"] = _null_scores(keys, names, licensor)
+        found["null-space"] = _null_scores(keys, names, numbers, licensor)
     if licensor.range_strength > 0 and values:
-        found["range"] = _range_scores(values, names, licensor)
+        found["range"] = _range_scores(values, names, numbers, licensor)
     best = np.full(len(names), -np.inf)
     chance = np.ones(len(names))
     marks = {}
     for mark, (scores, chances) in found.items():
+        # Any of the words that were tried could have had such a score.
+        chances = np.minimum(chances * (1 + numbers), 1.0)
         named = chances * len(names) * len(found) < bound
         marks[mark] = [
             names[number] for number in np.argsort(-scores) if named[number]
@@ -257,7 +265,7 @@ def _is_own(keys, licensor) -> bool:
     )
 
 
-def _null_scores(keys, names, licensor) -> tuple:
+def _null_scores(keys, names, numbers, licensor) -> tuple:
     """Scores of a normal law for the innocent, by their part of a key."""
     parts = {}
     for place, key in keys.items():
@@ -270,23 +278,16 @@ def _null_scores(keys, names, licensor) -> tuple:
         return np.zeros(len(names)), np.ones(len(names))
     norm = np.sqrt(sum(np.sum(part**2) for part in parts.values()))
     scores = np.empty(len(names))
-    for number, name in enumerate(names):
-        scores[number] = (
-            sum(
-                np.sum(
-                    part
-                    * codes.noise(
-                        licensor.secret, part.size, "null", name, *place
-                    ).reshape(part.shape)
-                )
-                for place, part in parts.items()
-            )
-            / norm
+    for at, (name, number) in enumerate(zip(names, numbers, strict=True)):
+        scores[at] = sum(
+            np.sum(part * licensor.drawn(name, *place, number))
+            for place, part in parts.items()
         )
+    scores /= norm
     return scores, stats.norm.sf(scores)
 
 
-def _range_scores(values, names, licensor) -> tuple:
+def _range_scores(values, names, numbers, licensor) -> tuple:
     leaks, chances = [], []
     for place, value in values.items():
         at = licensor.places[place]
@@ -294,8 +295,10 @@ def _range_scores(values, names, licensor) -> tuple:
         chances.append(at.chances)
     words = np.stack(
         [
-            np.concatenate([licensor.bits(name, *place) for place in values])
-            for name in names
+            np.concatenate(
+                [licensor.bits(name, *place, number) for place in values]
+            )
+            for name, number in zip(names, numbers, strict=True)
         ]
     )
     return codes.score(np.concatenate(leaks), words, np.concatenate(chances))

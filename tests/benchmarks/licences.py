@@ -76,6 +76,10 @@ def main(_):
     row("capacity", lambda: capacity(licensor, len(names)))
     row("null-space mark", lambda: null_space(model, passport, names, test[0]))
     row("accuracy", lambda: accuracies(model, passport, licensor, names, test))
+    row(
+        "accuracy within 0.1 points",
+        lambda: accuracies(model, passport, licensor, names, test, 0.1),
+    )
     row("colluders", lambda: colluders(licensor, names))
     for form in FORMS:
         row(f"leaks {form}", lambda form=form: leaks(licensor, names, form))
@@ -107,17 +111,30 @@ def null_space(model, passport, names, x):
     return {"relative_gap": float(max(gaps) / np.abs(mine).max())}
 
 
-def accuracies(model, passport, licensor, names, test):
+def accuracies(model, passport, licensor, names, test, points=None):
+    """Under the first word of each, or the first within so many points."""
     judge = Judge(model, *test)
     own, _ = judge(passport.packed())
-    found = [
-        judge(licensor.issue(name).packed())[0]
-        for name in names[: _JUDGED.value]
-    ]
+    found, tried = [], 0
+    for name in names[: _JUDGED.value]:
+
+        def accept(licence):
+            nonlocal tried
+            tried += 1
+            accuracy, _ = judge(licence.packed())
+            if points is None or abs(accuracy - own) <= points / 100:
+                found.append(accuracy)
+                return True
+            return False
+
+        licensor.issue(name, accept=accept)
     return {
         "owner": own,
+        "licences": len(found),
+        "words": tried,
         "mean": float(np.mean(found)),
         "worst": float(min(found)),
+        "best": float(max(found)),
         "deviation": float(np.std(found)),
     }
 
