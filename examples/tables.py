@@ -80,6 +80,12 @@ _COLLECT = flags.DEFINE_string(
     "A folder: nothing is trained; what cells of --dir reached goes there as "
     "JSON, and what lies there becomes the tables (README.md) and figures.",
 )
+_TUNED = flags.DEFINE_bool(
+    "tuned",
+    False,
+    "Attackers of V3 with T3, and of what is ours, and their control try "
+    "optimizers and learning rates as well: several times their cost.",
+)
 _MINUTES = flags.DEFINE_float(
     "minutes",
     None,
@@ -192,7 +198,11 @@ def main(_):
             return
         with RunDirectory(folder).locked():
             runs = Runs(
-                folder, scale, _DATA_DIR.value, device(folder / "compiled")
+                folder,
+                scale,
+                _DATA_DIR.value,
+                device(folder / "compiled"),
+                _TUNED.value,
             )
             runs.timeline.listen()
             failed = make(cells, runs)

@@ -233,9 +233,9 @@ def _less_data(results, dataset) -> str:
                 [
                     f"{function}/{kind}",
                     paper.NETWORKS[network],
-                    *_with_labels(found, fraction),
+                    *_with_labels(found, *data),
                 ]
-                for fraction in _fractions(found)
+                for data in _data(found)
             ]
     if not rows:
         return _NOT_RUN
@@ -243,10 +243,11 @@ def _less_data(results, dataset) -> str:
     return _table([*head, "A", "repeats"], rows)
 
 
-def _fractions(found: Repeats) -> list[float]:
+def _data(found: Repeats) -> list[tuple[float, bool]]:
+    """Which parts of the data RevA had, and whether it was tuned."""
     return sorted(
         {
-            row["fraction"]
+            (row["fraction"], row["tuned"])
             for one in found.found
             for row in one["attacks"]
             if row["attack"] == REVA
@@ -254,15 +255,15 @@ def _fractions(found: Repeats) -> list[float]:
     )
 
 
-def _with_labels(found: Repeats, fraction: float) -> list[str]:
+def _with_labels(found: Repeats, fraction: float, tuned: bool) -> list[str]:
     """Columns of RevA with a part of the data, and of its control."""
-    pairs = found.attacked(REVA, fraction)
+    pairs = found.attacked(REVA, fraction, tuned)
     rows = [row for _, row in pairs]
     reached = np.array([row["accuracy"] for row in rows])
     strengths = np.array([one["valid"] - row["accuracy"] for one, row in pairs])
     controls = [row["scratch"] for row in rows if "scratch" in row]
     return [
-        f"{100 * fraction:g} %",
+        f"{100 * fraction:g} %{', tuned' if tuned else ''}",
         _spread(reached.mean(), reached),
         _spread(strengths.mean(), strengths),
         _spread(np.mean(controls), np.array(controls))
@@ -302,7 +303,7 @@ def _ours(results, dataset) -> str:
                 f"{np.max(fakes):.2f}" if fakes else _NOT_RUN,
                 _strength(found),
             ]
-            tried = [_with_labels(found, part) for part in _fractions(found)]
+            tried = [_with_labels(found, *data) for data in _data(found)]
             rows += [
                 [*row, *(columns[n] for n in (0, 1, 3, 4))] for columns in tried
             ] or [[*row, *[_NOT_RUN] * 4]]

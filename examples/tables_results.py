@@ -217,12 +217,15 @@ class Repeats:
             for accuracy in one.get("fakes", {}).get("accuracies", ())
         ]
 
-    def attacked(self, attack: str, fraction: float | None = None) -> list:
+    def attacked(
+        self, attack: str, fraction: float | None = None, tuned: bool = False
+    ) -> list:
         """Pairs of a network and its row of an attack, of those attacked.
 
         Args:
             attack: its name.
             fraction: part of the training set; the largest tried if None.
+            tuned: whether the attacker tried optimizers and learning rates.
         """
         pairs = []
         for one in self.found:
@@ -230,7 +233,7 @@ class Repeats:
                 row
                 for row in one["attacks"]
                 if row["attack"] == attack
-                and not row["tuned"]
+                and row["tuned"] == tuned
                 and fraction in (None, row["fraction"])
             ]
             if rows:

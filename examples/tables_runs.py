@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import itertools
 import pathlib
 from collections.abc import Iterator
 
@@ -80,6 +81,8 @@ class Runs:
         scale: how large they are.
         data_dir: where the pictures are, as for the trainers.
         spread: over what trainings are spread.
+        tuned: whether attackers of what stands beside the paper's, and their
+            control, try optimizers and learning rates as well.
     """
 
     def __init__(
@@ -88,11 +91,13 @@ class Runs:
         scale: Scale,
         data_dir: str | None = None,
         spread: Distribution | None = None,
+        tuned: bool = False,
     ):
         self.folder = folder
         self.scale = scale
         self._spread = spread or Distribution()
         self.timeline = Timeline(self._spread)
+        self._tuned = tuned
         self._data_dir = data_dir
         self._loaded: dict[str, data.Dataset | UserError] = {}
 
@@ -234,11 +239,17 @@ class Runs:
         num_fakes, examples = self.scale.fakes
         if not cell.trains:
             yield FAKES, Budget(num_fakes, examples, seed=cell.seed)
+        ways = (False, True) if self._tuned and cell.is_compared else (False,)
         for fraction, epochs in self.scale.attackers:
-            for name in ATTACKS:
+            for name, tuned in itertools.product(ATTACKS, ways):
                 yield (
                     name,
-                    Budget(fraction=fraction, epochs=epochs, seed=cell.seed),
+                    Budget(
+                        fraction=fraction,
+                        epochs=epochs,
+                        seed=cell.seed,
+                        tuned=tuned,
+                    ),
                 )
 
     def records(self, cell: Cell) -> list[dict]:
@@ -303,4 +314,5 @@ def describe(name: str, budget: Budget) -> str:
     """What an attacker has, in words."""
     if name == FAKES:
         return f"{budget.num_fakes:,} on {budget.examples:,} pictures"
-    return f"{100 * budget.fraction:g} % of the training set"
+    tuned = ", tuned" if budget.tuned else ""
+    return f"{100 * budget.fraction:g} % of the training set{tuned}"

@@ -1,6 +1,7 @@
 """The program of the paper's tables: its cells, one of them made, its pages."""
 
 import dataclasses
+import itertools
 import json
 import shutil
 
@@ -78,8 +79,9 @@ def made(tmp_path_factory):
     folder = tmp_path_factory.mktemp("tables")
     place = RunDirectory(folder / "resnet-digits" / "V3-T3-hardened")
     shutil.copytree(run, place.path)
-    for part, epochs in tables_cells.SCALES["digits"].attackers:
-        budget = Budget(fraction=part, epochs=epochs)
+    attackers = tables_cells.SCALES["digits"].attackers
+    for (part, epochs), tuned in itertools.product(attackers, (False, True)):
+        budget = Budget(fraction=part, epochs=epochs, tuned=tuned)
         for name, where, right in (
             ("reverse_engineering", place.attacks, 0.4),
             ("from_scratch", place.path.parent / "controls", 0.25),
@@ -93,7 +95,7 @@ def made(tmp_path_factory):
                 "examples": 300,
                 "result": result.to_dict(),
             }
-            write_json(where / f"{name}-{part}.json", record)
+            write_json(where / f"{name}-{part}-{tuned}.json", record)
     noise = {"fractions": [0.0, 1.0], "accuracies": [[0.5], [0.1, 0.12]]}
     write_json(place.owner / "noise.json", {"of": "", "Added": noise})
     with pytest.MonkeyPatch.context() as patched:
@@ -101,7 +103,7 @@ def made(tmp_path_factory):
         patched.setattr(original.Trainer, "run", None)
         patched.setattr(Records, "perform", None)
         given = (f"--dir={folder}", *FLAGS)
-        succeed(*given, program=PROGRAM)
+        succeed(*given, "--tuned", program=PROGRAM)
         succeed(*given, f"--collect={folder}/collected", program=PROGRAM)
     return folder, place
 
@@ -118,6 +120,7 @@ def test_the_papers_values_stand_beside_ours(made):
     for number in numbers:
         assert f" {number:.2f} " in row
     assert " 50 % | 40.00 | 25.00 | +15.00 (" in row
+    assert " 50 %, tuned | 40.00 | 25.00 |" in page
     assert (folder / "collected" / "figure5.png").stat().st_size > 10_000
     assert page == (folder / "results" / "README.md").read_text()
 
@@ -169,7 +172,7 @@ def test_what_is_collected_holds_no_secret(made):
     assert found.clean, str(found)
     path = folder / "collected" / "resnet-digits" / "V3-T3-hardened.json"
     found = json.loads(path.read_text())
-    assert [row["advantage"] for row in found["attacks"]] == [15.0, 15.0]
+    assert [row["advantage"] for row in found["attacks"]] == [15.0] * 4
     assert len(found["fakes"]["accuracies"]) == 3
 
 
