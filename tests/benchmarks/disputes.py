@@ -2,14 +2,16 @@
 
     python tests/benchmarks/disputes.py --original=original.keras \
         --dataset=cifar10 --foreign=30 --out=disputes.json
+    python tests/benchmarks/disputes.py --original=original.keras \
+        --dataset=cifar10 --function=V1 --only=RevA --out=disputes-V1.json
     python tests/benchmarks/disputes.py --run_dir=runs/... --out=disputes.json
 
-The network is a trained one that is claimed and protected exactly, or that of
-a run with `--owner`. Thieves unlock it, train it on, prune it until it has
-lost five points, quantise it, rewrite it, or train γ and β anew; foreign ones
-are of the same architecture, trained each on its own for `--foreign_steps`;
-forgers make keys to order, or negate filters until the signs are theirs. A
-finished row is not made again.
+The network is a trained one that is claimed and protected exactly, or
+fine-tuned under a claimed passport, or that of a run with `--owner`. Thieves
+unlock it, train it on, prune it until it has lost five points, quantise it,
+rewrite it, or train γ and β anew; foreign ones are of the same architecture,
+trained each on its own for `--foreign_steps`; forgers make keys to order, or
+negate filters until the signs are theirs. A finished row is not made again.
 """
 
 import json
@@ -33,6 +35,11 @@ from common import data as datasets  # noqa: E402
 
 _ORIGINAL = flags.DEFINE_string("original", None, "A .keras file.")
 _RUN_DIR = flags.DEFINE_string("run_dir", None, "Of a trainer with --owner.")
+_FUNCTION = flags.DEFINE_enum(
+    "function", None, ["V1", "V2", "V3"], "Fine-tunes under it; exact if none."
+)
+_TUNING = flags.DEFINE_integer("tuning_steps", 700, "Of that, batch 64.", 1)
+_ONLY = flags.DEFINE_list("only", None, "Rows to make; all if none.")
 _DATASET = flags.DEFINE_string("dataset", "cifar10", "As the trainers' flag.")
 _DATA_DIR = flags.DEFINE_string("data_dir", None, "Likewise.")
 _EPOCHS = flags.DEFINE_integer("epochs", 5, "Of fine-tuning and RevA.", 1)
@@ -87,11 +94,18 @@ class Case:
     def of_original(self, path):
         self.base = keras.saving.load_model(path, compile=False)
         secret = ownership.new_secret()
-        self.model, self.passport = kp.protect_trained(
-            self.base,
-            seed=ownership.passport_seed(secret),
-            signs=ownership.Signature(secret, "Ada Ltd"),
-        )
+        seed = ownership.passport_seed(secret)
+        if _FUNCTION.value:
+            self.model = kp.protect(self.base, function=_FUNCTION.value)
+            self.passport = kp.Passport.random_pattern(self.model, seed=seed)
+            kp.calibrate(kp.bind(self.model, self.passport), like=self.base)
+            self.fit(self.model, 1, 1.0, _TUNING.value)
+        else:
+            self.model, self.passport = kp.protect_trained(
+                self.base,
+                seed=seed,
+                signs=ownership.Signature(secret, "Ada Ltd"),
+            )
         claim, opening = ownership.claim(
             self.passport, owner="Ada Ltd", model=self.model, secret=secret
         )
@@ -106,7 +120,7 @@ class Case:
 
     def row(self, name, make, expected, **options):
         """Verifies what `make` returns, unless that was done before."""
-        if name in self.rows:
+        if name in self.rows or (_ONLY.value and name not in _ONLY.value):
             return
         suspect = make()
         evidence = options.pop("evidence", self.evidence)
@@ -184,7 +198,7 @@ def main(_):
         evidence=stranger(case),
     )
     foreign = []
-    for number in range(_FOREIGN.value):
+    for number in range(0 if _ONLY.value else _FOREIGN.value):
         network = fresh(case.base, number)
         foreign.append(case.fit(network, 1, 1.0, _STEPS.value, 0.05))
     if foreign:
