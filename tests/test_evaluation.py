@@ -431,6 +431,16 @@ class TestBattery:
         }
         assert len(paths) == 3
 
+    def test_a_network_that_was_never_trained_gives_no_advantage(self):
+        base = keras.models.clone_model(linear_classifier())
+        never = given(base, 300)
+        budget = Budget(epochs=12)
+        names = ("from_scratch", "reverse_engineering", "fine_tuning_ftal")
+        found = evaluate(**never, attacks=dict.fromkeys(names, budget))
+        assert found.complete
+        for row in found.rows[1:]:
+            assert row["advantage_interval"][0] <= 0.0, row["attack"]
+
     def test_a_service_answers_for_the_labels(self, case, records):
         """Answers of the valid passport's, of pictures without labels."""
         x, labels = case.answered("disjoint", "labels")

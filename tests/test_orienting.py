@@ -9,7 +9,9 @@ from keras_passport.attacks import Orientation, orientation
 from keras_passport.attacks.recipe import Recipe
 from keras_passport.layers import filters, kernels
 from support.attack_targets import target
+from support.known_statistics import pictures
 from support.plain_models import plain_cnn, small_resnet
+from support.protected_models import predict
 
 RECIPE = Recipe(epochs=1, batch_size=20)
 
@@ -87,6 +89,33 @@ class TestOrientation:
             ]
         )
         assert right.mean() > 0.9
+
+    def test_a_network_whose_signs_follow_the_filters_falls(self):
+        networks = [small_resnet() for _ in range(4)]
+        for number, network in enumerate(networks):
+            lopsided(network, seed=number)
+        model = kp.protect(small_resnet())
+        lopsided(model, seed=9)
+        kp.bind(model, kp.Passport.random_pattern(model, seed=1))
+        rng = np.random.default_rng(3)
+        for layer in kp.protected_layers(model).values():
+            kernel = keras.ops.convert_to_numpy(layer.layer.kernel)
+            signs = rng.choice([-1.0, 1.0], kernel.shape[-1])
+            layer.layer.kernel.assign(kernel * signs)
+            layer.set_hidden_parameters(gamma=signs, beta=0.0 * signs)
+        kp.estimate_statistics(model, [pictures(256, seed=9)])
+        last = model.layers[-1].kernel
+        last.assign(rng.normal(size=last.shape))
+        # Classes that are equally frequent, as far as scores go.
+        x = pictures(300, seed=6)
+        scores = predict(model, x)
+        model.layers[-1].bias.assign(-scores.mean(0))
+        scores = scores - scores.mean(0)
+        test = x, scores.argmax(-1)
+        result = orientation(kp.public(model), None, test, networks=networks)
+        neutral = kp.attacks.Opened(kp.public(model))
+        without = np.mean(predict(neutral, x).argmax(-1) == test[1])
+        assert result.accuracy > without + 0.1
 
     def test_symmetric_filters_tell_nothing(self):
         networks = [plain_cnn() for _ in range(4)]

@@ -130,7 +130,8 @@ def difference(
     `hide_statistics` do, leaves a difference W - W' = κ̃_γ a + κ̃_β b of rank
     two: its two left singular vectors span the plane of the keys, and so γ
     and β are two combinations of what the kernel makes of those. Four numbers
-    a layer are left, and few labels tell them.
+    a layer are left, and few labels tell them; a public network's own γ and β
+    tell them by themselves, as far as they are still those.
 
     Args:
         model: Protected classifier with one output; what is public of it is
@@ -176,6 +177,7 @@ def difference(
         labelled.share(data, options.fraction, options.seed),
         test,
         options,
+        None if protected_layers(other) else _adopted(public, other)[1],
     )
     return dataclasses.replace(
         result, knowledge={**result.knowledge, "versions": 2}

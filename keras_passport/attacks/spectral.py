@@ -13,6 +13,7 @@ from keras_passport.attacks.opened import Opened
 from keras_passport.attacks.options import TrainingOptions
 from keras_passport.attacks.recipe import Recipe
 from keras_passport.attacks.result import AttackResult
+from keras_passport.layers import normalization
 from keras_passport.layers.filters import response_matrix
 from keras_passport.layers.protected import protected_layers
 from keras_passport.models import protected_model
@@ -98,6 +99,7 @@ def along(
     data: tuple,
     test: tuple,
     options: TrainingOptions,
+    start: dict | None = None,
 ) -> AttackResult:
     """Looks for γ and β along public vectors; see `spectral`.
 
@@ -109,8 +111,16 @@ def along(
         data: The inputs and labels that the attacker has.
         test: The judge's.
         options: With a recipe.
+        start: Dict from path to γ and β. The first trial starts from what of
+            them lies along the vectors, with a tenth of the learning rate, and
+            with the published statistics where there are some.
     """
     seed = options.seed
+    exact = start is not None and any(
+        normalization.tells_channels_apart(layer.normalization)
+        for layer in protected_layers(public).values()
+        if isinstance(layer.normalization, keras.layers.BatchNormalization)
+    )
     # Few pictures tell a sign, and all of them at once fill the memory.
     some = labelled.split(data, seed)[0]
     some = labelled.share(some, min(1.0, SIGNS / len(some[1])), seed)
@@ -121,21 +131,31 @@ def along(
         def make(attempt):
             rng = np.random.default_rng([seed, number, attempt])
             first = number == attempt == 0
-            made[attempt] = _Spanned(public, directions, None if first else rng)
+            made[attempt] = _Spanned(
+                *(public, directions),
+                None if first else rng,
+                start if first else None,
+                statistics=not (first and exact),
+            )
             made[attempt].choose_signs(some[0], labelled.classes_of(some[1]))
             return made[attempt]
 
         def about(attempt):
             first = number == attempt == 0
-            start = "first vector" if first else "random"
-            return _told(made[attempt], start)
+            begun = "first vector" if start is None else "given"
+            return _told(made[attempt], begun if first else "random")
 
+        recipe = options.recipe
+        if start is not None and number == 0:
+            slower = recipe.learning_rate / 10
+            recipe = dataclasses.replace(recipe, learning_rate=slower)
         return training.Trial(
             about,
             make,
-            options.recipe,
+            recipe,
             # Another start is better than smaller steps.
             slower=1.0,
+            keeps_start=start is not None and number == 0,
         )
 
     return training.run(
@@ -236,10 +256,12 @@ class _Spanned(Opened):
         directions: As `spectral_directions` returns them.
         rng: Draws the coordinates' start; `None` for γ along the first
             vector, with the sign by which most of it is positive, and β = 0.
+        near: Dict from path to γ and β to start from, as near as they can be.
+        statistics: As for `Opened`.
     """
 
-    def __init__(self, model, directions, rng=None):
-        super().__init__(model, statistics=True)
+    def __init__(self, model, directions, rng=None, near=None, statistics=True):
+        super().__init__(model, statistics=statistics)
         for variable in self._parameters:
             variable.trainable = False
         self._coordinates = {}
@@ -251,7 +273,10 @@ class _Spanned(Opened):
             # Of vectors whose elements have a mean square of 1.
             basis = (basis * np.sqrt(basis.shape[1])).astype("float32")
             for role in layer.function.roles if len(basis) else ():
-                if rng is not None:
+                if near is not None:
+                    value = near[path][("gamma", "beta").index(role)]
+                    start = basis @ np.asarray(value) / basis.shape[1]
+                elif rng is not None:
                     start = rng.normal(size=len(basis)) / np.sqrt(len(basis))
                 else:
                     start = np.zeros(len(basis))

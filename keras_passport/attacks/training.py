@@ -157,12 +157,14 @@ class Trial:
             it is compiled once.
         recipe: How to train it.
         slower: What the learning rate is divided by with every attempt.
+        keeps_start: Whether what it starts from may be the best of it.
     """
 
     about: dict | Callable[[int], dict]
     make: Callable[[int], keras.Model]
     recipe: Recipe
     slower: float = 10.0
+    keeps_start: bool = False
 
 
 def run(
@@ -288,11 +290,16 @@ class _Trainings:
                 recipe,
                 learning_rate=recipe.learning_rate / trial.slower**attempt,
             )
+            if trial.keeps_start:
+                before = self._standing(model), model.get_weights()
             history = self._train(model, slowed, number)
             ends = zip(*history.values(), strict=True)
             stands = max(
                 standing(dict(zip(history, e, strict=True))) for e in ends
             )
+            if trial.keeps_start and before[0] >= stands:
+                stands, weights = before
+                model.set_weights(weights)
             about = (
                 trial.about(attempt) if callable(trial.about) else trial.about
             )
@@ -316,6 +323,18 @@ class _Trainings:
             self.kept = one, model, weights
         self.reached.append(one)
         return {"standing": stands, "converged": told["converged"]}
+
+    def _standing(self, model):
+        """What a model is chosen by, before it is trained."""
+        x, y = self._validation
+        found = scores.predict(model, x).astype("float64")
+        if gives_logits(model, x):
+            found = np.exp(found - found.max(axis=-1, keepdims=True))
+            found /= found.sum(axis=-1, keepdims=True)
+        labels = classes_of(y)
+        chances = np.maximum(found[np.arange(len(labels)), labels], 1e-7)
+        right = np.mean(scores.classes_of(found) == labels)
+        return float(right), float(np.mean(np.log(chances)))
 
     def _train(self, model, recipe, number):
         count = len(self._training[1])
