@@ -39,6 +39,7 @@ from keras_passport.attacks.rewrites import (
     scale_filters,
 )
 from keras_passport.attacks.searching import Search
+from keras_passport.attacks.signs import sign_search
 from keras_passport.attacks.spectral import spectral, spectral_directions
 from keras_passport.attacks.statistics import (
     match_statistics,
@@ -77,6 +78,7 @@ __all__ = [
     "pruning",
     "reverse_engineering",
     "scale_filters",
+    "sign_search",
     "spectral",
     "spectral_directions",
     "statistics_matching",

@@ -130,6 +130,14 @@ ATTACKS: dict[str, Attack] = {
     "reverse_engineering_tuned": Attack(
         "RevA, tuned", _LABELLED, _TRAINING, running.searched, levels=_LONG
     ),
+    "sign_search": Attack(
+        "Search over signs",
+        _LABELLED,
+        _TRAINING,
+        trained(attacks.sign_search, REVA),
+        levels=_LONG,
+        unfit=running.shows_gamma,
+    ),
     "spectral_blind": Attack(
         "Spectral, without data", "nothing", (), running.blind
     ),
