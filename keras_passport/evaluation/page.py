@@ -56,8 +56,9 @@ _WORDS = {
     "S": "protection strength, valid passport minus attack (the paper's eq. "
     "7); a network is well-protected where S > 50 (Definition 2)",
     "A": "advantage, attack minus training from scratch on the same data: "
-    "whether the network was worth stealing; without labels, minus saying "
-    "one class of every picture",
+    "whether the network was worth stealing; with an ancestor or a service's "
+    "answers, minus what those give by themselves; without labels, minus "
+    "saying one class of every picture",
     "holds, falls": "S over 50, or not",
     "paralysed": "on average the trials were no better than saying one class "
     "of every picture",
