@@ -70,6 +70,14 @@ class TestKnownAncestor:
         assert result.accuracy > 0.99
         assert min(result.history[0]["alike"].values()) > 0.8
 
+    def test_so_is_what_was_protected_exactly(self):
+        base = ancestor(plain_cnn)
+        model, _ = kp.protect_trained(base)
+        x = pictures(200, seed=6)
+        test = x, predict(base, x).argmax(-1)
+        result = kp.attacks.known_ancestor(kp.public(model), base, test)
+        assert result.accuracy > 0.99
+
     def test_signs_and_sizes_of_filters_are_found(self):
         base = ancestor()
         model = kp.protect(base)

@@ -21,6 +21,7 @@ from keras_passport.attacks.recipe import Recipe
 from keras_passport.attacks.result import AttackResult, packed
 from keras_passport.errors import PassportError
 from keras_passport.layers import kernels, normalization
+from keras_passport.layers.channel_scale import ChannelScale
 from keras_passport.layers.filters import kernel_matrix, response_matrix
 from keras_passport.layers.passport_normalization import PassportNormalization
 from keras_passport.layers.protected import protected_layers
@@ -91,7 +92,7 @@ def known_ancestor(
         alike[path] = float(np.median(np.abs(cosines)))
         found = alike[path] >= ALIKE
         parameters[path] = _taken(
-            layer, own, parameters[path], chosen, cosines, sizes, found
+            layer, kernel, own, parameters[path], chosen, cosines, sizes, found
         )
     opened = Opened(public, parameters)
     right, entropy = training.answers(opened, test)
@@ -286,11 +287,9 @@ def _adopted(model, ancestor, seed=0) -> tuple:
                 value = ops.convert_to_numpy(getattr(theirs, name))
                 getattr(layer.normalization, name).assign(value)
         parameters[path] = tuple(
-            own
-            if getattr(owner, role, None) is None
-            else ops.convert_to_numpy(getattr(owner, role))
-            for role, own in zip(
-                ("gamma", "beta"), parameters[path], strict=True
+            own if variable is None else ops.convert_to_numpy(variable)
+            for variable, own in zip(
+                _affine(kernel, owner), parameters[path], strict=True
             )
         )
     others = dict(graph.walk(ancestor))
@@ -383,12 +382,16 @@ def _counterparts(model, other) -> dict:
             available[path], owners[path] = layer.layer, layer
     else:
         plan = sites.Plan(other, functions.get("V3"), None, False)
-        kernels_by_id = {id(s.kernel): s for s in plan.sites.values()}
+        behind = {id(s.kernel): s.normalization for s in plan.sites.values()}
+        # Kernels without a normalisation, too: exact models protect those.
         for path, layer in graph.walk(other):
-            site = kernels_by_id.get(id(layer))
-            if site is not None:
-                available[path], owners[path] = layer, site.normalization
-    layers = protected_layers(model)
+            if kernels.adapter_for(layer) is not None and layer.built:
+                available[path], owners[path] = layer, behind.get(id(layer))
+    layers = {
+        path: layer
+        for path, layer in protected_layers(model).items()
+        if not isinstance(layer.layer, ChannelScale)
+    }
     names = {path: path for path in layers}
     if not layers.keys() <= available.keys():
         names = match(
@@ -443,7 +446,19 @@ def _matched(ours, theirs):
     return chosen, cosines[rows, chosen], sizes / others[chosen]
 
 
-def _taken(layer, owner, own, chosen, cosines, sizes, found):
+def _affine(kernel, owner) -> tuple:
+    """γ and β behind a kernel, `None` for none; without a normalisation, bias.
+
+    Args:
+        kernel: The kernel layer.
+        owner: Its normalisation or passport layer, or `None`.
+    """
+    if owner is None:
+        return None, getattr(kernel, "bias", None)
+    return getattr(owner, "gamma", None), getattr(owner, "beta", None)
+
+
+def _taken(layer, kernel, owner, own, chosen, cosines, sizes, found):
     """γ and β of the other network's filters; statistics are set."""
     if isinstance(owner, PassportNormalization):
         return own
@@ -453,9 +468,8 @@ def _taken(layer, owner, own, chosen, cosines, sizes, found):
         np.full(len(chosen), value)
         if variable is None
         else ops.convert_to_numpy(variable)[chosen]
-        for value, variable in (
-            (1.0, getattr(owner, "gamma", None)),
-            (0.0, getattr(owner, "beta", None)),
+        for value, variable in zip(
+            (1.0, 0.0), _affine(kernel, owner), strict=True
         )
     )
     ours = layer.normalization

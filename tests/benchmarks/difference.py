@@ -17,6 +17,8 @@ what `difference` reaches with `--fraction` of the labels, then RevA from there,
   hidden           another release: of after `hide_statistics`
   new passport     another release: the same network, another passport
   exact            `protect_trained`
+
+With `--noattacks` nothing is trained but the networks, which takes a minute.
 """
 
 import pathlib
