@@ -11,6 +11,7 @@ from keras_passport.errors import PassportError
 from keras_passport.layers import spaces
 from keras_passport.layers.protected import protected_layers
 from keras_passport.licensing import codes
+from keras_passport.passports import specs
 from keras_passport.passports.derivation import derive
 from keras_passport.passports.entries import PassportEntry
 from keras_passport.passports.passport import Passport
@@ -209,7 +210,15 @@ class Licensor:
             key = key + self.null_mark(licensee, path, role, word)
             keys[path][f"{role}_key"] = np.asarray(key).astype("float32")
         entries = {
-            path: PassportEntry(layer.geometry, **keys[path])
+            path: PassportEntry(
+                layer.geometry,
+                order_seed=(
+                    specs.order_seed(self.passport, path)
+                    if layer.geometry.ordered_rows
+                    else None
+                ),
+                **keys[path],
+            )
             for path, layer in self._layers.items()
         }
         licence = Licence(
