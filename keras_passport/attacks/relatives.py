@@ -472,6 +472,9 @@ def _taken(layer, kernel, owner, own, chosen, cosines, sizes, found):
             (1.0, 0.0), _affine(kernel, owner), strict=True
         )
     )
+    if owner is None:
+        # Nothing divides by the filters' size.
+        gamma = gamma / sizes
     ours = layer.normalization
     # Published statistics are better than an ancestor's.
     if (
