@@ -397,11 +397,12 @@ def test_a_claim_travels_with_the_network(owned, tmp_path):
         ownership.attach(owned.base, owned.claim)
 
 
-def test_a_trained_network_is_claimed_by_signs_of_filters(base):
+@pytest.mark.parametrize("order", [False, True], ids=["", "rows in order"])
+def test_a_trained_network_is_claimed_by_signs_of_filters(order, base):
     """Exactly protected, with the signs of a claim: no training at all."""
     secret = ownership.new_secret()
     signature = ownership.Signature(secret, OWNER)
-    model, passport = kp.protect_trained(base, signs=signature)
+    model, passport = kp.protect_trained(base, signs=signature, order=order)
     claim, opening = ownership.claim(
         passport, owner=OWNER, model=model, secret=secret
     )
@@ -421,6 +422,10 @@ def test_a_trained_network_is_claimed_by_signs_of_filters(base):
         assert report["signs"].figure > 0.97
         assert report["passport"].holds
         assert report["provenance"].holds is None
+    licensor = kp.licensing.Licensor(passport, model, bytes(32))
+    licence = licensor.issue("Bob")
+    leak = kp.unlock(kp.bind(model, licence), licence)
+    assert licensor.trace(leak, ["Ann", "Bob", "Eve"]).verdict == "Bob"
 
 
 def test_secrets_of_claims_are_looked_for(owned, tmp_path):

@@ -215,7 +215,10 @@ def _of_model(model, licensor) -> dict:
     A layer computes a·u + b of u = conv(x); so does the owner's, with
     a = γ/σ and b = β - γμ/σ.
     """
-    owners = {layer.path: layer for layer in networks.read(licensor.model)}
+    orders = networks.orders(licensor.model, licensor.passport)
+    owners = {
+        layer.path: layer for layer in networks.read(licensor.model, orders)
+    }
     values = {}
     for match in align(list(owners.values()), networks.read(model)):
         owner, found = owners[match.path], match.found

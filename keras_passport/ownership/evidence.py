@@ -92,25 +92,26 @@ def _choices_follow(passport) -> bool:
     )
 
 
-def kernels(owners, matches, foreign, seed) -> Step:
+def kernels(forms, matches, foreign, seed) -> Step:
     """How much of the published kernels is in the suspect.
 
     Args:
-        owners: `KernelLayer`s of the published network.
-        matches: The suspect's.
+        forms: Lists of `KernelLayer`s of the published network, one for each
+            way to read it; what a null is most like counts, too.
+        matches: The suspect's, to the form that it is most like.
         foreign: Independently trained networks, as `networks.read` takes
             them.
         seed: Of the networks that are drawn.
     """
-    filters = sum(layer.filters for layer in owners)
+    filters = sum(layer.filters for layer in forms[0])
     figure = similarity(matches, filters)
-    nulls = [
-        similarity(align(owners, networks.read(network)), filters)
-        for network in foreign
-    ]
+    nulls = [networks.read(network) for network in foreign]
     nulls += [
-        similarity(align(owners, _drawn(owners, [seed, number])), filters)
-        for number in range(DRAWN_NETWORKS)
+        _drawn(forms[0], [seed, number]) for number in range(DRAWN_NETWORKS)
+    ]
+    nulls = [
+        max(similarity(align(owners, null), filters) for owners in forms)
+        for null in nulls
     ]
     threshold = max(KERNELS, *nulls)
     return Step(

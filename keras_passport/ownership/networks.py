@@ -15,8 +15,10 @@ from keras import ops
 
 from keras_passport import graph
 from keras_passport.errors import PassportError
-from keras_passport.layers import kernels
+from keras_passport.layers import kernels, packing, row_order
 from keras_passport.layers.passport_normalization import PassportNormalization
+from keras_passport.layers.protected import protected_layers
+from keras_passport.passports.passport import Passport
 from keras_passport.secrecy import type_of
 
 # Between a kernel and its normalisation these change no channel's sign.
@@ -71,13 +73,16 @@ class KernelLayer:
         return np.where(self.gamma < 0, -1.0, 1.0)
 
 
-def read(network) -> list[KernelLayer]:
+def read(network, orders: dict | None = None) -> list[KernelLayer]:
     """All kernel layers of a network, in the order of its graph.
 
     Args:
         network: A Keras model, protected or not, whose passport, if one is
             bound, is not used; or a dict from names to arrays, as of a
             SavedModel's variables.
+        orders: Dict from the path of a passport layer to the secret order in
+            which its kernel's rows are stored, to be read as a call gathers
+            them; `None` to read all as they are stored.
 
     Raises:
         PassportError: If it is neither, or has no kernel.
@@ -88,7 +93,7 @@ def read(network) -> list[KernelLayer]:
     ['conv1', 'conv2', 'classes']
     """
     if isinstance(network, keras.Model):
-        layers = _of_model(network)
+        layers = _of_model(network, orders or {})
     elif isinstance(network, Mapping):
         layers = _of_arrays(network)
     else:
@@ -103,12 +108,38 @@ def read(network) -> list[KernelLayer]:
     return layers
 
 
-def _of_model(model):
+def orders(model: keras.Model, passport: Passport) -> dict:
+    """The secret orders of rows that a passport holds, as `read` takes them.
+
+    Args:
+        model: A protected model.
+        passport: Its passport.
+
+    Returns:
+        Dict from paths of passport layers; empty if all rows are in theirs.
+    """
+    packed = passport.fitted(model).rows()
+    return {
+        path: packing.order_in(layer, packed[path])
+        for path, layer in protected_layers(model).items()
+        if layer.geometry.ordered_rows
+    }
+
+
+def _of_model(model, orders):
     after_layers = normalizations(model)
     layers = []
     for path, layer in graph.walk(model, stop=(PassportNormalization,)):
         if isinstance(layer, PassportNormalization):
-            read_layer = _kernel(path, layer.layer)
+            gathered = {}
+            if path in orders:
+                gathered = {
+                    id(variable): value
+                    for variable, value in row_order.gathered(
+                        layer.adapter, layer.layer, orders[path]
+                    )
+                }
+            read_layer = _kernel(path, layer.layer, gathered)
             if read_layer is None:
                 continue  # A normalisation alone has nothing to match.
             _read_normalization(
@@ -134,15 +165,14 @@ def _of_model(model):
     return layers
 
 
-def _kernel(path, layer) -> KernelLayer | None:
+def _kernel(path, layer, gathered=None) -> KernelLayer | None:
     name = type(layer).__name__
-    if name.startswith("Separable"):
-        values, kind = _array(layer.pointwise_kernel), "full"
-    else:
-        kernel = getattr(layer, "kernel", None)
-        if kernel is None:
-            return None
-        values, kind = _array(kernel), "full"
+    separable = name.startswith("Separable")
+    kernel = getattr(layer, "pointwise_kernel" if separable else "kernel", None)
+    if kernel is None:
+        return None
+    values, kind = _array((gathered or {}).get(id(kernel), kernel)), "full"
+    if not separable:
         scale = getattr(layer, "kernel_scale", None)
         if scale is not None:
             # int8, of which the layer divides by a scale for each channel.

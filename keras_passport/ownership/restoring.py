@@ -1,10 +1,13 @@
 """A suspect's kernels in the owner's network, as they stood there."""
 
+import contextlib
+
 import keras
 import numpy as np
 from keras import ops
 
 from keras_passport import graph
+from keras_passport.layers import row_order
 from keras_passport.layers.passport_normalization import PassportNormalization
 from keras_passport.models import protected_model
 from keras_passport.ownership.networks import normalizations
@@ -12,7 +15,9 @@ from keras_passport.ownership.networks import normalizations
 _TINY = 1e-12
 
 
-def restored(published: keras.Model, matches: list) -> keras.Model:
+def restored(
+    published: keras.Model, matches: list, orders: dict | None = None
+) -> keras.Model:
     """The published network with what a suspect made of its kernels.
 
     Orders, signs and sizes are undone; γ and β are a passport's again. Where
@@ -21,6 +26,7 @@ def restored(published: keras.Model, matches: list) -> keras.Model:
     Args:
         published: The owner's protected model.
         matches: As `alignment.align` returns them.
+        orders: As `networks.read` took them for the owner's layers.
 
     Returns:
         A new `ProtectedModel`, without a passport.
@@ -33,13 +39,28 @@ def restored(published: keras.Model, matches: list) -> keras.Model:
         layer = layers[match.path]
         if isinstance(layer, PassportNormalization):
             sizes = np.maximum(match.sizes, _TINY)
-            _write_kernel(layer.layer, match, match.signs / sizes)
+            with _in_order(layer, (orders or {}).get(match.path)):
+                _write_kernel(layer.layer, match, match.signs / sizes)
             _write_statistics(layer.normalization, match, sizes)
             _write(layer.gamma, match.found.gamma, match.order)
             _write(layer.beta, match.found.beta, match.order)
         else:
             _restore_plain(layer, after.get(id(layer)), match, last)
     return model
+
+
+@contextlib.contextmanager
+def _in_order(layer, order):
+    """Has a kernel's rows in their own order meanwhile."""
+    if order is None:
+        yield
+        return
+    for variable, value in row_order.gathered(
+        layer.adapter, layer.layer, order
+    ):
+        variable.assign(value)
+    yield
+    row_order.store(layer.adapter, layer.layer, order)
 
 
 class AnyStatistics:

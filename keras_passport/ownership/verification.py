@@ -11,7 +11,7 @@ from keras_passport.errors import PassportError
 from keras_passport.layers.protected import protected_layers
 from keras_passport.ownership import evidence as steps_of
 from keras_passport.ownership import networks
-from keras_passport.ownership.alignment import align
+from keras_passport.ownership.alignment import align, similarity
 from keras_passport.ownership.claims import Claim, Opening
 from keras_passport.ownership.records import Record
 from keras_passport.ownership.report import (
@@ -197,19 +197,22 @@ def _examined(
     published = evidence.published
     passport = evidence.passport.fitted(published)
     protected = protected_layers(published)
-    owners = networks.read(published)
-    matches = align(owners, networks.read(suspect))
+    forms = [(networks.read(published), None)]
+    if orders := networks.orders(published, passport):
+        # A thief may have the rows as they are stored, or as they belong.
+        forms.append((networks.read(published, orders), orders))
+    owners, matches, orders = _nearest(forms, networks.read(suspect))
     steps = [
         steps_of.commitment(evidence, evidence.passport),
         steps_of.provenance(evidence, evidence.passport),
-        steps_of.kernels(owners, matches, foreign, seed),
+        steps_of.kernels([form for form, _ in forms], matches, foreign, seed),
     ]
     curves = None
     known = {owner.path for owner in owners}
     complete = {match.path for match in matches} >= set(protected) & known
     found, source = {}, ""
     if complete:
-        model = restored(published, matches)
+        model = restored(published, matches, orders)
         judge = AnyStatistics(Judge(model, *data, batch_size), model, published)
         found, source = steps_of.signs_of(matches, model, passport, protected)
         steps.append(
@@ -242,6 +245,16 @@ def _examined(
         layers=tuple(_about(match, found, evidence) for match in matches),
         noise=curves,
     )
+
+
+def _nearest(forms, suspects) -> tuple:
+    """The owner's layers in the form that a suspect's are most like."""
+    found = []
+    for owners, orders in forms:
+        matches = align(owners, suspects)
+        filters = sum(layer.filters for layer in owners)
+        found.append((similarity(matches, filters), owners, matches, orders))
+    return max(found, key=lambda form: form[0])[1:]
 
 
 def _about(match, found, evidence) -> dict:
