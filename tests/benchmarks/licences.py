@@ -75,17 +75,13 @@ def main(_):
 
     row("capacity", lambda: capacity(licensor, len(names)))
     row("null-space mark", lambda: null_space(model, passport, names, test[0]))
-    row("accuracy", lambda: accuracies(model, passport, licensor, names, test))
-    row(
-        "accuracy within 0.1 points",
-        lambda: accuracies(model, passport, licensor, names, test, 0.1),
-    )
     row("colluders", lambda: colluders(licensor, names))
     for form in FORMS:
         row(f"leaks {form}", lambda form=form: leaks(licensor, names, form))
     row("noise", lambda: noise(licensor, names))
     row("training", lambda: training(model, licensor, names, train, test))
     row("pruning", lambda: pruning(model, licensor, names, test))
+    row("accuracy", lambda: accuracies(model, passport, licensor, names, test))
 
 
 def capacity(licensor, licensees):
@@ -111,31 +107,37 @@ def null_space(model, passport, names, x):
     return {"relative_gap": float(max(gaps) / np.abs(mine).max())}
 
 
-def accuracies(model, passport, licensor, names, test, points=None):
-    """Under the first word of each, or the first within so many points."""
+def accuracies(model, passport, licensor, names, test):
+    """Under the first word of each, and the first within 0.1 points."""
     judge = Judge(model, *test)
     own, _ = judge(passport.packed())
-    found, tried = [], 0
+    first, accepted, words = [], [], 0
     for name in names[: _JUDGED.value]:
+        tried = []
 
-        def accept(licence):
-            nonlocal tried
-            tried += 1
-            accuracy, _ = judge(licence.packed())
-            if points is None or abs(accuracy - own) <= points / 100:
-                found.append(accuracy)
-                return True
-            return False
+        def accept(licence, tried=tried):
+            tried.append(judge(licence.packed())[0])
+            return abs(tried[-1] - own) <= 0.001 + 1e-9
 
         licensor.issue(name, accept=accept)
+        first.append(tried[0])
+        accepted.append(tried[-1])
+        words += len(tried)
     return {
         "owner": own,
-        "licences": len(found),
-        "words": tried,
-        "mean": float(np.mean(found)),
-        "worst": float(min(found)),
-        "best": float(max(found)),
-        "deviation": float(np.std(found)),
+        "licences": len(first),
+        "first word": spread(first),
+        "within 0.1 points": spread(accepted),
+        "words tried": words,
+    }
+
+
+def spread(accuracies):
+    return {
+        "mean": float(np.mean(accuracies)),
+        "deviation": float(np.std(accuracies)),
+        "worst": float(min(accuracies)),
+        "best": float(max(accuracies)),
     }
 
 
