@@ -103,7 +103,7 @@ def protected():
 def test_judges_refuse_such_labels(y, said, protected):
     model, passport, data, (x, labels) = protected
     x, right = x[:4], (x[4:8], labels[4:8])
-    for use in (
+    uses = [
         lambda: fake.Judge(model, x, y),
         lambda: kp.attacks.fake_passports(
             model, "random_pattern", 1, (x, y), seed=0
@@ -111,9 +111,12 @@ def test_judges_refuse_such_labels(y, said, protected):
         lambda: kp.audit.accuracies(model, passport, (x, y)),
         lambda: kp.audit.accuracy_under_noise(model, passport, (x, y)),
         lambda: training.judge(model, (x, y)),
-        lambda: kp.attacks.from_scratch(model, (x, y), right),
         lambda: kp.attacks.from_scratch(model, right, (x, y)),
-    ):
+    ]
+    if np.shape(y) != (4, 3):
+        # Attackers train on probabilities, too, of which these are some.
+        uses.append(lambda: kp.attacks.from_scratch(model, (x, y), right))
+    for use in uses:
         with pytest.raises(ValueError):
             use()
 

@@ -49,6 +49,7 @@ class FinishedRun:
         config = read_json(self.directory.config)
         if config is None:
             raise UserError(f"--run_dir={self.directory.path} holds no run.")
+        pictures.check_run(config)
         if not self.directory.protected.exists():
             raise UserError(
                 f"--run_dir={self.directory.path} holds no finished run: "

@@ -79,17 +79,27 @@ def of_run(
             was given if it is not said.
         data_dir: TensorFlow Datasets' folder.
     """
+    check_run(config)
     name = config.get("dataset")
     if config.get("images"):
         arrays = read(model, images or name, data_dir, config)
         return dataset(model, arrays, config)
-    if name not in data.SOURCES:
+    return data.load(name, data_dir)
+
+
+def check_run(config: dict[str, Any]) -> None:
+    """Raises a `UserError` if a run's pictures are none that we know.
+
+    Args:
+        config: as for `of_run`.
+    """
+    name = config.get("dataset")
+    if not config.get("images") and name not in data.SOURCES:
         raise UserError(
             f"Runs on {', '.join(sorted(data.SOURCES))}, and those of "
             "protect_model.py that were given --images, can be taken up here. "
             f"Received: {name}"
         )
-    return data.load(name, data_dir)
 
 
 def dataset(

@@ -12,7 +12,6 @@ import numpy as np
 
 import keras_passport as kp
 from keras_passport import files, licensing, ownership, sealed
-from keras_passport.attacks.fake import Judge
 from keras_passport.cli import given
 from keras_passport.cli.commands import DONE, NO, PROGRAM
 from keras_passport.texts import shown
@@ -113,7 +112,7 @@ def license(args) -> None:
     licensor = licensing.Licensor(passport, model, secret)
     accept = None
     if args.data:
-        judge = Judge(model, *_examples(args.data))
+        judge = kp.attacks.fake.Judge(model, *_examples(args.data))
         expected, _ = judge(passport.fitted(model).packed(), is_valid=True)
 
         def accept(licence):

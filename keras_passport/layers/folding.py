@@ -184,8 +184,10 @@ def call(layer, inputs, gamma, beta, training, values=()):
 
 
 def _value(variable):
-    """What a variable is here and now, whoever asks for it later."""
-    return ops.convert_to_tensor(variable.value)
+    """What a variable is here and now, in float32 if it is less precise."""
+    value = ops.convert_to_tensor(variable.value)
+    dtype = keras.backend.standardize_dtype(value.dtype)
+    return ops.cast(value, keras.backend.result_type(dtype, "float32"))
 
 
 # Biases -----------------------------------------------------------------------
