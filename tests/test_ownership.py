@@ -119,7 +119,7 @@ def test_what_was_made_of_the_network_is_derived(name, owned):
     assert report.verdict == "derived", str(report)
     assert report["signs"].p < 1e-9
     assert report["signs"].figure > report["signs"].null
-    assert report.false_positive < 0.05
+    assert report.false_positive < 1e-9
 
 
 def test_the_same_accuracy_where_nothing_was_lost(owned):
