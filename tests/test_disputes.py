@@ -143,6 +143,19 @@ def test_a_licence_and_its_leak(folder, tmp_path, capsys):
             [
                 "license",
                 "{model}",
+                "{passport}",
+                "{new}.h5",
+                "--licensee=Bob",
+                "--ledger={new}.jsonl",
+                "--secret={new}.secret",
+                "--points=1",
+            ],
+            "--data",
+        ),
+        (
+            [
+                "license",
+                "{model}",
                 "{new}",
                 "{new}.h5",
                 "--licensee=Bob",

@@ -563,6 +563,7 @@ class TestMistakes:
             ("--identity_images=missing.png,other.png", "missing.png"),
             ("--learning_rate=nan", "finite number"),
             ("--weight_decay=inf", "finite number"),
+            ("--owner=", "must be a name"),
             ("--strategy=multi_worker", "TF_CONFIG"),
             ("--no_such_flag=1", "no_such_flag"),
         ],

@@ -96,6 +96,12 @@ flags.DEFINE_string(
     "runs/<network>-<dataset>-<passport>-<function> if not given.",
 )
 
+# An empty shell variable would leave a network without a claim.
+flags.register_validator(
+    "owner",
+    lambda name: name is None or bool(name.strip()),
+    "must be a name, or not be given",
+)
 for _name in ("learning_rate", "weight_decay"):
     # Bounds let nan through, which is neither above nor below them.
     flags.register_validator(

@@ -17,6 +17,8 @@ from keras_passport.cli.commands import DONE, NO, PROGRAM
 from keras_passport.texts import shown
 
 _PRIVATE = 0o600
+# Of accuracy, that a licence may cost.
+_POINTS = 0.1
 
 
 def claim(args) -> None:
@@ -104,6 +106,11 @@ def license(args) -> None:
     the owner. With --data, its accuracy is within --points of the passport's.
     """
     _check_new(args.out, args.overwrite)
+    if not (args.points is None or (args.data and args.points >= 0)):
+        raise ValueError(
+            "Expected --points of 0 or more, and --data to judge by. "
+            f"Received: --points={args.points}, --data={args.data}"
+        )
     passport = kp.Passport.load(args.passport)
     model = given.load_model(args.model)
     # Made only once nothing is wrong with what the user has.
@@ -111,13 +118,15 @@ def license(args) -> None:
     ledger = licensing.Ledger(args.ledger, secret)
     licensor = licensing.Licensor(passport, model, secret)
     accept = None
+    points = _POINTS if args.points is None else args.points
     if args.data:
         judge = kp.attacks.fake.Judge(model, *_examples(args.data))
         expected, _ = judge(passport.fitted(model).packed(), is_valid=True)
 
         def accept(licence):
             accuracy, _ = judge(licence.packed())
-            return abs(accuracy - expected) <= args.points / 100
+            # Fractions of a count of examples are not quite so in binary.
+            return abs(accuracy - expected) <= points / 100 + 1e-9
 
     licence = licensor.issue(args.licensee, ledger, accept)
     licence.save(args.out)
@@ -242,10 +251,9 @@ def add_commands(add, add_model, add_passport, add_overwrite, count) -> None:
     command.add_argument(
         "--points",
         type=float,
-        default=0.1,
         metavar="P",
-        help="by how much accuracies on --data may differ (default: "
-        "%(default)s)",
+        help="by how much accuracies on --data may differ "
+        f"(default: {_POINTS})",
     )
     add_secret(command, True, "; made if there is none")
 
