@@ -56,8 +56,7 @@ def hidden(layer, passport, training) -> tuple:
     Returns:
         Tuple of values with which to call the kernel layer, as
         `scopes.Substitution` takes them, rows in their order, and of γ and β
-        as `(1 or examples,
-        channels)`, `None` where they are not hidden.
+        as `(1 or examples, channels)`, `None` where they are not hidden.
     """
     kernel = layer.adapter.weight(layer.layer) if layer.decouple else None
     if kernel is None or not _is_wanted():
