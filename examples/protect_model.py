@@ -4,8 +4,9 @@
     python examples/protect_model.py --model=my.keras --images=folder
 
 Exactly, that is without training and with the same outputs; pictures are
-needed only to judge it by. Or with a passport of pictures, by fine-tuning the
-model or training it from scratch:
+needed only to judge it by, and those that `--identity_images` names are what
+the passport is made of. Or by fine-tuning the model, or training it from
+scratch:
 
     python examples/protect_model.py --model=my.keras --images=folder \
         --method=fine_tune --passport=fixed_image \

@@ -398,9 +398,12 @@ class TestExactly:
             flags[0],
             f"--images={folder}",
             "--num_fakes=3",
+            f"--identity_images={folder / 'blue'}",
             f"--run_dir={tmp_path}",
             program=PROGRAM,
         )
+        owner = kp.Passport.load(tmp_path / "owner" / "passport.h5")
+        assert owner.kind == "offset_image" and len(owner.images) == 20
         result = json.loads((tmp_path / "result.json").read_text())
         assert result["original_accuracy"] == result["valid_accuracy"] > 90
         assert len(result["fake_accuracies"]) == 3

@@ -10,7 +10,9 @@ from common import data, training
 from common.errors import UserError, users_mistakes
 from common.rundir import PRIVATE, RunDirectory, save_model
 from keras_passport.cli import given
+from keras_passport.cli.pictures import read_images
 from keras_passport.files import replacing, write_json
+from keras_passport.scores import only_shape
 
 # Of the program's flags, those that have an effect here. `attack.py` reads
 # the pictures again by them.
@@ -24,6 +26,7 @@ SETTINGS = (
     "preprocessing",
     "select",
     "order",
+    "identity_images",
     "flip",
     "shift",
     "num_fakes",
@@ -68,7 +71,10 @@ def run(
                 [row.path for row in report.rows if row.role == "kernel"],
             )
             protected, passport = kp.protect_trained(
-                model, selects, order=config["order"]
+                model,
+                selects,
+                order=config["order"],
+                images=_identity_images(model, config),
             )
         print(protected.report)
         directory.open(config)
@@ -81,6 +87,20 @@ def run(
         if dataset is not None:
             result = _judged(model, protected, dataset, config)
             write_json(directory.result, result)
+
+
+def _identity_images(model, config) -> np.ndarray | None:
+    """The owner's pictures, as the model takes pictures; None for none."""
+    files, mode = config["identity_images"], config["preprocessing"]
+    if not files:
+        return None
+    return read_images(
+        files,
+        only_shape(model.input_shape),
+        # Without pictures to judge by, nobody knows better.
+        None if mode == "auto" else mode,
+        config["image_size"],
+    )
 
 
 def _judged(model, protected, dataset, config) -> dict:

@@ -8,7 +8,7 @@ import numpy as np
 from keras_passport.attacks import training
 from keras_passport.attacks.result import AttackResult
 from keras_passport.errors import PassportError
-from keras_passport.layers import spaces
+from keras_passport.layers import offsets, spaces
 from keras_passport.layers.protected import function_of, protected_layers
 from keras_passport.models import binding, protected_model, unlocking
 from keras_passport.passports.entries import ROLES, PassportEntry
@@ -127,7 +127,7 @@ def forge_passport(
                     f"Expected {role} of layer '{path}' to have shape "
                     f"({space.units},). Received: shape={np.shape(wanted)}"
                 )
-            wanted = np.asarray(wanted, "float64")
+            wanted = np.asarray(wanted, "float64") - offsets.of(layer, role)
             key = space.solve(wanted)
             gap = np.linalg.norm(space.response(key) - wanted)
             size = max(np.linalg.norm(wanted), np.finfo("float32").tiny)

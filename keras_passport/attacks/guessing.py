@@ -13,7 +13,7 @@ from keras_passport.attacks.moments import Block, Flow
 from keras_passport.attacks.opened import Opened, neutral
 from keras_passport.attacks.result import AttackResult
 from keras_passport.hints import Inputs
-from keras_passport.layers import normalization
+from keras_passport.layers import normalization, offsets
 from keras_passport.layers.protected import function_of
 from keras_passport.models import protected_model
 from keras_passport.passports.derivation import (
@@ -165,7 +165,10 @@ def _guesses(layer, pool, roles, key_scaling, salt, own):
         response = ops.convert_to_numpy(
             layer.adapter.response(layer.layer, np.stack([*keys.values()]))
         )
-        found = dict(zip(roles, response, strict=True))
+        found = {
+            role: value + offsets.of(layer, role)
+            for role, value in zip(roles, response, strict=True)
+        }
         pair = (found.get("gamma", own[0]), found.get("beta", own[1]))
         made.append((list(images), pair))
     return made

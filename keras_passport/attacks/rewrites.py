@@ -13,7 +13,7 @@ import numpy as np
 from keras import ops
 
 from keras_passport import graph
-from keras_passport.layers import folding, kernels, normalization
+from keras_passport.layers import folding, kernels, normalization, offsets
 from keras_passport.layers.passport_normalization import PassportNormalization
 from keras_passport.layers.protected import protected_layers
 from keras_passport.models import protected_model
@@ -182,6 +182,7 @@ def permute_channels(model: keras.Model, *, seed: int = 0) -> Rewrite:
         for variable in (
             *layer.normalization.variables,
             *(own for own in (layer.gamma, layer.beta) if own is not None),
+            *offsets.variables(layer),
         ):
             variable.assign(ops.convert_to_numpy(variable)[order])
         for reader in readers:
@@ -213,6 +214,8 @@ def _scaled(model, draw, seed):
         statistics.moving_variance.assign(
             np.maximum((factor * deviation) ** 2 - statistics.epsilon, 0.0)
         )
+        for offset in offsets.variables(layer):
+            offset.assign(ops.convert_to_numpy(offset) * factor)
         if layer.gamma is not None:
             layer.gamma.assign(
                 ops.convert_to_numpy(layer.gamma) * np.sign(factor)

@@ -56,10 +56,17 @@ def protect(args) -> None:
 
     With --exact it needs no training: filters get other signs and sizes, and
     OWNER.h5 a passport that is solved for, with which the copy gives out what
-    the original does. All kernel layers are protected then.
+    the original does. All kernel layers are protected then. With --images its
+    keys are made of your pictures, which says of them whose they are; what
+    the pictures do not give is public offsets.
     """
     out = _new_file(args.out, args.overwrite, ".keras", args.model)
-    if args.exact or args.order or args.owner is not None:
+    if (
+        args.exact
+        or args.order
+        or args.images is not None
+        or args.owner is not None
+    ):
         _protect_exactly(args, out)
         return
     model = given.load_model(args.model)
@@ -106,7 +113,10 @@ def _protect_exactly(args, out):
     model = given.load_model(args.model)
     with quiet():
         protected, passport = kp.protect_trained(
-            model, _selected(args, model), order=args.order
+            model,
+            _selected(args, model),
+            order=args.order,
+            images=_pictures(args, model) if args.images else None,
         )
     print(protected.report)
     # A model whose passport could not be written would be of no use.
@@ -115,6 +125,16 @@ def _protect_exactly(args, out):
     print(
         f"Wrote {shown(owner)}, a secret, and {shown(out)}, which gives out "
         "with it what the original does. Keep the original to yourself."
+    )
+
+
+def _pictures(args, model):
+    """The identity images that --images names."""
+    return pictures.read_images(
+        args.images.split(","),
+        scores.only_shape(model.input_shape),
+        args.preprocessing,
+        args.image_size,
     )
 
 
@@ -151,15 +171,9 @@ def new(args) -> None:
             )
     model = given.load_model(args.model)
     if of_images:
-        images = pictures.read_images(
-            args.images.split(","),
-            scores.only_shape(model.input_shape),
-            args.preprocessing,
-            args.image_size,
-        )
         passport = getattr(kp.Passport, args.kind)(
             model,
-            images,
+            _pictures(args, model),
             reference=given.load_model(args.reference),
             key_scaling=args.key_scaling,
         )

@@ -196,6 +196,28 @@ def _parser() -> tuple[_Parser, dict[str, _Parser]]:
         command.set_defaults(run=function)
         return command
 
+    def add_pictures(command):
+        command.add_argument(
+            "--images",
+            metavar="A,B",
+            help="identity images: pictures, or folders of them, brought to "
+            "the model's input size as 0..255; or .npy files of images "
+            "(n, ...) in the model's input domain",
+        )
+        command.add_argument(
+            "--preprocessing",
+            choices=pictures.MODES,
+            help="what the model expects of pictures: 0..255 (none, the "
+            "default), 0..1 (unit), -1..1 (tf), or as the ImageNet nets of "
+            "torch and caffe",
+        )
+        command.add_argument(
+            "--image_size",
+            type=_count,
+            metavar="N",
+            help="pixels a side, where the model leaves them open",
+        )
+
     def add_report_flags(command):
         command.add_argument(
             "--function",
@@ -275,6 +297,7 @@ def _parser() -> tuple[_Parser, dict[str, _Parser]]:
         help="with --exact: kernels' rows in a secret order too; calls cost "
         "more",
     )
+    add_pictures(command)
     add_report_flags(command)
 
     command = add(
@@ -285,25 +308,7 @@ def _parser() -> tuple[_Parser, dict[str, _Parser]]:
     add_model(command)
     add_out(command, "passport file to write", "OUT.h5")
     command.add_argument("--kind", choices=_KINDS, default=_KINDS[0])
-    command.add_argument(
-        "--images",
-        metavar="A,B",
-        help="pictures, or folders of them, brought to the model's input size "
-        "as 0..255; or .npy files of images (n, ...) in the model's input "
-        "domain",
-    )
-    command.add_argument(
-        "--preprocessing",
-        choices=pictures.MODES,
-        help="what the model expects of pictures: 0..255 (none, the default), "
-        "0..1 (unit), -1..1 (tf), or as the ImageNet nets of torch and caffe",
-    )
-    command.add_argument(
-        "--image_size",
-        type=_count,
-        metavar="N",
-        help="pixels a side, where the model leaves them open",
-    )
+    add_pictures(command)
     command.add_argument(
         "--reference",
         metavar="FILE",

@@ -4,7 +4,7 @@ import numpy as np
 from keras import ops
 
 from keras_passport.errors import PassportError
-from keras_passport.layers import packing
+from keras_passport.layers import offsets, packing
 from keras_passport.layers.bindings import KEYS
 
 # Two keys with a smaller angle (in radians) than about this count as one.
@@ -67,7 +67,9 @@ def change_of_kernel(layer, gamma, beta, size) -> tuple:
             ". With keras_passport.protect(model, select=...) a layer is "
             "left out"
         )
-    rows = np.stack([np.asarray(wanted[role]) for role in given])
+    rows = np.stack(
+        [np.asarray(wanted[role]) - offsets.of(layer, role) for role in given]
+    )
     keys = layer._secret.bound.eager(KEYS)
     response = ops.convert_to_numpy(layer._respond(keys))
     change = layer.adapter.smallest_change(

@@ -17,6 +17,7 @@ from keras_passport.layers import (
     folding,
     kernels,
     normalization,
+    offsets,
     optimizer_state,
     packing,
     quantization,
@@ -62,6 +63,8 @@ class PassportNormalization(keras.layers.Wrapper):
             none and only scales and shifts, so that `unlock` leaves none.
         ordered: Whether the kernel's rows are stored in a secret order; see
             `row_order`.
+        offsets: Whether γ and β are F(W, p) and a public offset; see
+            `offsets`.
         decouple: Whether a passport's hidden parameters train as if
             they were variables of their own: their gradient then reaches the
             kernel along the dual keys, and the features' gradient not along
@@ -103,6 +106,7 @@ class PassportNormalization(keras.layers.Wrapper):
         key_groups: int = 1,
         identity: bool = False,
         ordered: bool = False,
+        offsets: bool = False,
         **kwargs: Any,
     ):
         kwargs.setdefault("name", getattr(layer, "name", None))
@@ -133,6 +137,7 @@ class PassportNormalization(keras.layers.Wrapper):
         self.key_groups = key_groups
         self.identity = identity
         self.ordered = ordered
+        self.offsets = offsets
         self.replaced, self.normalization = without_affine(normalization)
         self.supports_masking = all(
             part.supports_masking for part in (layer, *self.between)
@@ -172,6 +177,8 @@ class PassportNormalization(keras.layers.Wrapper):
             self.gamma = self._add_affine("gamma")
         if not self.function.hides_beta and options["center"]:
             self.beta = self._add_affine("beta")
+        if self.offsets:
+            offsets.add(self)
         normalization.check_axis(self, len(shape))
         optimizer_state.withhold(self)
 
@@ -356,7 +363,10 @@ class PassportNormalization(keras.layers.Wrapper):
         response = ops.reshape(
             response, (rows or -1, len(roles), response.shape[-1])
         )
-        values = {role: response[:, i] for i, role in enumerate(roles)}
+        values = {
+            role: offsets.added(self, role, response[:, i])
+            for i, role in enumerate(roles)
+        }
         return values.get("gamma"), values.get("beta")
 
     # Calling ------------------------------------------------------------
@@ -454,6 +464,8 @@ class PassportNormalization(keras.layers.Wrapper):
             "key_groups": self.key_groups,
             "identity": self.identity,
             "ordered": self.ordered,
+            # Which versions before this one did not know.
+            **({"offsets": True} if self.offsets else {}),
         }
 
     @classmethod

@@ -8,7 +8,7 @@ import keras
 import numpy as np
 
 from keras_passport.errors import PassportError
-from keras_passport.layers import spaces
+from keras_passport.layers import offsets, spaces
 from keras_passport.layers.protected import protected_layers
 from keras_passport.licensing import codes
 from keras_passport.passports import specs
@@ -109,9 +109,11 @@ class Licensor:
             space = spaces.of_layer(layer)
             for role, key in keys[path].items():
                 key = hidden(np.asarray(key, "float64"))
-                values = space.response(key)
+                offset = offsets.of(layer, role)
+                values = space.response(key) + offset
                 self.places[path, role] = Place(
                     space=space,
+                    offset=offset,
                     key=key,
                     values=values,
                     size=self.range_strength
@@ -295,6 +297,7 @@ class Place:
 
     Args:
         space: The layer's `Space`.
+        offset: What the layer adds to γ or β.
         key: The owner's, float64.
         values: γ or β of it, `(channels,)`.
         size: Of the range mark, in the unit of `values`.
@@ -302,10 +305,15 @@ class Place:
     """
 
     space: object
+    offset: np.ndarray | float
     key: np.ndarray
     values: np.ndarray
     size: float
     chances: np.ndarray
+
+    def parameters(self, key: np.ndarray) -> np.ndarray:
+        """γ or β of another key, `(channels,)`."""
+        return self.space.response(key) + self.offset
 
 
 def issue_licence(

@@ -166,7 +166,7 @@ def _read(leak, licensor) -> tuple:
         for place in licensor.places
     }
     values = {
-        place: licensor.places[place].space.response(key)
+        place: licensor.places[place].parameters(key)
         for place, key in keys.items()
     }
     return keys, values

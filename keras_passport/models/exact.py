@@ -17,10 +17,17 @@ from keras import ops
 
 from keras_passport import graph
 from keras_passport.errors import PassportError
+from keras_passport.hints import Inputs, Model
 from keras_passport.layers import row_order
 from keras_passport.layers.channel_scale import ChannelScale
 from keras_passport.layers.protected import protected_layers
-from keras_passport.models import compiling, exact_keys, exact_sites, protecting
+from keras_passport.models import (
+    compiling,
+    exact_images,
+    exact_keys,
+    exact_sites,
+    protecting,
+)
 from keras_passport.models.binding import bind
 from keras_passport.models.hiding import publish_statistics
 from keras_passport.models.protected_model import ProtectedModel
@@ -72,6 +79,8 @@ def protect_trained(
     seed: bytes | int | None = None,
     signs: Callable[[str, int], np.ndarray] | None = None,
     order: bool = False,
+    images: Inputs = None,
+    reference: Model = None,
 ) -> tuple[ProtectedModel, Passport]:
     """Protects a trained model: no training, no data, the same outputs.
 
@@ -83,9 +92,10 @@ def protect_trained(
     What this hides is which sign and size each filter has, and all of its
     scale and shift. Who fine-tunes the published kernels is left with little
     more than who trains from scratch; which of the filters belong together,
-    and their shapes, stay visible. Normalisations that do not directly follow
-    a kernel, and those that mix channels, get a passport layer of their own,
-    which hides their scale and shift.
+    and their shapes, stay visible, and so do the signs of a classifier, whose
+    filters add up to nothing before a softmax. Normalisations that do not
+    directly follow a kernel, and those that mix channels, get a passport layer
+    of their own, which hides their scale and shift.
 
     Args:
         model: Functional or built Sequential model, trained, with nested ones
@@ -107,6 +117,15 @@ def protect_trained(
             that he could train on from; each call gathers the rows, which
             costs a copy of all kernels, and one passport must serve all
             examples of a call.
+        images: Identity images in the model's own input domain, float `(n,
+            height, width, channels)`, or a dict for several inputs: keys are
+            made of them then, as a proof of whose they are, and γ and β are
+            F(W, p) and a public offset. Of two, each layer takes the first
+            for γ and the second for β (T2); of more, the seed says which
+            (T3). Whoever trains a copy on changes F, which is thirty times γ:
+            under such a passport it is lost sooner.
+        reference: Trained network whose layers see the images. Defaults to
+            the model itself.
 
     Returns:
         Tuple of the `ProtectedModel` and its `Passport`, which is bound to
@@ -143,20 +162,43 @@ def protect_trained(
             f"any kind). Received: model '{model.name}' with nothing to "
             f"protect\n{plan.report}"
         )
+    images, reference = hidden(images), hidden(reference)
     rewrite = _Solving(plan, functions.get("V3"))
+    if images is not None:
+        rewrite.options = {"offsets": True}
     protected = graph.rebuild(model, rewrite, ProtectedModel)
+    if images is not None:
+        images = exact_images.checked(protected, images)
     sites = {id(rewrite.made[key][1]): site for key, site in plan.sites.items()}
-    solved = {
-        path: _solve(path, sites[id(layer)], layer, seed, sizes, signs, order)
+    published = {
+        path: _publish(path, sites[id(layer)], layer, seed, sizes, signs, order)
         for path, layer in protected_layers(protected).items()
     }
+    if images is None:
+        kind, solved = "solved", _solved(protected, published, seed)
+    else:
+        kind = "offset_image"
+        source = model if reference is None else reference
+        solved = exact_images.entries(
+            protected, published, images, source, seed
+        )
     protected.report = plan.report
-    protected.solution = tuple(solution for _, solution in solved.values())
+    protected.solution = tuple(
+        SolvedLayer(
+            path,
+            entry.geometry.key_groups,
+            int(published[path].dead.sum()),
+            residual,
+            error,
+        )
+        for path, (entry, residual, error) in solved.items()
+    )
     passport = Passport(
-        "solved",
+        kind,
         "V3",
-        {path: entry for path, (entry, _) in solved.items()},
+        {path: entry for path, (entry, *_) in solved.items()},
         seed,
+        images=images,
     )
     compiling.compile_like(model, protected)
     return bind(protected, passport), passport
@@ -169,12 +211,26 @@ class _Solving(protecting.Protecting):
         pass
 
 
-def _solve(path, site, target, seed, sizes, signs, order):
-    """Publishes a layer's kernel, and solves for the keys to it.
+@dataclasses.dataclass(frozen=True, repr=False)
+class _Published:
+    """A layer whose kernel is published, and what its keys are to give.
 
-    Returns:
-        Tuple of the layer's `PassportEntry` and `SolvedLayer`.
+    Args:
+        wanted: Dict from role to γ or β, float64 `(channels,)`.
+        scales: What filters were multiplied by, float32 `(channels,)`; `None`
+            where there are none.
+        dead: Which of them were dead, bool `(channels,)`.
+        ordered: Whether rows are in a secret order now.
     """
+
+    wanted: dict
+    scales: np.ndarray | None
+    dead: np.ndarray
+    ordered: bool
+
+
+def _publish(path, site, target, seed, sizes, signs, order) -> _Published:
+    """Publishes a layer's kernel."""
     adapter, layer = target.adapter, target.layer
     scale, shift = map(hidden, exact_sites.affine(site, adapter.units(layer)))
     if not (np.all(np.isfinite(scale)) and np.all(np.isfinite(shift))):
@@ -207,32 +263,35 @@ def _solve(path, site, target, seed, sizes, signs, order):
     order = order and _store_in_order(
         adapter, layer, derive(seed, "order", path)
     )
-    matrix = adapter.matrix(layer)
-    blocks = len(matrix)
     wanted = {"gamma": scale * width, "beta": shift}
-    solution = exact_keys.solve(
-        matrix,
-        {role: value.reshape(blocks, -1) for role, value in wanted.items()},
-        generator(derive(seed, PASSPORT, path, "keys")),
-        np.random.default_rng(0),
-    )
-    target.split_keys(solution.groups, order)
-    keys = {
-        f"{role}_key": adapter.keys_of(layer, rows).reshape(
-            target.geometry.key_shape
+    return _Published(wanted, scales, dead, order)
+
+
+def _solved(model, published, seed) -> dict:
+    """Solves for keys: per path an entry, the residual and the error."""
+    solved = {}
+    for path, layer in protected_layers(model).items():
+        about, adapter = published[path], layer.adapter
+        matrix = adapter.matrix(layer.layer)
+        solution = exact_keys.solve(
+            matrix,
+            {
+                role: value.reshape(len(matrix), -1)
+                for role, value in about.wanted.items()
+            },
+            generator(derive(seed, PASSPORT, path, "keys")),
+            np.random.default_rng(0),
         )
-        for role, rows in solution.keys.items()
-    }
-    return (
-        PassportEntry(target.geometry, scales=scales, **keys),
-        SolvedLayer(
-            path,
-            solution.groups,
-            int(dead.sum()),
-            solution.residual,
-            solution.error,
-        ),
-    )
+        layer.split_keys(solution.groups, about.ordered)
+        keys = {
+            f"{role}_key": adapter.keys_of(layer.layer, rows).reshape(
+                layer.geometry.key_shape
+            )
+            for role, rows in solution.keys.items()
+        }
+        entry = PassportEntry(layer.geometry, scales=about.scales, **keys)
+        solved[path] = entry, solution.residual, solution.error
+    return solved
 
 
 def _publish_kernel(target, flips, sizes):

@@ -215,6 +215,8 @@ class Protecting(graph.Rewrite):
 
     def __init__(self, plan, function):
         super().__init__()
+        # Others of the layers' arguments.
+        self.options = {}
         self._plan = plan
         self._function = function
 
@@ -236,6 +238,7 @@ class Protecting(graph.Rewrite):
             function=self._function,
             between=[graph.clone(layer) for layer in site.between],
             activation=activation,
+            **self.options,
         )
 
     def call(self, operation, new, args, kwargs, extra):

@@ -8,7 +8,9 @@ from scipy import stats
 
 from keras_passport import audit
 from keras_passport.errors import PassportError
+from keras_passport.layers import offsets
 from keras_passport.layers.protected import protected_layers
+from keras_passport.models import exact_images
 from keras_passport.ownership import networks
 from keras_passport.ownership.alignment import align, similarity
 from keras_passport.ownership.claims import SECRET_BYTES, Signature
@@ -70,7 +72,10 @@ def provenance(evidence, passport) -> Step:
     if passport.kind == "random_image" and not _choices_follow(passport):
         return Step(name, False, "layers take other images than chosen")
     try:
-        passport.feature_maps(evidence.published, evidence.reference)
+        if passport.kind == "offset_image":
+            exact_images.check(passport, evidence.published, evidence.reference)
+        else:
+            passport.feature_maps(evidence.published, evidence.reference)
     except PassportError:
         return Step(name, False, "maps made anew are not the passport's")
     what = (
@@ -220,6 +225,7 @@ def signs_of(matches, model, passport, protected) -> tuple[dict, str]:
                 layer.layer, np.asarray(keys[path]["gamma"])[None]
             )
         )[0]
+        gamma = gamma + offsets.of(layer, "gamma")
         made[path] = np.where(gamma < 0, -1.0, 1.0)
     return made, "F of its kernels and the passport"
 

@@ -26,7 +26,7 @@ from keras_passport.secrecy import hidden, type_of
 from keras_passport.texts import shown
 
 KINDS = ("random_pattern", "fixed_image", "random_image", "feature_maps")
-KINDS += ("solved",)  # of a trained model, see `protect_trained`
+KINDS += ("solved", "offset_image")  # of trained models: `protect_trained`
 
 
 class Passport:

@@ -156,7 +156,11 @@ def renamed(passport, names: Mapping[str, str]):
 def moved(passport, old: str, new: str) -> PassportEntry:
     """A layer's entry under another path: its key and order stay the same."""
     entry = passport.layers[old]
-    by_path = passport.key_scaling == "signed" or entry.geometry.ordered_rows
+    by_path = (
+        passport.key_scaling == "signed"
+        or passport.kind == "offset_image"
+        or entry.geometry.ordered_rows
+    )
     if not by_path or old == new:
         return entry
     return dataclasses.replace(entry, origin=entry.origin or old)

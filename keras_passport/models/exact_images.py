@@ -1,0 +1,241 @@
+"""Keys of images for a trained model, and what is published to have them.
+
+Keys that are solved for follow from no picture. A passport of pictures, which
+says of itself whose it is, gives another F(W', p) than the γ and β of the
+trained network; the difference is published, a number for each channel. It is
+little worth where F is large: γ is one part in thirty of it.
+
+What an attacker could do is project offsets onto what a kernel's columns have
+in common, which no key changes. So there are as many keys to a role as it
+takes for F to be large in every direction of the columns; elements have secret
+signs, and a part of each key is noise: a picture leaves channels dead, and F
+would be nothing there.
+"""
+
+import dataclasses
+import math
+
+import numpy as np
+
+from keras_passport.errors import PassportError
+from keras_passport.layers import filters, offsets
+from keras_passport.layers.protected import protected_layers
+from keras_passport.models import features
+from keras_passport.passports.derivation import (
+    PASSPORT,
+    count_images,
+    derive,
+    generator,
+    images_hash,
+    uniform,
+)
+from keras_passport.passports.entries import ROLES, PassportEntry
+from keras_passport.passports.geometry import digest
+from keras_passport.secrecy import hidden
+
+# F's root mean square, in that of γ or β.
+RATIO = 30.0
+# The noise's part in a key, in the root mean square of the picture's.
+NOISE = 0.5
+# What of its typical size a direction of a kernel's columns has at least.
+EVEN = 0.3
+# Directions of keys agree up to a reference's last bits.
+_AGREEMENT = 1e-2
+
+
+def checked(model, images):
+    """The images as `features.check_images` returns them: two at least."""
+    images = features.check_images(model, images)
+    if count_images(images) < len(ROLES):
+        raise PassportError(
+            "Expected at least 2 identity images, as γ and β take different "
+            f"ones. Received: {count_images(images)}"
+        )
+    return images
+
+
+def unscaled_keys(model, paths, images, reference, seed) -> dict:
+    """Keys of pictures, up to their size.
+
+    Args:
+        model: The protected model.
+        paths: Dict from its paths to those that the seed knows.
+        images: As `features.check_images` returns them: of two, each layer
+            takes the first for γ, the second for β (T2); of more, which ones,
+            follows from the seed (T3).
+        reference: Network whose layers see them.
+        seed: The passport's.
+
+    Returns:
+        Dict from path to dict from role to float64 array
+        `(groups, *filter_shape)`.
+    """
+    layers = protected_layers(model)
+    count, hashed = count_images(images), images_hash(images)
+    chosen = {}
+    for path, known in paths.items():
+        groups = layers[path].geometry.key_groups
+        labels = (PASSPORT, hashed, known, "images")
+        # Sorting is the same in all versions of NumPy; shuffling is not.
+        order = np.argsort(generator(derive(seed, *labels)).random(count))
+        picked = {
+            "gamma": [order[g % count] for g in range(groups)],
+            "beta": [order[(groups + g) % count] for g in range(groups)],
+        }
+        if count == len(ROLES):
+            picked = {role: [at] * groups for at, role in enumerate(ROLES)}
+        chosen[path] = {r: [int(i) for i in some] for r, some in picked.items()}
+
+    def take(path, seen):
+        geometry = dataclasses.replace(
+            layers[path].geometry, key_groups=1, ordered_rows=()
+        )
+        return hidden(digest(seen, geometry).astype("float64"))
+
+    maps = features.layer_inputs(
+        model,
+        reference,
+        images,
+        {path: {*by["gamma"], *by["beta"]} for path, by in chosen.items()},
+        take,
+    )
+    return {
+        path: {
+            role: np.stack(
+                [
+                    _key(maps[path][i], seed, paths[path], role, str(group))
+                    for group, i in enumerate(some)
+                ]
+            )
+            for role, some in by_role.items()
+        }
+        for path, by_role in chosen.items()
+    }
+
+
+def _key(seen, seed, *labels):
+    """A digest with secret signs, and noise."""
+    signs, noise = (
+        uniform(derive(seed, PASSPORT, what, *labels), seen.shape)
+        for what in ("signs", "noise")
+    )
+    size = np.sqrt(np.mean(seen**2)) or 1.0
+    signed = np.where(signs < 0, -seen, seen)
+    return hidden(signed + NOISE * size * np.sqrt(3.0) * noise)
+
+
+def entries(model, published, images, reference, seed) -> dict:
+    """Keys of pictures, and offsets for what they do not give.
+
+    Args:
+        model: The protected model, whose layers have offsets.
+        published: Dict from path to what has `wanted` (dict from role to γ or
+            β, float64 `(channels,)`), `scales` and `ordered` of it.
+        images: As for `unscaled_keys`.
+        reference: As for `unscaled_keys`.
+        seed: As for `unscaled_keys`.
+
+    Returns:
+        Dict from path to a tuple of the `PassportEntry`, 0.0, and the largest
+        gap that float32 leaves, in parts of γ's or β's root mean square.
+    """
+    layers = protected_layers(model)
+    for path, layer in layers.items():
+        groups = _count_groups(filters.response_matrix(layer))
+        layer.split_keys(groups, published[path].ordered)
+    keys = unscaled_keys(
+        model, {path: path for path in layers}, images, reference, seed
+    )
+    made = {}
+    for path, layer in layers.items():
+        about = published[path]
+        sizes = {role: _rms(value) for role, value in about.wanted.items()}
+        largest = max(sizes.values()) or 1.0
+        matrix = filters.response_matrix(layer)
+        parts, error = {}, 0.0
+        for role, value in about.wanted.items():
+            typical = sizes[role] or largest
+            key = keys[path][role]
+            scales = [_rms(r) or 1.0 for r in _responses(matrix, key)]
+            shape = (-1, *[1] * (key.ndim - 1))
+            key = key * (RATIO * typical / np.reshape(scales, shape))
+            key = key.astype("float32")
+            response = np.empty((len(matrix), value.size // len(matrix)))
+            for at, of_group in enumerate(_responses(matrix, key)):
+                response[:, at :: len(key)] = of_group
+            response = response.reshape(-1)
+            offsets.publish(layer, role, value - response)
+            gap = value - offsets.of(layer, role) - response
+            error = max(error, float(np.max(np.abs(gap)) / typical))
+            parts[f"{role}_key"] = key.reshape(layer.geometry.key_shape)
+        entry = PassportEntry(layer.geometry, scales=about.scales, **parts)
+        made[path] = entry, 0.0, error
+    return made
+
+
+def _count_groups(matrix) -> int:
+    """How many keys a role needs for F to be large in every direction.
+
+    Of the columns of a trained kernel some may nearly cancel: those before a
+    softmax add up to nothing, once they have the signs that γ gives them.
+    There an offset would be γ itself. It follows from what is published alone.
+
+    Args:
+        matrix: The kernel, `(blocks, rows, columns)`.
+    """
+    _, rows, units = matrix.shape
+    groups = min(units, math.ceil(units / rows))
+    while groups < units and not all(
+        _is_even(matrix[:, :, at::groups]) for at in range(groups)
+    ):
+        groups = min(units, 2 * groups)
+    return groups
+
+
+def _is_even(columns) -> bool:
+    """Whether no direction of the columns is small beside the others."""
+    grams = np.matmul(columns.transpose(0, 2, 1), columns)
+    energies = np.linalg.eigvalsh(grams)
+    return bool(np.all(energies[:, 0] >= EVEN**2 * np.mean(energies, 1)))
+
+
+def _responses(matrix, keys):
+    """F of each group's channels, `(blocks, columns)` in float64."""
+    blocks, rows, _ = matrix.shape
+    groups = len(keys)
+    for group, key in enumerate(keys):
+        parts = key.astype("float64").reshape(
+            -1, blocks, key.shape[-1] // blocks
+        )
+        parts = parts.transpose(1, 0, 2).reshape(blocks, 1, rows)
+        yield np.matmul(parts, matrix[:, :, group::groups])[:, 0]
+
+
+def _rms(values):
+    return float(np.sqrt(np.mean(values**2)))
+
+
+def check(passport, model, reference) -> None:
+    """Makes a passport's keys anew of its pictures and its seed.
+
+    Args:
+        passport: Of kind `"offset_image"`, under the model's paths.
+        model: The protected model.
+        reference: Network that the pictures went through.
+
+    Raises:
+        PassportError: If they are others.
+    """
+    images = features.check_images(model, passport.images)
+    paths = {p: entry.origin or p for p, entry in passport.layers.items()}
+    keys = unscaled_keys(model, paths, images, reference, passport.seed)
+    for path, entry in passport.layers.items():
+        for role, expected in keys[path].items():
+            received = entry.key(role).astype("float64").reshape(expected.shape)
+            for one, other in zip(expected, received, strict=True):
+                size = np.linalg.norm(one) * np.linalg.norm(other)
+                if np.sum(one * other) < (1.0 - _AGREEMENT) * size:
+                    raise PassportError(
+                        f"Expected the key of {role} of layer '{path}' to be "
+                        "made anew. Received: another one"
+                    )
