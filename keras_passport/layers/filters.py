@@ -54,6 +54,30 @@ def kernel_matrix(adapter, layer) -> np.ndarray:
     return matrix.reshape(rows, blocks, -1).transpose(1, 0, 2)
 
 
+def responses(matrix: np.ndarray, keys: np.ndarray):
+    """Yields F of each group's channels, `(blocks, columns)` in float64.
+
+    Args:
+        matrix: As `response_matrix` returns it.
+        keys: Of one role, float array `(groups, *filter_shape)`.
+    """
+    blocks, rows, _ = matrix.shape
+    for group, key in enumerate(keys):
+        parts = key.astype("float64").reshape(
+            -1, blocks, key.shape[-1] // blocks
+        )
+        parts = parts.transpose(1, 0, 2).reshape(blocks, 1, rows)
+        yield np.matmul(parts, matrix[:, :, group :: len(keys)])[:, 0]
+
+
+def response(matrix: np.ndarray, keys: np.ndarray) -> np.ndarray:
+    """F of all channels, float64 `(channels,)`; see `responses`."""
+    values = np.empty((len(matrix), matrix.shape[-1]))
+    for group, of_group in enumerate(responses(matrix, keys)):
+        values[:, group :: len(keys)] = of_group
+    return values.reshape(-1)
+
+
 def odd_statistics(adapter, layer) -> np.ndarray:
     """What changes its sign with a filter: sums, skewness, extremes.
 

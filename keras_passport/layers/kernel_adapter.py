@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import keras
 import numpy as np
 from keras import ops
 
@@ -204,7 +205,8 @@ class KernelAdapter:
                 its group, as `key_groups` deals them out.
 
         Returns:
-            float32 tensor of shape `(batch, output channels)`.
+            float32 tensor of shape `(batch, output channels)`; of a kernel in
+            float64, float64.
 
         Raises:
             PassportError: If the keys do not have the layer's key shape.
@@ -226,7 +228,7 @@ class KernelAdapter:
                 f"Expected keys of shape (batch, *{expected}) for layer "
                 f"'{layer.name}'. Received: shape={tuple(keys.shape)}"
             )
-        keys = ops.cast(keys, "float32")
+        keys = ops.cast(keys, _wide(layer.variable_dtype))
         if groups == 1:
             return self.apply(layer, reshaped(keys, *expected))
         response = self.apply(layer, ops.reshape(keys, (-1, *expected)))
@@ -237,12 +239,17 @@ class KernelAdapter:
 
 
 def full_precision(kernel):
-    """A kernel as a float32 tensor."""
-    return ops.cast(ops.convert_to_tensor(kernel), "float32")
+    """A kernel as a float32 tensor; one in float64 as it is."""
+    kernel = ops.convert_to_tensor(kernel)
+    return ops.cast(kernel, _wide(kernel.dtype))
+
+
+def _wide(dtype) -> str:
+    return keras.backend.result_type(dtype, "float32")
 
 
 def numpy_of(kernel) -> np.ndarray:
-    """A kernel as a float32 array."""
+    """A kernel as an array, float32 or float64."""
     return ops.convert_to_numpy(full_precision(kernel))
 
 

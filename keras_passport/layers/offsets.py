@@ -1,11 +1,13 @@
-"""Public offsets of γ and β, for keys that were made of something else.
+"""Public offsets of γ and β, for keys that can't give all of them.
 
 A trained network has the γ and β that it has, and keys of images give others.
 What is lacking is published, a number for each channel: γ = F(W, p_γ) + δ_γ.
 How little that tells of γ is a matter of how large F is beside it; see
-`models.exact_images`.
+`models.exact_images`. Of networks in float64, it is what keys in float32 lack
+by rounding, and tells nothing.
 """
 
+import keras
 import numpy as np
 from keras import ops
 
@@ -18,6 +20,10 @@ def add(layer) -> None:
             shape=(layer.adapter.units(layer.layer),),
             initializer="zeros",
             trainable=False,
+            # What keys in float32 lack of a float64 is no float32.
+            dtype=keras.backend.result_type(
+                layer.layer.variable_dtype, "float32"
+            ),
         )
         setattr(layer, _name(role), variable)
 
@@ -49,8 +55,7 @@ def added(layer, role: str, response):
     """
     if not layer.offsets:
         return response
-    offset = ops.convert_to_tensor(getattr(layer, _name(role)))
-    return response + ops.cast(offset, response.dtype)
+    return response + ops.convert_to_tensor(getattr(layer, _name(role)))
 
 
 def of(layer, role: str) -> np.ndarray | float:

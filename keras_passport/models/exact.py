@@ -13,13 +13,13 @@ from collections.abc import Callable
 
 import keras
 import numpy as np
-from keras import ops
 
 from keras_passport import graph
 from keras_passport.errors import PassportError
 from keras_passport.hints import Inputs, Model
-from keras_passport.layers import row_order
+from keras_passport.layers import filters, offsets, row_order
 from keras_passport.layers.channel_scale import ChannelScale
+from keras_passport.layers.kernel_adapter import numpy_of
 from keras_passport.layers.protected import protected_layers
 from keras_passport.models import (
     compiling,
@@ -163,9 +163,7 @@ def protect_trained(
             f"protect\n{plan.report}"
         )
     images, reference = hidden(images), hidden(reference)
-    rewrite = _Solving(plan, functions.get("V3"))
-    if images is not None:
-        rewrite.options = {"offsets": True}
+    rewrite = _Solving(plan, images is not None)
     protected = graph.rebuild(model, rewrite, ProtectedModel)
     if images is not None:
         images = exact_images.checked(protected, images)
@@ -205,7 +203,19 @@ def protect_trained(
 
 
 class _Solving(protecting.Protecting):
-    """Leaves a normalisation's scale, shift and statistics to the keys."""
+    """Leaves a normalisation's scale, shift and statistics to the keys.
+
+    Args:
+        plan: `ExactPlan` of the model.
+        have_offsets: Whether all layers do, not only those in float64.
+    """
+
+    def __init__(self, plan, have_offsets):
+        super().__init__(plan, functions.get("V3"))
+        self._have_offsets = have_offsets
+
+    def options(self, kernel):
+        return {"offsets": self._have_offsets or _is_double(kernel)}
 
     def take_over(self, site, wrapper):
         pass
@@ -289,9 +299,19 @@ def _solved(model, published, seed) -> dict:
             )
             for role, rows in solution.keys.items()
         }
+        if layer.offsets:
+            _publish_rest(layer, about.wanted, keys)
         entry = PassportEntry(layer.geometry, scales=about.scales, **keys)
         solved[path] = entry, solution.residual, solution.error
     return solved
+
+
+def _publish_rest(layer, wanted, keys):
+    """Publishes what keys in float32 lack of γ and β in float64."""
+    matrix = filters.response_matrix(layer)
+    for role, value in wanted.items():
+        key = keys[f"{role}_key"].reshape(-1, *layer.geometry.filter_shape)
+        offsets.publish(layer, role, value - filters.response(matrix, key))
 
 
 def _publish_kernel(target, flips, sizes):
@@ -312,7 +332,8 @@ def _publish_kernel(target, flips, sizes):
     wanted = np.ones(norms.size)
     if sizes:
         np.divide(_NORM, norms, out=wanted, where=~dead)
-        if keras.backend.standardize_dtype(layer.variable_dtype) != "float32":
+        stored = keras.backend.standardize_dtype(layer.variable_dtype)
+        if stored not in ("float32", "float64"):
             # What has fewer digits takes them over bit for bit.
             wanted = 2.0 ** np.round(np.log2(wanted))
     scales = hidden((flips * wanted).astype("float32"))
@@ -323,6 +344,10 @@ def _publish_kernel(target, flips, sizes):
     if np.any(dead):
         _revive(target, dead)
     return scales, dead
+
+
+def _is_double(layer) -> bool:
+    return keras.backend.standardize_dtype(layer.variable_dtype) == "float64"
 
 
 def _store_in_order(adapter, layer, seed) -> bool:
@@ -351,7 +376,7 @@ def _norms(matrix):
 
 
 def _float64(variable):
-    return ops.convert_to_numpy(ops.cast(variable, "float32")).astype("float64")
+    return numpy_of(variable).astype("float64")
 
 
 def _revive(target, dead):

@@ -156,14 +156,11 @@ def entries(model, published, images, reference, seed) -> dict:
         for role, value in about.wanted.items():
             typical = sizes[role] or largest
             key = keys[path][role]
-            scales = [_rms(r) or 1.0 for r in _responses(matrix, key)]
+            scales = [_rms(r) or 1.0 for r in filters.responses(matrix, key)]
             shape = (-1, *[1] * (key.ndim - 1))
             key = key * (RATIO * typical / np.reshape(scales, shape))
             key = key.astype("float32")
-            response = np.empty((len(matrix), value.size // len(matrix)))
-            for at, of_group in enumerate(_responses(matrix, key)):
-                response[:, at :: len(key)] = of_group
-            response = response.reshape(-1)
+            response = filters.response(matrix, key)
             offsets.publish(layer, role, value - response)
             gap = value - offsets.of(layer, role) - response
             error = max(error, float(np.max(np.abs(gap)) / typical))
@@ -197,18 +194,6 @@ def _is_even(columns) -> bool:
     grams = np.matmul(columns.transpose(0, 2, 1), columns)
     energies = np.linalg.eigvalsh(grams)
     return bool(np.all(energies[:, 0] >= EVEN**2 * np.mean(energies, 1)))
-
-
-def _responses(matrix, keys):
-    """F of each group's channels, `(blocks, columns)` in float64."""
-    blocks, rows, _ = matrix.shape
-    groups = len(keys)
-    for group, key in enumerate(keys):
-        parts = key.astype("float64").reshape(
-            -1, blocks, key.shape[-1] // blocks
-        )
-        parts = parts.transpose(1, 0, 2).reshape(blocks, 1, rows)
-        yield np.matmul(parts, matrix[:, :, group::groups])[:, 0]
 
 
 def _rms(values):

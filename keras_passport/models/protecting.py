@@ -215,8 +215,6 @@ class Protecting(graph.Rewrite):
 
     def __init__(self, plan, function):
         super().__init__()
-        # Others of the layers' arguments.
-        self.options = {}
         self._plan = plan
         self._function = function
 
@@ -238,8 +236,12 @@ class Protecting(graph.Rewrite):
             function=self._function,
             between=[graph.clone(layer) for layer in site.between],
             activation=activation,
-            **self.options,
+            **self.options(kernel),
         )
+
+    def options(self, kernel) -> dict:
+        """Others of the passport layer's arguments, by its kernel layer."""
+        return {}
 
     def call(self, operation, new, args, kwargs, extra):
         if id(operation) in self._plan.opened:

@@ -203,9 +203,9 @@ def _folded(wrapper, gamma, beta, scales, row, always):
         with _in_order(wrapper, row):
             scaled = wrapper.adapter.folded(wrapper.layer, factors)
         for name, value in scaled.items():
-            weights[name].assign(value.astype("float32"))
+            weights[name].assign(value)
         if "bias" in weights:
-            weights["bias"].assign(shift.astype("float32"))
+            weights["bias"].assign(shift)
         graph.copy_trainable(wrapper.layer, layer)
 
     return _Chain([layer], write)
@@ -299,7 +299,7 @@ def _restore(wrapper, layer, scales, row):
     with _in_order(wrapper, row):
         restored = wrapper.adapter.folded(wrapper.layer, factors)
     for name, value in restored.items():
-        getattr(layer, name).assign(value.astype("float32"))
+        getattr(layer, name).assign(value)
 
 
 def _in_order(wrapper, row):

@@ -1,6 +1,7 @@
 """`protect_trained` on every architecture of keras.applications.
 
     python tests/benchmarks/exact_applications.py --nets=MobileNetV2,ResNet50
+    python tests/benchmarks/exact_applications.py --dtype=float64
     python tests/benchmarks/exact_applications.py --json=exact.json
 
 For each net, at a small size, with weights and statistics that look trained:
@@ -26,6 +27,7 @@ import keras_passport as kp  # noqa: E402
 from support.applications import net  # noqa: E402
 from support.trained_models import gap, look_trained  # noqa: E402
 
+_DTYPE = flags.DEFINE_string("dtype", "float32", "Of the nets.")
 _ORDER = flags.DEFINE_bool("order", False, "Rows in a secret order, too.")
 
 
@@ -60,6 +62,7 @@ def measure(name: str, size: int) -> dict:
 
 
 def main(_):
+    keras.config.set_dtype_policy(_DTYPE.value)
     results = []
     for nets, size, _ in applications.FAMILIES.values():
         for name in nets:

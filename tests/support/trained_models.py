@@ -199,7 +199,9 @@ def gap(received, expected) -> float:
         keras.tree.flatten(received), keras.tree.flatten(expected), strict=True
     ):
         one, other = (
-            keras.ops.convert_to_numpy(keras.ops.cast(y, "float32"))
+            keras.ops.convert_to_numpy(
+                keras.ops.cast(y, keras.backend.result_type(y.dtype, "float32"))
+            )
             for y in (one, other)
         )
         gaps.append(np.abs(one - other).max() / np.abs(other).max())
