@@ -34,6 +34,8 @@ _ORDER = flags.DEFINE_bool("order", False, "Rows in a secret order, too.")
 def measure(name: str, size: int) -> dict:
     """All that is measured of one net."""
     keras.utils.set_random_seed(0)
+    # Which a cleared session forgets.
+    keras.config.set_dtype_policy(_DTYPE.value)
     base = look_trained(net(name, size, include_top=True))
     # Of logits: random nets are all too sure of a class.
     base.layers[-1].activation = keras.activations.linear
@@ -62,7 +64,6 @@ def measure(name: str, size: int) -> dict:
 
 
 def main(_):
-    keras.config.set_dtype_policy(_DTYPE.value)
     results = []
     for nets, size, _ in applications.FAMILIES.values():
         for name in nets:
