@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 import keras_passport as kp
+from keras_passport import graph
 from keras_passport.attacks import finetuning, training
 from keras_passport.attacks.finetuning import METHODS
 from keras_passport.attacks.opened import neutral
@@ -119,6 +120,24 @@ class TestControls:
         assert result.model.trainable_weights and all(
             layer.trainable for layer in result.model._flatten_layers()
         )
+
+    def test_frozen_normalizations_train(self):
+        """Those of an exactly protected network are published as frozen."""
+        model, passport, data, test = target()
+        plain = kp.unlock(kp.bind(model, passport), fold=False)
+        exact, _ = kp.protect_trained(plain, seed=0)
+        for attack in (
+            kp.attacks.from_scratch,
+            kp.attacks.fresh_normalization,
+        ):
+            result = attack(exact, data, test, recipe=STILL, keep_model=True)
+            assert len(result.model.trainable_weights) == len(
+                plain.trainable_weights
+            )
+        # Where the model's own flag says so already.
+        result.model.get_layer("first_bn").trainable = False
+        graph.thaw(result.model)
+        assert result.model.get_layer("first_bn").trainable
 
     def test_seeds_decide_what_is_untrained(self):
         model, *_ = target(count=4)

@@ -189,7 +189,7 @@ def _stock(name, start, source, data, test, options):
                             variable.shape
                         )
                     )
-        model.trainable = True
+        graph.thaw(model)
         # The first one is trained again and again, so it is compiled once.
         if not made:
             made.append(model)

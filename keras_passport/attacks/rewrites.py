@@ -168,7 +168,7 @@ def permute_channels(model: keras.Model, *, seed: int = 0) -> Rewrite:
     """
     public = protected_model.public(model)
     # Who rewrites a network is not held by what its owner froze.
-    public.trainable = True
+    graph.thaw(public)
     rng = np.random.default_rng(seed)
     orders, skipped = {}, {}
     flow = _graphs(public)

@@ -29,6 +29,7 @@ __getattr__, __dir__, __all__ = exported(
         "positional": "structure",
         "rebuild": "rebuilding",
         "shared_layers": "structure",
+        "thaw": "states",
         "walk": "structure",
         "with_extra": "rebuilding",
     },

@@ -90,6 +90,21 @@ def _saves_itself(layer, method) -> bool:
     return False
 
 
+def thaw(model) -> None:
+    """Makes all layers and variables trainable that can be.
+
+    On TensorFlow, `model.trainable = True` does nothing where the model's own
+    flag says so already, whatever its layers' say.
+
+    Args:
+        model: Any Keras model or layer.
+    """
+    for layer in model._flatten_layers():
+        layer.trainable = True
+        for variable in layer._trainable_variables:
+            variable.trainable = True
+
+
 def copy_trainable(source, target):
     """Copies `trainable` flags: a layer's, its sublayers', single variables'.
 
