@@ -72,7 +72,7 @@ class Opened(keras.Model):
             if isinstance(layer, PassportNormalization):
                 layer.trainable = True
                 for part in (layer.layer, *layer.between):
-                    part.trainable = trains
+                    _set(part, trains)
                 layer.normalization.trainable = statistics
                 for own in (layer.gamma, layer.beta):
                     # Its place is taken by the attacker's.
@@ -81,7 +81,7 @@ class Opened(keras.Model):
             elif isinstance(layer, keras.layers.BatchNormalization):
                 layer.trainable = statistics
             elif not graph.children(layer):
-                layer.trainable = trains
+                _set(layer, trains)
 
     def assign(self, parameters: dict) -> None:
         """Sets γ and β of all layers; as for the constructor."""
@@ -135,6 +135,13 @@ class Opened(keras.Model):
                 if own is not None:
                     own.assign(value)
         return protected_model.public(self.public)
+
+
+def _set(layer, trains):
+    """An attacker trains what the owner froze, too."""
+    layer.trainable = False
+    if trains:
+        graph.thaw(layer)
 
 
 def neutral(model: keras.Model) -> dict:
