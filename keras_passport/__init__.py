@@ -42,6 +42,7 @@ _WHERE = {
     "protect_trained": "models.exact",
     "public": "models.protected_model",
     "reinitialize": "models.protecting",
+    "restore_statistics": "models.restoring",
     "secret_checkpoint": "models.binding",
     "unbind": "models.binding",
     "unlock": "models.unlocking",

@@ -208,6 +208,29 @@ def test_rows_in_a_secret_order_train_on(tmp_path):
         kp.hide_statistics(model, [images])
 
 
+def test_statistics_are_restored():
+    base = look_trained(MODELS["residual"]())
+    inputs = inputs_of(base, 64)
+    kp.estimate_statistics(base, [inputs])
+    expected = outputs(base, inputs)
+    model, passport = kp.protect_trained(base, seed=0)
+    plain = kp.unlock(model, passport, fold=False)
+    assert gap(plain(inputs, training=True), expected) < 1e-4  # Frozen.
+    assert kp.restore_statistics(plain, np.split(inputs, 4)) is plain
+    assert gap(outputs(plain, inputs), expected) < 1e-4
+    assert len(plain.trainable_weights) == len(base.trainable_weights)
+    # They are those of what is normalised: plain Keras estimates the same.
+    before = [np.array(w) for w in plain.non_trainable_weights]
+    kp.estimate_statistics(plain, [inputs])
+    for old, new in zip(before, plain.non_trainable_weights, strict=True):
+        np.testing.assert_allclose(old, new, rtol=1e-3, atol=1e-4)
+    # So a training starts from what the network is, not from scratch.
+    training = plain(inputs, training=True)
+    assert gap(training, expected) < 1e-3
+    with pytest.raises(ValueError, match="at least one batch"):
+        kp.restore_statistics(plain, [])
+
+
 def test_what_is_published_follows_from_no_more_than_signs():
     base = look_trained(MODELS["separable"]())
     made = [kp.protect_trained(base, seed=seed)[0] for seed in (1, 1, 2)]

@@ -35,6 +35,8 @@ def unlock(
             layers without activation): the fastest for inference. With
             `False`, or where it is not, γ and β go into normalisation layers
             of the original's names and places, so that weights load by name.
+            Those of an exactly protected network have no statistics, and are
+            frozen: see `restore_statistics` before you train it on.
 
     Returns:
         A new model; the protected one is left as it was.
