@@ -55,7 +55,7 @@ def checked(model, images):
 
 
 def unscaled_keys(model, paths, images, reference, seed) -> dict:
-    """Keys of pictures, up to their size.
+    """Keys of pictures, up to their size, and what they have on average.
 
     Args:
         model: The protected model.
@@ -67,8 +67,9 @@ def unscaled_keys(model, paths, images, reference, seed) -> dict:
         seed: The passport's.
 
     Returns:
-        Dict from path to dict from role to float64 array
-        `(groups, *filter_shape)`.
+        Dict from path to dict from role to a tuple of float64 arrays
+        `(groups, *filter_shape)`: keys, and the variances of their elements
+        over the secrets.
     """
     layers = protected_layers(model)
     count, hashed = count_images(images), images_hash(images)
@@ -99,29 +100,29 @@ def unscaled_keys(model, paths, images, reference, seed) -> dict:
         {path: {*by["gamma"], *by["beta"]} for path, by in chosen.items()},
         take,
     )
-    return {
-        path: {
-            role: np.stack(
-                [
-                    _key(maps[path][i], seed, paths[path], role, str(group))
-                    for group, i in enumerate(some)
-                ]
-            )
-            for role, some in by_role.items()
-        }
-        for path, by_role in chosen.items()
-    }
+    made = {}
+    for path, by_role in chosen.items():
+        made[path] = {}
+        for role, some in by_role.items():
+            keys = [
+                _key(maps[path][i], seed, paths[path], role, str(group))
+                for group, i in enumerate(some)
+            ]
+            made[path][role] = tuple(map(np.stack, zip(*keys, strict=True)))
+    return made
 
 
 def _key(seen, seed, *labels):
-    """A digest with secret signs, and noise."""
+    """A digest with secret signs, and noise; and its elements' variances."""
     signs, noise = (
         uniform(derive(seed, PASSPORT, what, *labels), seen.shape)
         for what in ("signs", "noise")
     )
-    size = np.sqrt(np.mean(seen**2)) or 1.0
+    size = NOISE * (np.sqrt(np.mean(seen**2)) or 1.0)
     signed = np.where(signs < 0, -seen, seen)
-    return hidden(signed + NOISE * size * np.sqrt(3.0) * noise)
+    # Uniform numbers in [-1, 1] have a variance of a third.
+    key = signed + size * np.sqrt(3.0) * noise
+    return hidden(key), hidden(seen**2 + size**2)
 
 
 def entries(model, published, images, reference, seed) -> dict:
@@ -155,10 +156,14 @@ def entries(model, published, images, reference, seed) -> dict:
         parts, error = {}, 0.0
         for role, value in about.wanted.items():
             typical = sizes[role] or largest
-            key = keys[path][role]
-            scales = [_rms(r) or 1.0 for r in filters.responses(matrix, key)]
-            shape = (-1, *[1] * (key.ndim - 1))
-            key = key * (RATIO * typical / np.reshape(scales, shape))
+            key, variances = keys[path][role]
+            # Not as large as F has become: what F is then, is not known.
+            squares = filters.responses(matrix**2, variances)
+            factors = [
+                RATIO * typical / np.sqrt(np.mean(square) or 1.0)
+                for square in squares
+            ]
+            key = key * np.reshape(factors, (-1, *[1] * (key.ndim - 1)))
             key = key.astype("float32")
             response = filters.response(matrix, key)
             offsets.publish(layer, role, value - response)
@@ -215,7 +220,7 @@ def check(passport, model, reference) -> None:
     paths = {p: entry.origin or p for p, entry in passport.layers.items()}
     keys = unscaled_keys(model, paths, images, reference, passport.seed)
     for path, entry in passport.layers.items():
-        for role, expected in keys[path].items():
+        for role, (expected, _) in keys[path].items():
             received = entry.key(role).astype("float64").reshape(expected.shape)
             for one, other in zip(expected, received, strict=True):
                 size = np.linalg.norm(one) * np.linalg.norm(other)
