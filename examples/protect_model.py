@@ -234,7 +234,11 @@ def _protect_exactly() -> None:
 
     place = flags.FLAGS.run_dir or f"runs/{model.name}-exact"
     exact.run(
-        model, config, RunDirectory(place), read if _IMAGES.value else None
+        model,
+        config,
+        RunDirectory(place),
+        read if _IMAGES.value else None,
+        flags.FLAGS.identity_images,
     )
 
 

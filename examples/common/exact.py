@@ -1,6 +1,6 @@
 """Protects a trained model exactly: what `protect_model.py` does by default."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import keras
 import numpy as np
@@ -42,6 +42,7 @@ def run(
     config: dict,
     directory: RunDirectory,
     read: Callable[[], tuple[data.Dataset, str]] | None,
+    identity_images: Sequence[str] | None = None,
 ) -> None:
     """Protects a model, writes it and its passport, and judges both.
 
@@ -51,6 +52,8 @@ def run(
         directory: where results go; what is there must not be a run.
         read: reads the pictures to judge it by, if there are any, and finds
             out which preprocessing the model expects.
+        identity_images: the owner's picture files, or folders of them, of
+            which the passport is made.
     """
     config = {name: config[name] for name in SETTINGS}
     with directory.locked():
@@ -74,7 +77,7 @@ def run(
                 model,
                 selects,
                 order=config["order"],
-                images=_identity_images(model, config),
+                images=_read(identity_images, model, config),
             )
         print(protected.report)
         directory.open(config)
@@ -89,11 +92,11 @@ def run(
             write_json(directory.result, result)
 
 
-def _identity_images(model, config) -> np.ndarray | None:
+def _read(files, model, config) -> np.ndarray | None:
     """The owner's pictures, as the model takes pictures; None for none."""
-    files, mode = config["identity_images"], config["preprocessing"]
     if not files:
         return None
+    mode = config["preprocessing"]
     return read_images(
         files,
         only_shape(model.input_shape),
