@@ -62,12 +62,13 @@ def restore_statistics(
         total[1] = total[1] + np.square(values).sum(0, dtype="float64")
         total[2] += len(values)
 
-    batches = list(batches)
-    if not batches:
-        raise ValueError("Expected at least one batch. Received: none")
+    ran = False
     with features.watching(layers, "call", note):
         for inputs in batches:
             model(inputs, training=False)
+            ran = True
+    if not ran:
+        raise ValueError("Expected at least one batch. Received: none")
     for path, layer in layers.items():
         first, second, seen = sums[path]
         if seen:
