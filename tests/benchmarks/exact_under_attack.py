@@ -6,9 +6,10 @@
 Inconsistency, fakes of random patterns, and what each attack reaches on the
 exactly protected network ("exact"; with `--order` also with its rows in a
 secret order, "ordered") and on the same network with its γ and β taken away
-and nothing else ("removed"), beside training from scratch on the same labels.
-All train by the same recipe, or with `--tuned` each by the best
-of six. A finished row is not run again.
+and nothing else ("removed"), beside training from scratch on the same labels;
+with `--trained=public/protected.keras` also on a network that was trained
+under its passport ("trained"). All train by the same recipe, or with `--tuned`
+each by the best of six. A finished row is not run again.
 """
 
 import dataclasses
@@ -39,6 +40,9 @@ _TUNED = flags.DEFINE_bool("tuned", False, "Six recipes for each attack.")
 _ORDER = flags.DEFINE_bool(
     "order", False, "Attack the network with rows in a secret order, too."
 )
+_TRAINED = flags.DEFINE_string(
+    "trained", None, "A published network that was trained under its passport."
+)
 _ONLY = flags.DEFINE_list("only", None, "Rows to run; all by default.")
 _OUT = flags.DEFINE_string("out", "exact.json", "File of the rows.")
 flags.mark_flag_as_required("original")
@@ -56,6 +60,8 @@ def main(_):
     if _ORDER.value:
         ordered, _ = kp.protect_trained(base, seed=seed, order=True)
         networks["ordered"] = kp.public(ordered)
+    if _TRAINED.value:
+        networks["trained"] = keras.saving.load_model(_TRAINED.value)
     out = pathlib.Path(_OUT.value)
     rows = json.loads(out.read_text()) if out.exists() else {}
 
