@@ -282,3 +282,13 @@ def test_command_line(tmp_path, capsys):
     model = kp.bind(keras.saving.load_model(tmp_path / "p.keras"), owner)
     inputs = inputs_of(base)
     assert gap(outputs(model, inputs), outputs(base, inputs)) < 1e-4
+    for flags in (
+        ("--exact", "--preprocessing=tf"),
+        ("--exact", "--image_size=8"),
+        ("--preprocessing=tf",),
+        ("--exact", "--images="),
+    ):
+        words = ["keras-passport", "protect", "--overwrite", *flags]
+        assert parser.main(parser.parse([*words, *map(str, files)])) == 2, flags
+        told = capsys.readouterr().err.splitlines()[-1]
+        assert "Expected" in told and "Received" in told, flags

@@ -61,12 +61,8 @@ def protect(args) -> None:
     the pictures do not give is public offsets.
     """
     out = _new_file(args.out, args.overwrite, ".keras", args.model)
-    if (
-        args.exact
-        or args.order
-        or args.images is not None
-        or args.owner is not None
-    ):
+    of_exact = (args.exact, args.order, args.images, args.owner, *_how(args))
+    if any(value not in (None, False) for value in of_exact):
         _protect_exactly(args, out)
         return
     model = given.load_model(args.model)
@@ -102,6 +98,11 @@ def _protect_exactly(args, out):
             "hides scale and shift of all kernel layers. Received: "
             f"{'--insert' if args.insert else f'--function={args.function}'}"
         )
+    if args.images is None and any(value is not None for value in _how(args)):
+        raise ValueError(
+            "Expected --images with --preprocessing or --image_size, which "
+            "say how pictures are read. Received: no --images"
+        )
     owner = _new_file(
         args.owner, args.overwrite, None, args.model, makes_passport=True
     )
@@ -116,7 +117,7 @@ def _protect_exactly(args, out):
             model,
             _selected(args, model),
             order=args.order,
-            images=_pictures(args, model) if args.images else None,
+            images=None if args.images is None else _pictures(args, model),
         )
     print(protected.report)
     # A model whose passport could not be written would be of no use.
@@ -126,6 +127,11 @@ def _protect_exactly(args, out):
         f"Wrote {shown(owner)}, a secret, and {shown(out)}, which gives out "
         "with it what the original does. Keep the original to yourself."
     )
+
+
+def _how(args) -> tuple:
+    """What is said of how pictures are read."""
+    return args.preprocessing, args.image_size
 
 
 def _pictures(args, model):
