@@ -5,7 +5,7 @@ import math
 
 import numpy as np
 
-from keras_passport.layers.filters import response_matrix
+from keras_passport.layers import filters
 
 # Singular values of a kernel below this part of its first are taken for zero:
 # γ and β come in float32, and what is divided by less is rounding error.
@@ -17,14 +17,14 @@ class Space:
     """F(W, ·) of one layer, in float64.
 
     Args:
-        matrices: For each group of output channels, Wᵀ of each block of
-            inputs: `(blocks, rows, columns)`.
-        inverses: Their pseudo-inverses, `(blocks, columns, rows)`.
+        matrix: As `filters.response_matrix` returns it.
+        inverses: For each group of output channels, the pseudo-inverses of
+            Wᵀ of each block of inputs: `(blocks, columns, rows)`.
         shape: Of a key, with a first axis for groups if there are several.
-        rank: Of all together.
+        rank: Of all groups together.
     """
 
-    matrices: tuple[np.ndarray, ...]
+    matrix: np.ndarray
     inverses: tuple[np.ndarray, ...]
     shape: tuple[int, ...]
     rank: int
@@ -32,7 +32,7 @@ class Space:
     @property
     def units(self) -> int:
         """Number of output channels."""
-        return sum(m.shape[0] * m.shape[2] for m in self.matrices)
+        return self.matrix.shape[0] * self.matrix.shape[2]
 
     @property
     def freedom(self) -> int:
@@ -41,48 +41,25 @@ class Space:
 
     def response(self, key: np.ndarray) -> np.ndarray:
         """γ or β of a key, `(channels,)`."""
-        blocks = len(self.matrices[0])
-        values = np.empty((blocks, self.units // blocks))
-        for group, (part, matrix) in enumerate(
-            zip(self._split(key), self.matrices, strict=True)
-        ):
-            values[:, group :: len(self.matrices)] = np.einsum(
-                "br,bru->bu", part, matrix
-            )
-        return values.reshape(-1)
+        keys = np.asarray(key).reshape(len(self.inverses), -1, self.shape[-1])
+        return filters.response(self.matrix, keys)
 
     def solve(self, values: np.ndarray) -> np.ndarray:
         """The smallest key whose response comes closest to values."""
-        values = np.asarray(values).reshape(len(self.matrices[0]), -1)
-        return self._joined(
-            [
-                np.einsum(
-                    "bur,bu->br", inverse, values[:, g :: len(self.matrices)]
-                )
-                for g, inverse in enumerate(self.inverses)
-            ]
-        )
+        groups, blocks = len(self.inverses), len(self.matrix)
+        values = np.asarray(values).reshape(blocks, -1)
+        parts = [
+            np.einsum("bur,bu->br", inverse, values[:, group::groups])
+            for group, inverse in enumerate(self.inverses)
+        ]
+        # A block's channels lie side by side in a key.
+        width = self.shape[-1] // blocks
+        parts = np.stack(parts).reshape(groups, blocks, -1, width)
+        return parts.transpose(0, 2, 1, 3).reshape(self.shape)
 
     def null_part(self, key: np.ndarray) -> np.ndarray:
         """What of a key no response shows."""
         return np.asarray(key) - self.solve(self.response(key))
-
-    def _split(self, key):
-        """Parts of a key by group: `(groups, blocks, rows)`."""
-        groups, blocks = len(self.matrices), len(self.matrices[0])
-        key = np.asarray(key, "float64").reshape(
-            groups, -1, blocks, self._width
-        )
-        return key.transpose(0, 2, 1, 3).reshape(groups, blocks, -1)
-
-    def _joined(self, parts):
-        groups, blocks = len(self.matrices), len(self.matrices[0])
-        parts = np.stack(parts).reshape(groups, blocks, -1, self._width)
-        return parts.transpose(0, 2, 1, 3).reshape(self.shape)
-
-    @property
-    def _width(self):
-        return self.shape[-1] // len(self.matrices[0])
 
 
 def of_layer(layer) -> Space:
@@ -91,12 +68,11 @@ def of_layer(layer) -> Space:
     Args:
         layer: Built `PassportNormalization`.
     """
-    whole = response_matrix(layer)
+    matrix = filters.response_matrix(layer)
     groups = layer.geometry.key_groups
-    matrices = tuple(whole[:, :, group::groups] for group in range(groups))
-    solved = [_inverse(matrix) for matrix in matrices]
+    solved = [_inverse(matrix[:, :, group::groups]) for group in range(groups)]
     return Space(
-        matrices,
+        matrix,
         tuple(inverse for inverse, _ in solved),
         layer.geometry.key_shape,
         sum(rank for _, rank in solved),
