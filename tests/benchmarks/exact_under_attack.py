@@ -8,11 +8,15 @@ exactly protected network ("exact"; with `--order` also with its rows in a
 secret order, "ordered") and on the same network with its γ and β taken away
 and nothing else ("removed"), beside training from scratch on the same labels;
 with `--trained=public/protected.keras` also on a network that was trained
-under its passport ("trained"). All train by the same recipe, or with `--tuned`
-each by the best of six. A finished row is not run again.
+under its passport ("trained"). With `--learn_from=another.keras`, a network
+with batch normalisations, whose filters teach to tell signs of γ, two attacks
+start from the signs that filters tell ("orientation"). All train by the same
+recipe, or with `--tuned` each by the best of six. A finished row is not run
+again.
 """
 
 import dataclasses
+import functools
 import json
 import os
 import pathlib
@@ -42,6 +46,9 @@ _ORDER = flags.DEFINE_bool(
 )
 _TRAINED = flags.DEFINE_string(
     "trained", None, "A published network that was trained under its passport."
+)
+_LEARN_FROM = flags.DEFINE_list(
+    "learn_from", [], "Networks of the attacker's own."
 )
 _ONLY = flags.DEFINE_list("only", None, "Rows to run; all by default.")
 _OUT = flags.DEFINE_string("out", "exact.json", "File of the rows.")
@@ -94,14 +101,26 @@ def main(_):
         "reverse_engineering": (kp.attacks.reverse_engineering, {}),
         "cerb": (kp.attacks.ambiguity, {"block": "CERB"}),
     }
+    starts = {}
+    if _LEARN_FROM.value:
+        own = [keras.saving.load_model(path) for path in _LEARN_FROM.value]
+        starts = {
+            state: kp.attacks.orientation(network, None, test, networks=own)
+            for state, network in networks.items()
+        }
+        for name in ("reverse_engineering", "fine_tuning"):
+            attacks[f"orientation_{name}"] = attacks[name]
     for attack, (run, options) in attacks.items():
         for state, network in networks.items():
             if attack == "from_scratch" and state != "exact":
                 continue  # It uses nothing of the network.
+            if attack.startswith("orientation"):
+                start = starts[state].history[0]["parameters"]
+                options = {**options, "start": start}
             keep(
                 f"{attack} {state}",
-                lambda run=run, options=options, network=network: attacked(
-                    run, options, network, train, test, recipe
+                functools.partial(
+                    attacked, run, options, network, train, test, recipe
                 ),
             )
 
