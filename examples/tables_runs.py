@@ -182,8 +182,9 @@ class Runs:
         original = load_model(cell.original(self.folder))
         with directory.locked():
             directory.open(config)
-            options = {"order": True} if cell.way == "exact-order" else {}
-            protected, passport = kp.protect_trained(original, **options)
+            protected, passport = kp.protect_trained(
+                original, order=cell.way == "exact-order"
+            )
             # One without the other, of a run that was killed, is of no use:
             # both are new ones.
             with replacing(directory.passport, PRIVATE) as temporary:

@@ -26,6 +26,7 @@ from keras_passport.evaluation import (
     verdict,
 )
 from support.planted_runs import given, linear_classifier
+from support.trained_models import MODELS, look_trained
 
 FAKES = [name for name in ATTACKS if name.startswith("fake_")]
 FEW = Level(Budget(num_fakes=4, examples=60, epochs=1), (1.0,))
@@ -396,6 +397,15 @@ class TestBattery:
         for system in about["systems"]:
             assert {"rank", "residual"} <= system.keys()
             assert "norm" not in system
+
+    def test_who_held_a_passport_knows_the_order_of_rows(self, tmp_path):
+        base = look_trained(MODELS["residual"]())
+        model, passport = kp.protect_trained(base, seed=0)
+        x = np.random.default_rng(0).normal(size=(60, 8, 8, 3))
+        data = x, base.predict(x, verbose=0).argmax(-1)
+        case = Case.of(model, passport, data, data)
+        record = Records(case, tmp_path).perform("key_forgery", Budget())
+        assert min(record["result"]["accuracies"]) > 0.99
 
     def test_the_spectral_attack_spends_its_epochs(self, some, tmp_path):
         case = Case.of(**some, augment=lambda x, rng: x + rng.random(x.shape))

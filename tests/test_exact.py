@@ -22,7 +22,7 @@ def case(name):
     if name not in _MADE:
         keras.utils.set_random_seed(0)
         base = look_trained(MODELS[name]())
-        _MADE[name] = (base, *kp.protect_trained(base, seed=0))
+        _MADE[name] = (base, *kp.protect_trained(base, seed=0, order=False))
     base, model, passport = _MADE[name]
     return base, kp.bind(model, passport), passport
 
@@ -106,7 +106,7 @@ def test_another_passport_gives_something_else(name):
 
 def test_signs_alone_come_back_bit_for_bit():
     base = look_trained(MODELS["residual"]())
-    model, passport = kp.protect_trained(base, sizes=False, seed=0)
+    model, passport = kp.protect_trained(base, sizes=False, seed=0, order=False)
     plain = kp.unlock(model, passport, fold=False)
     signs = []
     for layer in base.layers:
@@ -135,10 +135,10 @@ if keras.backend.backend() != "jax":
 def test_rows_in_a_secret_order(name, tmp_path):
     base, unordered, _ = case(name)
     inputs, expected = inputs_of(base), outputs(base, inputs_of(base))
-    model, passport = kp.protect_trained(base, sizes=False, seed=0, order=True)
+    model, passport = kp.protect_trained(base, sizes=False, seed=0)
     assert gap(outputs(model, inputs), expected) < 1e-5
     # The kernels are others than signs alone would make them.
-    bare = kp.protect_trained(base, sizes=False, seed=0)[0]
+    bare = kp.protect_trained(base, sizes=False, seed=0, order=False)[0]
     pairs = (
         list(kp.protected_layers(model).values()),
         [*kp.protected_layers(bare).values()],
@@ -233,7 +233,10 @@ def test_statistics_are_restored():
 
 def test_what_is_published_follows_from_no_more_than_signs():
     base = look_trained(MODELS["separable"]())
-    made = [kp.protect_trained(base, seed=seed)[0] for seed in (1, 1, 2)]
+    made = [
+        kp.protect_trained(base, seed=seed, order=False)[0]
+        for seed in (1, 1, 2)
+    ]
     weights = [[np.asarray(w) for w in model.weights] for model in made]
     for first, again, other in zip(*weights, strict=True):
         np.testing.assert_array_equal(first, again)
@@ -408,7 +411,7 @@ def test_the_command_writes_a_model_and_its_passport(tmp_path, capsys):
     base.save(tmp_path / "original.keras")
     words = ("protect", "--exact", tmp_path / "original.keras")
     out, owner = tmp_path / "protected.keras", tmp_path / "owner.h5"
-    assert run_command(*words, out, owner, "--order") == 0
+    assert run_command(*words, out, owner) == 0
     assert "4 of 4 kernel layers protected" in capsys.readouterr().out
     assert run_command("show", owner) == 0
     assert "of 141 rows" in capsys.readouterr().out
@@ -422,7 +425,7 @@ def test_the_command_writes_a_model_and_its_passport(tmp_path, capsys):
         (words[0], *words[2:], out, owner, "--overwrite"),
         (*words, out, owner, "--overwrite", "--function=V1"),
         (*words, out, owner, "--overwrite", "--insert"),
-        (words[0], *words[2:], out, owner, "--overwrite", "--order"),
+        (words[0], *words[2:], out, owner, "--overwrite", "--noorder"),
         (*words, out, out, "--overwrite"),
         (*words, out, owner),
     ):

@@ -500,7 +500,7 @@ def test_litert(name, tmp_path):
 
 def test_rows_in_a_secret_order(tmp_path):
     base = plain_cnn()
-    model, passport = kp.protect_trained(base, seed=0, order=True)
+    model, passport = kp.protect_trained(base, seed=0)
     x = inputs_of(base)
     expected, key = outputs_of(base, x), passport.packed()
     given = {"images": x, "passport": key}

@@ -409,7 +409,7 @@ class TestExactly:
         assert len(result["fake_accuracies"]) == 3
         assert "with the passport" in output
         config = json.loads((tmp_path / "config.json").read_text())
-        assert config["dataset"] == folder.name and not config["order"]
+        assert config["dataset"] == folder.name and config["order"]
         assert config["preprocessing"] == "none"
         programs.succeed(
             f"--run_dir={tmp_path}",

@@ -1,6 +1,7 @@
 """Forged keys: F is linear, so keys to known γ and β are solved for."""
 
 import time
+from collections.abc import Mapping
 
 import keras
 import numpy as np
@@ -20,6 +21,7 @@ def key_forgery(
     test: tuple,
     *,
     parameters: dict,
+    order_seeds: Mapping[str, bytes] | None = None,
     keep_model: bool = False,
 ) -> AttackResult:
     """Forges a passport for disclosed γ and β, and measures what it reaches.
@@ -33,6 +35,7 @@ def key_forgery(
             used alone.
         test: The judge's inputs and labels, for the accuracy reported.
         parameters: As for `forge_passport`.
+        order_seeds: As for `forge_passport`.
         keep_model: Whether the result holds the attacked model.
 
     Returns:
@@ -53,7 +56,7 @@ def key_forgery(
     """
     began = time.monotonic()
     public = protected_model.public(model)
-    passport, systems = forge_passport(public, parameters)
+    passport, systems = forge_passport(public, parameters, order_seeds)
     binding.bind(public, passport)
     accuracy, entropy = training.judge(public, test)
     return AttackResult(
@@ -69,7 +72,9 @@ def key_forgery(
 
 
 def forge_passport(
-    model: keras.Model, parameters: dict
+    model: keras.Model,
+    parameters: dict,
+    order_seeds: Mapping[str, bytes] | None = None,
 ) -> tuple[Passport, tuple[dict, ...]]:
     """Solves Wᵀ κ' = γ for keys, and the same for β, layer by layer.
 
@@ -83,6 +88,10 @@ def forge_passport(
         parameters: Dict from the path of every protected layer to a tuple of
             γ and β, float arrays `(channels,)`. What the passport function
             does not hide may be `None`, and is not used.
+        order_seeds: Dict from path to the 32 bytes that the secret order of a
+            layer's rows follows from, where they have one, as every passport
+            of the network has them. Without, kernels are read in a wrong
+            order, and γ and β are worth nothing.
 
     Returns:
         Tuple of the forged `Passport`, whose entries hold keys and no maps,
@@ -143,6 +152,7 @@ def forge_passport(
                     "norm": float(np.linalg.norm(key)),
                 }
             )
-        entries[path] = PassportEntry(layer.geometry, **keys)
+        seed = (order_seeds or {}).get(path)
+        entries[path] = PassportEntry(layer.geometry, order_seed=seed, **keys)
     passport = Passport("feature_maps", function, entries, bytes(16))
     return passport, tuple(systems)

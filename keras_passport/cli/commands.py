@@ -61,7 +61,7 @@ def protect(args) -> None:
     the pictures do not give is public offsets.
     """
     out = _new_file(args.out, args.overwrite, ".keras", args.model)
-    of_exact = (args.exact, args.order, args.images, args.owner, *_how(args))
+    of_exact = (args.exact, args.noorder, args.images, args.owner, *_how(args))
     if any(value not in (None, False) for value in of_exact):
         _protect_exactly(args, out)
         return
@@ -116,7 +116,7 @@ def _protect_exactly(args, out):
         protected, passport = kp.protect_trained(
             model,
             _selected(args, model),
-            order=args.order,
+            order=not args.noorder,
             images=None if args.images is None else _pictures(args, model),
         )
     print(protected.report)

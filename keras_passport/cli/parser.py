@@ -292,10 +292,11 @@ def _parser() -> tuple[_Parser, dict[str, _Parser]]:
         help="of a trained model, one that gives out the same, untrained",
     )
     command.add_argument(
-        "--order",
+        "--noorder",
         action="store_true",
-        help="with --exact: kernels' rows in a secret order too; calls cost "
-        "more",
+        help="with --exact: kernels' rows stay in their own order, which "
+        "tells most signs of scales; calls cost less, and one may serve "
+        "several passports",
     )
     add_pictures(command)
     add_report_flags(command)

@@ -12,6 +12,7 @@ from keras_passport import scores
 from keras_passport.attacks import kept, labelled, training
 from keras_passport.layers.protected import protected_layers
 from keras_passport.models import binding, protected_model
+from keras_passport.passports import specs
 from keras_passport.passports.passport import Passport
 
 # Part of the test set that an attacker may have: the judge uses the rest.
@@ -34,8 +35,9 @@ class Case:
         fingerprint: Of all that a record of an attack is made of, but for the
             attack's own budget.
         key_scaling: Of the passport; no secret.
-        disclosed: Returns γ and β of the valid passport by path, as a holder
-            may give them away.
+        disclosed: Returns what a holder may give away, as keyword arguments
+            of `key_forgery`: γ and β of the valid passport, and what the
+            order of kernels' rows follows from.
         service: Function of inputs that returns what a service with the valid
             passport says of them: probabilities `(examples, classes)`.
         reference: A network of the same architecture: the original itself,
@@ -117,7 +119,10 @@ class Case:
             test=test,
             fingerprint=fingerprint,
             key_scaling=passport.key_scaling,
-            disclosed=lambda: hidden_parameters(public, passport),
+            disclosed=lambda: {
+                "parameters": hidden_parameters(public, passport),
+                "order_seeds": specs.order_seeds(passport),
+            },
             service=lambda inputs: _served(public, passport, inputs),
             reference=reference,
             known_images=passport.images if is_guessed else None,

@@ -261,9 +261,7 @@ def hides_statistics(case):
 
 
 def disclosed(case, budget, progress):
-    result = attacks.key_forgery(
-        case.model, case.judges(), parameters=case.disclosed()
-    )
+    result = attacks.key_forgery(case.model, case.judges(), **case.disclosed())
     # The keys' norms follow from γ and β, which were disclosed to the forger,
     # not to who reads the record.
     [about] = result.history

@@ -144,7 +144,8 @@ def one_passport(layer, packed):
         if several:
             raise PassportError(
                 f"Expected one passport for all examples: layer '{layer.name}'"
-                " has its rows in a secret order. Received: several passports"
+                " has its rows in a secret order (`protect_trained(order="
+                "False)` leaves them in their own). Received: several passports"
             )
         return one
     return ops.where(several, ops.cast(np.nan, one.dtype), one)

@@ -78,7 +78,7 @@ def protect_trained(
     sizes: bool = True,
     seed: bytes | int | None = None,
     signs: Callable[[str, int], np.ndarray] | None = None,
-    order: bool = False,
+    order: bool = True,
     images: Inputs = None,
     reference: Model = None,
 ) -> tuple[ProtectedModel, Passport]:
@@ -89,11 +89,11 @@ def protect_trained(
     Kernel layers without a normalisation get a passport layer too, whose
     normalisation is the identity.
 
-    What this hides is which sign and size each filter has, and all of its
-    scale and shift. Who fine-tunes the published kernels is left with little
-    more than who trains from scratch; which of the filters belong together,
-    and their shapes, stay visible, and so do the signs of a classifier, whose
-    filters add up to nothing before a softmax. Normalisations that do not
+    What this hides is which sign and size each filter has, its shape, and all
+    of its scale and shift. Who fine-tunes the published kernels is left with
+    little more than who trains from scratch; which of the filters belong
+    together stays visible, and so do the signs of a classifier, whose filters
+    add up to nothing before a softmax. Normalisations that do not
     directly follow a kernel, and those that mix channels, get a passport layer
     of their own, which hides their scale and shift.
 
@@ -112,11 +112,11 @@ def protect_trained(
             `ownership.Signature`. Defaults to ones that follow from the seed.
         order: Whether the rows of each kernel, what each element of its
             window does with each input channel, are stored in a secret order
-            and with secret signs, too. That hides the filters' shape, and
-            which channel meets which, and leaves an attacker with nothing
-            that he could train on from; each call gathers the rows, which
-            costs a copy of all kernels, and one passport must serve all
-            examples of a call.
+            and with secret signs, too. That hides the filters' shape, which
+            otherwise tells most signs (`attacks.orientation`), and which
+            channel meets which; each call gathers the rows, which costs a
+            copy of all kernels, and one passport must serve all examples of
+            a call. With `False` each example may come with its own.
         images: Identity images in the model's own input domain, float `(n,
             height, width, channels)`, or a dict for several inputs: keys are
             made of them then, as a proof of whose they are, and γ and β are

@@ -85,7 +85,7 @@ def hide_statistics(
         if layer.ordered:
             raise PassportError(
                 "Expected kernels whose rows are in their own order. Received: "
-                f"layer '{path}' of `protect_trained(order=True)`, which hid "
+                f"layer '{path}' of `protect_trained`, which hid "
                 "its statistics"
             )
         if layer.adapter.solvable(layer.layer) is None:

@@ -31,6 +31,15 @@ def order_seed(passport, path: str) -> bytes:
     return derive(passport.seed, "order", entry.origin or path)
 
 
+def order_seeds(passport) -> dict[str, bytes]:
+    """`order_seed` of each layer whose rows have a secret order, by path."""
+    return {
+        path: order_seed(passport, path)
+        for path, entry in passport.layers.items()
+        if entry.geometry.ordered_rows
+    }
+
+
 def orders_of(passport) -> dict[str, np.ndarray]:
     """The order of each layer's rows that has a secret one.
 
@@ -41,11 +50,8 @@ def orders_of(passport) -> dict[str, np.ndarray]:
         Dict from path to float32 array `(rows,)`; see `layers.row_order`.
     """
     return {
-        path: order_of_rows(
-            order_seed(passport, path), entry.geometry.ordered_rows
-        )
-        for path, entry in passport.layers.items()
-        if entry.geometry.ordered_rows
+        path: order_of_rows(seed, passport.layers[path].geometry.ordered_rows)
+        for path, seed in order_seeds(passport).items()
     }
 
 

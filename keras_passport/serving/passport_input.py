@@ -170,8 +170,10 @@ def require_passport(model: keras.Model) -> PassportInputModel:
         A `PassportInputModel`, uncompiled. Its inputs are the model's, and
         `passport`, float32 of shape `(1 or batch, K)`, last in a list or by
         name in a dict: one row, `Passport.pack`'s, serves the whole batch,
-        one row per example gives each its own. `fit`, `evaluate` and
-        `predict` want as many rows as examples: see `with_passport`.
+        one row per example gives each its own, or, where kernels' rows are
+        in a secret order (`protect_trained`), all the same one. `fit`,
+        `evaluate` and `predict` want as many rows as examples: see
+        `with_passport`.
 
     Raises:
         PassportError: If the model is not protected or no functional model,

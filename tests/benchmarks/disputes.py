@@ -104,6 +104,7 @@ class Case:
             self.model, self.passport = kp.protect_trained(
                 self.base,
                 seed=seed,
+                order=False,
                 signs=ownership.Signature(secret, "Ada Ltd"),
             )
         claim, opening = ownership.claim(

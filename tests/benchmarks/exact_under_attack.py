@@ -62,10 +62,10 @@ def main(_):
     base = keras.saving.load_model(_ORIGINAL.value, compile=False)
     # The two differ in nothing but the order of rows.
     seed = secrets.token_bytes(16)
-    exact, _ = kp.protect_trained(base, seed=seed)
+    exact, _ = kp.protect_trained(base, seed=seed, order=False)
     networks = {"exact": kp.public(exact), "removed": kp.protect(base)}
     if _ORDER.value:
-        ordered, _ = kp.protect_trained(base, seed=seed, order=True)
+        ordered, _ = kp.protect_trained(base, seed=seed)
         networks["ordered"] = kp.public(ordered)
     if _TRAINED.value:
         networks["trained"] = keras.saving.load_model(_TRAINED.value)

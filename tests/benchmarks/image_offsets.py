@@ -103,7 +103,7 @@ def main(_):
     else:
         make = getattr(keras.applications, flags.FLAGS.net)
         base = trained.look_trained(make(weights=None, input_shape=(96, 96, 3)))
-    model, _ = kp.protect_trained(base, seed=0)
+    model, _ = kp.protect_trained(base, seed=0, order=False)
     layers = {
         path: layer
         for path, layer in kp.protected_layers(model).items()
@@ -144,7 +144,9 @@ def as_built(base, pictures):
     """What the offsets tell that `protect_trained` publishes."""
     rights = {name: {} for name in NAMES[:3]}
     for draw in range(_DRAWS.value):
-        model, passport = kp.protect_trained(base, images=pictures, seed=draw)
+        model, passport = kp.protect_trained(
+            base, images=pictures, seed=draw, order=False
+        )
         for path, layer in kp.protected_layers(model).items():
             gamma = layer.hidden_parameters()[0].astype("float64")
             offset = offsets.of(layer, "gamma")

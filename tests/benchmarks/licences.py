@@ -50,7 +50,7 @@ def network():
     keras.utils.set_random_seed(0)
     if not _RUN_DIR.value:
         base = keras.saving.load_model(_ORIGINAL.value, compile=False)
-        return kp.protect_trained(base)
+        return kp.protect_trained(base, order=False)
     folder = pathlib.Path(_RUN_DIR.value)
     passport = kp.Passport.load(folder / "owner/passport.h5")
     model = keras.saving.load_model(folder / "public/protected.keras")
