@@ -70,12 +70,13 @@ class TestKnownAncestor:
         assert result.accuracy > 0.99
         assert min(result.history[0]["alike"].values()) > 0.8
 
-    def test_so_is_what_was_protected_exactly(self):
+    @pytest.mark.parametrize("order", [False, True])
+    def test_so_is_what_was_protected_exactly(self, order):
         base = ancestor.__wrapped__(plain_cnn)
         x = pictures(200, seed=6)
         # Its classes are equally frequent, as far as scores go.
         base.layers[-1].bias.assign(-predict(base, x).mean(0))
-        model, _ = kp.protect_trained(base, seed=1, order=False)
+        model, _ = kp.protect_trained(base, seed=1, order=order)
         test = x, predict(base, x).argmax(-1)
         assert np.bincount(test[1]).max() < 150
         result = kp.attacks.known_ancestor(kp.public(model), base, test)

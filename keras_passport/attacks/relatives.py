@@ -14,7 +14,13 @@ import numpy as np
 from keras import ops
 
 from keras_passport import graph
-from keras_passport.attacks import labelled, reverse, spectral, training
+from keras_passport.attacks import (
+    aligning,
+    labelled,
+    reverse,
+    spectral,
+    training,
+)
 from keras_passport.attacks.opened import Opened, neutral
 from keras_passport.attacks.options import TrainingOptions
 from keras_passport.attacks.recipe import Recipe
@@ -53,7 +59,9 @@ def known_ancestor(
 
         γ_c = s γ_a,  β_c = β_a,  μ_c = s r μ_a,  σ_c = r σ_a.
 
-    Filters may have changed places, as long as those that they read have not.
+    Filters may have changed places, as long as those that they read have not;
+    rows in a secret order (`protect_trained`) are put back where filters have
+    their places.
 
     Args:
         model: Protected classifier with one output; what is public of it is
@@ -87,23 +95,20 @@ def known_ancestor(
     parameters, alike = neutral(public), {}
     for path, (kernel, own) in _counterparts(public, ancestor).items():
         layer = protected_layers(public)[path]
+        if layer.ordered and not isinstance(own, PassportNormalization):
+            aligning.put_back(layer, kernel)
         ours, theirs = (_filters(layer), _filters_of(kernel))
-        chosen, cosines, sizes = _matched(ours, theirs)
+        chosen, cosines, sizes = aligning.matched(ours, theirs)
         alike[path] = float(np.median(np.abs(cosines)))
         found = alike[path] >= ALIKE
         parameters[path] = _taken(
             layer, kernel, own, parameters[path], chosen, cosines, sizes, found
         )
     opened = Opened(public, parameters)
-    right, entropy = training.answers(opened, test)
-    return AttackResult(
-        name="known ancestor",
-        accuracies=(float(np.mean(right)),),
-        entropies=(entropy,),
-        knowledge={"labels": False, "images": 0, "ancestor": True},
-        budget={"images": 0, "epochs": 0, "trials": 1},
-        seconds=time.monotonic() - began,
-        right=packed(right),
+    return _result(
+        "known ancestor",
+        training.answers(opened, test),
+        began,
         history=(
             {
                 "alike": alike,
@@ -207,15 +212,22 @@ def ancestor_alone(
     >>> control = kp.attacks.ancestor_alone(model, base, test)
     """
     began = time.monotonic()
-    right, entropy = training.answers(Opened(*_adopted(model, ancestor)), test)
+    answers = training.answers(Opened(*_adopted(model, ancestor)), test)
+    return _result("ancestor alone", answers, began)
+
+
+def _result(name, answers, began, **more) -> AttackResult:
+    """What the ancestor tells without a label."""
+    right, entropy = answers
     return AttackResult(
-        name="ancestor alone",
+        name=name,
         accuracies=(float(np.mean(right)),),
         entropies=(entropy,),
         knowledge={"labels": False, "images": 0, "ancestor": True},
         budget={"images": 0, "epochs": 0, "trials": 1},
         seconds=time.monotonic() - began,
         right=packed(right),
+        **more,
     )
 
 
@@ -422,28 +434,6 @@ def _matrix_of(kernel):
 
 def _rows(matrix):
     return np.moveaxis(matrix, 1, 2).reshape(-1, matrix.shape[1])
-
-
-def _matched(ours, theirs):
-    """Number of the other's filter for each, cosine with it, and size.
-
-    Filters of the same number are each other's, unless others are clearly
-    more alike: small ones change much when a kernel is made to give γ and β.
-    """
-    from scipy.optimize import linear_sum_assignment
-
-    sizes, others = (
-        np.maximum(np.linalg.norm(rows, axis=1), 1e-12)
-        for rows in (ours, theirs)
-    )
-    cosines = (ours / sizes[:, None]) @ (theirs / others[:, None]).T
-    rows, chosen = linear_sum_assignment(-np.abs(cosines))
-    if len(ours) == len(theirs):
-        same, best = (
-            np.abs(cosines[rows, some]).sum() for some in (rows, chosen)
-        )
-        chosen = rows if same > 0.8 * best else chosen
-    return chosen, cosines[rows, chosen], sizes / others[chosen]
 
 
 def _affine(kernel, owner) -> tuple:

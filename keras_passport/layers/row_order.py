@@ -33,6 +33,21 @@ def counts(adapter, layer) -> tuple[int, ...]:
     )
 
 
+def rows_of(adapter, layer) -> list[np.ndarray]:
+    """Each of a layer's kernels as its rows, `(rows, output channels)`.
+
+    Args:
+        adapter: As for `counts`, and so is the next.
+        layer: The kernel layer.
+    """
+    return [
+        ops.convert_to_numpy(
+            _columns_last(kernel.value, adapter.columns_axis)
+        ).reshape(_rows(adapter, kernel.shape), -1)
+        for kernel in _kernels(adapter, layer)
+    ]
+
+
 def store(adapter, layer, order: np.ndarray) -> None:
     """Gives kernels the order from which a call gathers what they are now.
 
