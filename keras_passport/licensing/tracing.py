@@ -174,17 +174,26 @@ def _read(leak, licensor) -> tuple:
 
 def _unpacked(packed, licensor) -> dict:
     packed = np.asarray(packed, "float64").reshape(-1)
+    # A layer's order of rows, which is everybody's, comes after its keys.
+    orders = {
+        path: sum(entry.geometry.ordered_rows)
+        for path, entry in licensor.passport.layers.items()
+    }
     needed = sum(place.key.size for place in licensor.places.values())
+    needed += sum(orders.values())
     if packed.size != needed:
         raise PassportError(
             f"Expected packed keys of {needed} numbers. Received: {packed.size}"
         )
     keys: dict = {}
     at = 0
-    for (path, role), place in licensor.places.items():
-        part = packed[at : at + place.key.size]
-        keys.setdefault(path, {})[role] = part.reshape(place.key.shape)
-        at += place.key.size
+    for path, rows in orders.items():
+        for role in licensor.passport.function.roles:
+            place = licensor.places[path, role]
+            part = packed[at : at + place.key.size]
+            keys.setdefault(path, {})[role] = part.reshape(place.key.shape)
+            at += place.key.size
+        at += rows
     return keys
 
 
