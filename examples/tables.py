@@ -74,6 +74,12 @@ _WAYS = flags.DEFINE_list(
 _REPEATS = flags.DEFINE_integer(
     "repeats", None, "Networks of each cell; the scale's if not given.", 1
 )
+_MIXED_PRECISION = flags.DEFINE_enum(
+    "mixed_precision",
+    None,
+    ["none", "float16", "bfloat16"],
+    "Type that trained networks compute in; the scale's if not given.",
+)
 _COLLECT = flags.DEFINE_string(
     "collect",
     None,
@@ -188,6 +194,8 @@ def collect(
 def main(_):
     with in_one_line():
         scale = tables_cells.SCALES[_SCALE.value]
+        if _MIXED_PRECISION.value:
+            scale = scale.in_precision(_MIXED_PRECISION.value)
         cells = chosen_cells(scale)
         if _DRY_RUN.value:
             print(*(f"{c.group}/{c.name}" for c in cells), sep="\n")

@@ -80,6 +80,11 @@ class Scale:
     attackers: tuple[tuple[float, int], ...]
     more: dict[str, Any] = dataclasses.field(default_factory=dict)
 
+    def in_precision(self, name: str) -> "Scale":
+        """The same, but that trained networks compute in another type."""
+        more = {**self.more, "mixed_precision": name}
+        return dataclasses.replace(self, more=more)
+
 
 _CIFAR = ("cifar10", "cifar100")
 SCALES = {
@@ -173,6 +178,12 @@ class Cell:
         """Whether ours stands beside the paper's with it: V3, T3 or solved."""
         is_chosen = (self.function, self.kind) == ("V3", "T3")
         return is_chosen and self.way not in COURSES or self.way in EXACT
+
+    @property
+    def is_attacked(self) -> bool:
+        """Whether attackers with labels try it: Table 4 has no T2."""
+        is_of_table_2 = self.way == "paper" and self.kind == "T2"
+        return self.way not in COURSES and not is_of_table_2
 
     @property
     def shows_noise(self) -> bool:

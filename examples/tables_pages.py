@@ -86,6 +86,8 @@ def _scaled_down(results: Results) -> str:
             f"{one['epochs']} epochs, {len(fakes['accuracies']):,} fakes on "
             f"{fakes['examples']:,} pictures"
         )
+        if one.get("mixed_precision", "none") != "none":
+            text += f", in {one['mixed_precision']}"
         sizes[text] = sizes.get(text, 0) + 1
     if not sizes:
         return ""

@@ -11,7 +11,10 @@ from tables_cells import Cell
 from tables_runs import CONTROL, FAKES, Runs
 
 # Of a run's settings, those that say how large it is.
-_SIZES = ("epochs", "batch_size", "key_scaling", "hide_statistics")
+_SIZES = (
+    *("epochs", "batch_size", "key_scaling", "hide_statistics"),
+    "mixed_precision",
+)
 
 
 def of_cell(runs: Runs, cell: Cell) -> dict[str, Any] | None:

@@ -6,6 +6,8 @@ import itertools
 import pathlib
 from collections.abc import Iterator
 
+import keras
+
 import keras_passport as kp
 from common import attacked, data, training
 from common.distribution import Distribution
@@ -179,7 +181,7 @@ class Runs:
         }
         if not self._find_original(cell):
             self._train_original(cell, dataset)
-        original = load_model(cell.original(self.folder))
+        original = self._in_full_precision(cell, dataset)
         with directory.locked():
             directory.open(config)
             protected, passport = kp.protect_trained(
@@ -212,6 +214,19 @@ class Runs:
                 },
             )
 
+    def _in_full_precision(
+        self, cell: Cell, dataset: data.Dataset
+    ) -> keras.Model:
+        """The original in float32, as half precision rounds what is exact."""
+        found = load_model(cell.original(self.folder))
+        if {layer.compute_dtype for layer in found.layers} == {"float32"}:
+            return found
+        build = cell.builder(cell.config(self.scale, has_original=True))
+        with training.precision("none"):
+            model = build(dataset.input_shape, dataset.num_classes)
+        model.set_weights(found.get_weights())
+        return model
+
     def _train_original(self, cell: Cell, dataset: data.Dataset) -> None:
         """The original alone, where no trained cell has made one."""
         directory = RunDirectory(
@@ -235,7 +250,7 @@ class Runs:
 
     def attacks(self, cell: Cell) -> Iterator[tuple[str, Budget]]:
         """What is tried on a cell, and with what budget."""
-        if cell.way in COURSES:
+        if not cell.is_attacked:
             return
         num_fakes, examples = self.scale.fakes
         if not cell.trains:

@@ -12,12 +12,13 @@ import keras_passport as kp
 import tables_cells
 import tables_pages
 import tables_results
-from common import data, original
-from common.rundir import RunDirectory, write_json
+from common import data, original, training
+from common.rundir import RunDirectory, save_model, write_json
 from keras_passport.attacks import AttackResult
 from keras_passport.evaluation import ATTACKS, Budget, Records
 from support.programs import EXAMPLES, finished_run, run_here, succeed
 from tables_cells import Cell
+from tables_runs import Runs
 
 PROGRAM = EXAMPLES / "tables.py"
 
@@ -67,6 +68,31 @@ def test_a_cell_is_a_run_of_the_trainer():
         "depth": None,
         "width": 16,
     }
+
+
+def test_half_precision_is_for_what_is_trained(tmp_path):
+    scale = tables_cells.SCALES["digits"].in_precision("bfloat16")
+    runs = Runs(tmp_path, scale)
+    digits = data.load("digits", None)
+    cell = Cell("resnet", "digits", "paper", "V3", "T3")
+    settings = cell.config(scale, has_original=False)
+    assert settings["mixed_precision"] == "bfloat16"
+    with training.precision("bfloat16"):
+        trained = cell.builder(settings)(digits.input_shape, 10)
+    cell.original(tmp_path).parent.mkdir()
+    save_model(trained, cell.original(tmp_path))
+    # Outputs equal to the original's are what exact protection is judged by.
+    model = runs._in_full_precision(cell, digits)
+    assert {layer.compute_dtype for layer in model.layers} == {"float32"}
+    for mine, its in zip(model.weights, trained.weights, strict=True):
+        np.testing.assert_array_equal(mine, its)
+
+
+def test_what_table_4_lacks_is_not_attacked_with_labels(tmp_path):
+    runs = Runs(tmp_path, tables_cells.SCALES["cpu"])
+    for kind, attacks in (("T1", 2), ("T2", 0), ("T3", 2)):
+        cell = Cell("resnet", "cifar10", "paper", "V3", kind)
+        assert len(list(runs.attacks(cell))) == attacks
 
 
 FLAGS = ("--scale=digits", "--ways=hardened", "--networks=resnet")
