@@ -24,13 +24,21 @@ NETWORKS = {
     "alexnet": networks.alexnet,
 }
 
-_PAPER = {"key_scaling": "paper", "hide_statistics": False}
+_PAPER = {
+    "key_scaling": "paper",
+    "hide_statistics": False,
+    "hide_rows": False,
+}
 # Ways to protect a network, and how a trainer's settings differ for them. The
 # paper's keys are as large as its feature maps make them, and its networks
 # publish their statistics.
 WAYS: dict[str, dict[str, Any]] = {
     "paper": _PAPER,
-    "hardened": {"key_scaling": "signed", "hide_statistics": True},
+    "hardened": {
+        "key_scaling": "signed",
+        "hide_statistics": True,
+        "hide_rows": True,
+    },
     # Not trained.
     "exact": {},
     "exact-order": {},
@@ -41,6 +49,7 @@ WAYS: dict[str, dict[str, Any]] = {
     "exact-tuned": {
         "key_scaling": "signed",
         "hide_statistics": False,
+        "hide_rows": False,
         "num_fakes": 100,
         "epochs": 3,
         # Its statistics are frozen, so that steps must be small.

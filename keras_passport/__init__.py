@@ -35,6 +35,7 @@ _WHERE = {
     "assumed": "models.binding",
     "bind": "models.binding",
     "calibrate": "models.calibration",
+    "hide_rows": "models.hiding_rows",
     "hide_statistics": "models.hiding",
     "inspect": "models.protecting",
     "presented": "models.binding",

@@ -8,6 +8,7 @@ import numpy as np
 
 from keras_passport.attacks.fake import Judge, fake_passports
 from keras_passport.errors import PassportError
+from keras_passport.passports import specs
 from keras_passport.passports.passport import Passport
 
 
@@ -97,6 +98,7 @@ def accuracies(
         fakes,
         data,
         key_scaling=passport.key_scaling,
+        order_seeds=specs.order_seeds(passport),
         seed=seed,
         batch_size=batch_size,
     )

@@ -152,6 +152,35 @@ def test_a_network_recovered_by_reverse_engineering_is_derived(
     assert report.verdict == "derived", str(report)
 
 
+def test_a_network_that_was_published_with_hidden_rows(owned):
+    """Claimed before the training, under the one passport that there is."""
+    published = kp.hide_rows(owned.model, owned.passport)
+    record = ownership.record(published, owned.passport, owned.test, repeats=2)
+    assert record.fingerprint == owned.opening.fingerprint
+    evidence = owned.evidence(published=published, record=record)
+    for suspect in (kp.public(published), unlocked(owned)):
+        report = ownership.verify(suspect, evidence, owned.test, **VERIFY)
+        assert report.verdict == "derived", str(report)
+        assert report["signs"].holds and report["provenance"].holds
+
+
+def test_a_claim_is_of_the_passport_whatever_the_models_paths(owned):
+    outer = keras.Sequential([keras.Input((8, 8, 2)), owned.public])
+    for make in (ownership.record, ownership.claim):
+        about = (
+            {"data": owned.test}
+            if make is ownership.record
+            else {
+                "owner": OWNER,
+                "reference": owned.base,
+                "secret": owned.secret,
+            }
+        )
+        made = make(passport=owned.passport, model=outer, **about)
+        opening = made[1] if isinstance(made, tuple) else made
+        assert opening.fingerprint == owned.passport.fingerprint
+
+
 def test_no_independent_network_is_derived(owned, foreign):
     for suspect in foreign[:2]:
         report = owned.verify(suspect, fakes=2, nulls=100)

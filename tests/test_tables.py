@@ -51,6 +51,7 @@ def test_a_cell_is_a_run_of_the_trainer():
         "function": "V3",
         "key_scaling": "signed",
         "hide_statistics": True,
+        "hide_rows": True,
         "identity_images": None,
         "num_images": None,
         "epochs": 10,

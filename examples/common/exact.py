@@ -12,6 +12,7 @@ from common.rundir import PRIVATE, RunDirectory, save_model
 from keras_passport.cli import given
 from keras_passport.cli.pictures import read_images
 from keras_passport.files import replacing, write_json
+from keras_passport.passports import specs
 from keras_passport.scores import only_shape
 
 # Of the program's flags, those that have an effect here. `attack.py` reads
@@ -88,7 +89,7 @@ def run(
         protected.save(directory.protected)
         print(f"Wrote {directory.protected} and {directory.passport}, a secret")
         if dataset is not None:
-            result = _judged(model, protected, dataset, config)
+            result = _judged(model, protected, passport, dataset, config)
             write_json(directory.result, result)
 
 
@@ -106,7 +107,7 @@ def _read(files, model, config) -> np.ndarray | None:
     )
 
 
-def _judged(model, protected, dataset, config) -> dict:
+def _judged(model, protected, passport, dataset, config) -> dict:
     """Accuracies in per cent, of the original, the copy, and under fakes."""
     x, y = dataset.normalize(dataset.x_test), dataset.y_test
     right = {
@@ -118,6 +119,7 @@ def _judged(model, protected, dataset, config) -> dict:
         _KIND,
         config["num_fakes"],
         dataset.test_examples(config["fake_examples"]),
+        order_seeds=specs.order_seeds(passport),
         seed=config["seed"],
     )
     accuracies = [100 * value for value in fakes.accuracies]

@@ -26,6 +26,7 @@ from common.rundir import (
     save_model,
     write_json,
 )
+from keras_passport.passports import specs
 
 # Fakes that are tried between two writings of what they reached.
 _CHUNK = 50
@@ -217,6 +218,8 @@ class Job(abc.ABC):
             self.check_scores(model, "protected")
         if self.config["hide_statistics"]:
             model = self._without_statistics(model)
+        if self.config.get("hide_rows", False):
+            model = self._in_secret_order(model)
         self._finish(model, "protected", path)
         return model
 
@@ -249,6 +252,16 @@ class Job(abc.ABC):
             )
             return model
         return hidden
+
+    def _in_secret_order(self, model: keras.Model) -> keras.Model:
+        """A copy whose rows are hidden; the model if no key could follow."""
+        passport = kp.Passport.load(self.directory.passport)
+        try:
+            with self.spread.scope():
+                return kp.hide_rows(model, passport)
+        except kp.PassportError as error:
+            print(f"Kernels are published as they are. {error}")
+            return model
 
     def _accuracy(self, model: keras.Model) -> float:
         """In per cent, on some training pictures as they are."""
@@ -336,10 +349,11 @@ class Job(abc.ABC):
             self.config["fake_examples"]
         )
         print(f"Trying {total} fake passports on {len(y_test):,} pictures")
-        sources = {}
+        passport = kp.Passport.load(self.directory.passport).fitted(protected)
+        # More than a real attacker has: the order of rows; pictures of the
+        # same sort, and the very network that the passport was made with.
+        sources = {"order_seeds": specs.order_seeds(passport)}
         if self.kind != "random_pattern":
-            # More than a real attacker has: pictures of the same sort, and
-            # the very network that the passport was made with.
             sources["images"], _ = self.dataset.test_examples(_ATTACKER_IMAGES)
             sources["reference"] = original
         while (start := len(done["accuracies"])) < total:

@@ -29,6 +29,8 @@ PRIVATE = 0o600
 UNFINISHED = ".keras_passport-unfinished"
 # What file systems answer that can't lock, some of those over a network.
 _CANT_LOCK = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL}
+# Settings that runs of older versions do not name.
+_LATER = {"hide_rows"}
 
 
 class RunDirectory:
@@ -173,8 +175,10 @@ class RunDirectory:
         different = [
             f"--{name}={found.get(name)} there, {config.get(name)} now"
             for name in sorted(found.keys() | config.keys())
-            # A run may go on on other devices.
-            if name != "strategy" and found.get(name) != config.get(name)
+            # A run may go on on other devices, and with a newer version.
+            if name != "strategy"
+            and (name in found or name not in _LATER)
+            and found.get(name) != config.get(name)
         ]
         if different:
             raise UserError(

@@ -40,6 +40,13 @@ flags.DEFINE_bool(
     "Publish no statistics of single channels, from which scales and shifts "
     "can be found: they become part of the hidden parameters (V2, V3).",
 )
+flags.DEFINE_bool(
+    "hide_rows",
+    True,
+    "Publish kernels with their rows in a secret order, which follows from the "
+    "passport: filters' shapes tell four of five signs of γ otherwise. One "
+    "passport serves all examples of a call then.",
+)
 flags.DEFINE_string(
     "owner",
     None,

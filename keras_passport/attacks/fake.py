@@ -18,6 +18,7 @@ from keras_passport.passports.derivation import (
     FAKE,
     check_key_scaling,
     derive,
+    order_of_rows,
     scale_keys,
 )
 from keras_passport.passports.geometry import digest
@@ -40,6 +41,7 @@ def fake_passports(
     images: Inputs = None,
     reference: keras.Model | None = None,
     key_scaling: str = DEFAULT_KEY_SCALING,
+    order_seeds: collections.abc.Mapping[str, bytes] | None = None,
     seed: int | None = None,
     start: int = 0,
     batch_size: int = 500,
@@ -70,6 +72,11 @@ def fake_passports(
             architecture.
         key_scaling: The scaling of keys that the model was trained with: it
             is not a secret.
+        order_seeds: Dict from path to the 32 bytes that the secret order of a
+            layer's rows follows from, where they have one: fakes of somebody
+            who knows the order, and whose keys meet the kernels as they were
+            trained. Without, each fake brings an order of its own, under
+            which any network is paralysed.
         seed: Seed of the fakes; fake number i depends on seed and i alone.
             They draw from a domain of their own, so no seed hits a passport.
         start: Number of the first fake, to go on with an interrupted series.
@@ -114,7 +121,9 @@ def fake_passports(
             "Received: seed=None"
         )
     seed = secrets.randbits(64) if seed is None else seed
-    draw = _maker(model, kind, images, reference, key_scaling, seed, x)
+    draw = _maker(
+        model, kind, images, reference, key_scaling, seed, x, order_seeds
+    )
     guesses = ()
     if kind == "known_images":
         guess = _guesser(model, kind, images, seed)
@@ -224,21 +233,53 @@ class Judge:
 
 
 def _maker(
-    model, kind, images, reference, key_scaling, seed, x=None
+    model,
+    kind,
+    images,
+    reference,
+    key_scaling,
+    seed,
+    x=None,
+    order_seeds=None,
 ) -> collections.abc.Callable[[int], np.ndarray]:
     """A function from a fake's number to its packed keys `(1, K)`."""
     check_key_scaling(key_scaling)
+    layers = protected_layers(model)
+    orders = {
+        path: order_of_rows(order_seeds[path], layer.geometry.ordered_rows)
+        for path, layer in layers.items()
+        if path in (order_seeds or {}) and layer.geometry.ordered_rows
+    }
+
+    def packed(keys, secret):
+        """A fake's keys in one row, each layer's order after them."""
+        rows = []
+        for path, layer in layers.items():
+            geometry, order = layer.geometry, orders.get(path)
+            for key in keys[path].values():
+                if order is not None and len(geometry.ordered_rows) == 1:
+                    key = geometry.moved(key, order)
+                rows.append(key.ravel())
+            if geometry.ordered_rows:
+                if order is None:
+                    own = derive(secret, "order", path)
+                    order = order_of_rows(own, geometry.ordered_rows)
+                rows.append(order)
+        return np.concatenate(rows)[None]
+
     if kind == "random_pattern":
         size = None if x is None else features.open_sizes(model, x)
 
         def pattern(number):
-            return Passport.random_pattern(
+            secret = _seed_of(seed, number)
+            fake = Passport.random_pattern(
                 model,
-                seed=_seed_of(seed, number),
+                seed=secret,
                 key_scaling=key_scaling,
                 spatial_size=size,
                 domain=FAKE,
-            ).packed()
+            )
+            return packed(fake.keys(), secret)
 
         return pattern
 
@@ -247,14 +288,14 @@ def _maker(
     roles = function_of(model).roles
 
     def of_images(number):
-        rows, secret = [], _seed_of(seed, number)
+        made, secret = {}, _seed_of(seed, number)
         for (path, keys), chosen in zip(
             pool.items(), guess(number), strict=True
         ):
             drawn = dict(zip(roles, keys[chosen], strict=True))
             salt = derive(secret, "key", path)
-            rows += scale_keys(drawn, key_scaling, salt).values()
-        return np.concatenate([key.ravel() for key in rows])[None]
+            made[path] = scale_keys(drawn, key_scaling, salt)
+        return packed(made, secret)
 
     return of_images
 

@@ -169,6 +169,8 @@ def fakes(kind: str):
                 min(between, budget.num_fakes - done),
                 case.judges(budget.examples),
                 key_scaling=case.key_scaling,
+                # An order of their own would flatter the keys.
+                order_seeds=case.disclosed()["order_seeds"],
                 seed=budget.seed,
                 start=done,
                 progress=progress.shown,

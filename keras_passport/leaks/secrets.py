@@ -36,21 +36,28 @@ def secrets_of(passport, models) -> list[Secret]:
         values = np.asarray(values)
         secrets.append(Secret(what, path, role, values, parts))
 
-    keys = passport.keys()
-    for path, entry in passport.layers.items():
-        for role, scaled in keys[path].items():
-            key, channels = entry.key(role), entry.geometry.channels
-            add("key", path, role, scaled, parts=key_parts(scaled)[0])
-            if not np.array_equal(key, scaled):
-                add("key before scaling", path, role, key)
-            if scaled.size > channels:
-                mean = scaled.reshape(-1, channels).mean(0)
-                equal = np.ones(channels - 1)
-                add("key's mean", path, role, mean, parts=equal)
-    for path, order in specs.orders_of(passport).items():
-        add("order of rows", path, "order", order, parts=np.ones(order.size))
-    # The models may have other paths for the layers.
+    # The models may have other paths for the layers, and orders of rows.
     fitted = [passport.fitted(model) for model in models]
+    moved = [
+        one
+        for one in fitted
+        if any(entry.own_rows for entry in one.layers.values())
+    ]
+    for one in (passport, *moved):
+        keys = one.keys()
+        for path, entry in one.layers.items():
+            for role, scaled in keys[path].items():
+                key, channels = entry.key(role), entry.geometry.channels
+                add("key", path, role, scaled, parts=key_parts(scaled)[0])
+                if one is passport and not np.array_equal(key, scaled):
+                    add("key before scaling", path, role, key)
+                if scaled.size > channels:
+                    mean = scaled.reshape(-1, channels).mean(0)
+                    equal = np.ones(channels - 1)
+                    add("key's mean", path, role, mean, parts=equal)
+        for path, order in specs.orders_of(one).items():
+            ones = np.ones(order.size)
+            add("order of rows", path, "order", order, parts=ones)
     given = [key for one in fitted for key in one.keys().values()]
     rows = [row for one in fitted for row in one.rows().values()]
     for (path, layer), keys, row in zip(

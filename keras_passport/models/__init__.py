@@ -12,6 +12,7 @@ __getattr__, __dir__, __all__ = exported(
         "function_of": ".layers.protected",
         "calibrate": "calibration",
         "check_passport": ".passports.passport",
+        "hide_rows": "hiding_rows",
         "hide_statistics": "hiding",
         "inspect": "protecting",
         "keyed_function": "binding",

@@ -349,7 +349,7 @@ def claim(
             f"Expected an owner's name of 1 to {_LONGEST_OWNER} characters. "
             f"Received: {shown(owner, 80)!r}"
         )
-    passport = passport.fitted(model)
+    passport.check(model)
     if passport.images is not None and reference is None:
         raise PassportError(
             "Expected the reference network that the passport's images went "

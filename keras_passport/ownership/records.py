@@ -144,7 +144,8 @@ def record(
         raise ValueError(
             f"Expected repeats of 2 or more. Received: repeats={repeats}"
         )
-    passport = hidden(passport).fitted(model)
+    given = hidden(passport)
+    passport = given.fitted(model)
     accuracy, _ = Judge(model, *data, batch_size)(
         passport.packed(), is_valid=True
     )
@@ -161,7 +162,8 @@ def record(
             seed=seed,
             batch_size=batch_size,
         ),
-        fingerprint=passport.fingerprint,
+        # Of what the owner has and shows, whatever the model's paths.
+        fingerprint=given.fingerprint,
         key_scaling=passport.key_scaling,
         weights=weights_hash(model),
     )

@@ -68,6 +68,8 @@ class PassportEntry:
             where the layer has another one now; or `None`.
         order_seed: 32 bytes that the order of the layer's rows follows from;
             or `None` where it follows from the passport's seed.
+        own_rows: Whether keys are for rows in their own order, which are
+            stored in a secret one now (`hide_rows`).
     """
 
     geometry: Geometry
@@ -82,6 +84,7 @@ class PassportEntry:
     scales: np.ndarray | None = None
     origin: str | None = None
     order_seed: bytes | None = None
+    own_rows: bool = False
 
     def __post_init__(self):
         # What follows from the arrays, once it is known: keys and records.

@@ -105,6 +105,38 @@ class Geometry:
         """Number of elements of the key."""
         return math.prod(self.key_shape)
 
+    def fits(self, other: "Geometry") -> bool:
+        """Whether keys of another geometry serve this one.
+
+        Those for rows in their own order do for rows in a secret one; see
+        `moved`.
+        """
+        if self.ordered_rows and not other.ordered_rows:
+            return dataclasses.replace(self, ordered_rows=()) == other
+        return self == other
+
+    def moved(self, key: np.ndarray, order: np.ndarray) -> np.ndarray:
+        """A key for rows in their own order, for where they are stored.
+
+        W'ᵀ κ' = Wᵀ κ: each element goes where the row goes that it meets, and
+        takes its sign. That is for layers with one kernel, whose blocks
+        (groups of a convolution) have their rows in the same order.
+
+        Args:
+            key: float32 array of shape `key_shape`.
+            order: Of the rows, `(rows,)`; see `layers.row_order`.
+        """
+        [rows] = self.ordered_rows
+        window = math.prod(self.kernel_size)
+        blocks = window * self.channels // rows
+        split = (-1, window, blocks, self.channels // blocks)
+        whole = np.swapaxes(key.reshape(split), 1, 2)
+        flat = whole.reshape(-1, rows)
+        moved = np.empty_like(flat)
+        moved[:, np.abs(order).astype("int64") - 1] = flat * np.sign(order)
+        moved = np.swapaxes(moved.reshape(whole.shape), 1, 2)
+        return hidden(moved.reshape(self.key_shape))
+
     def to_dict(self) -> dict:
         """Plain lists, strings and numbers, for JSON."""
         # What the first files could not have is named where it is there.

@@ -69,11 +69,12 @@ def _by_likeness(expected, received) -> dict[str, str] | None:
     shared = [path for path in expected if path in received]
     # A path of both that is of two kinds of layer proves nothing; otherwise
     # both mean one layer by it.
-    names_hold = all(expected[path] == received[path] for path in shared)
+    names_hold = all(expected[path].fits(received[path]) for path in shared)
 
     def is_possible(names):
         return all(
-            expected[path] == received[given] for path, given in names.items()
+            expected[path].fits(received[given])
+            for path, given in names.items()
         ) and not (names_hold and any(names[path] != path for path in shared))
 
     in_order = dict(zip(expected, received, strict=True))
@@ -123,7 +124,7 @@ def _counted(paths) -> dict[tuple, str]:
 
 def _checked(names, expected, received):
     for path, given in names.items():
-        if expected[path] != received[given]:
+        if not expected[path].fits(received[given]):
             raise PassportError(
                 f"Expected a passport for layer '{shown(path)}' with geometry "
                 f"{expected[path].to_dict()}. "

@@ -1,6 +1,5 @@
 """`Passport`: the secret that a protected model needs, and how it is made."""
 
-import copy
 import hashlib
 import os
 from collections.abc import Mapping
@@ -278,7 +277,7 @@ class Passport:
         """
         if model is not None:
             return self.fitted(model).keys()
-        return {
+        made = {
             path: scale_keys(
                 {role: entry.key(role) for role in self.function.roles},
                 self.key_scaling,
@@ -286,6 +285,7 @@ class Passport:
             )
             for path, entry in self.layers.items()
         }
+        return specs.moved(self, made)
 
     def rows(self) -> dict[str, np.ndarray]:
         """Each layer's keys in one row, `(1, passport_size)` float32.
@@ -361,6 +361,8 @@ class Passport:
     def fitted(self, model: Model) -> "Passport":
         """This passport under the model's paths, in the model's order.
 
+        And for rows in a secret order, where the model has them so.
+
         Args:
             model: Protected model.
 
@@ -368,15 +370,9 @@ class Passport:
             PassportError: As `match`.
         """
         names = self.match(model)
-        if list(names.items()) == [(path, path) for path in self.layers]:
-            return self
-        from keras_passport.passports.remaking import moved
-
-        fitted = copy.copy(self)
-        fitted.layers = {
-            path: moved(self, given, path) for path, given in names.items()
-        }
-        return fitted
+        layers = above("layers.protected").protected_layers(model)
+        geometries = {path: layers[path].geometry for path in names}
+        return remaking.fitted(self, names, geometries)
 
     def renamed(self, names: Mapping[str, str]) -> "Passport":
         """The same keys for layers of other paths.

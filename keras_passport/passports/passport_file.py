@@ -91,6 +91,8 @@ def header(passport, hashes: dict | None = None) -> bytes:
             about["origin"] = entry.origin
         if entry.order_seed is not None:
             about["order_seed"] = hidden(entry.order_seed.hex())
+        if entry.own_rows:
+            about["own_rows"] = True
         layers.append(about)
     about = {
         "version": version,
@@ -347,6 +349,8 @@ def _entry(file, index, layer, version) -> PassportEntry:
         roles["origin"] = layer["origin"]
     if "order_seed" in layer:
         roles["order_seed"] = bytes.fromhex(layer["order_seed"])
+    if "own_rows" in layer:
+        roles["own_rows"] = layer["own_rows"] is True
     entry = PassportEntry(Geometry.from_dict(layer["geometry"]), **roles)
     for role, record in records.items():
         entry.note_record(role, record)

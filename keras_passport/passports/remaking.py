@@ -117,13 +117,38 @@ def _seen(passport, wanted, model, reference):
     return made
 
 
+def fitted(passport, names: Mapping[str, str], geometries: Mapping):
+    """See `Passport.fitted`.
+
+    Args:
+        passport: The passport.
+        names: Dict from a model's paths to the passport's, as `match` has it.
+        geometries: Dict from the model's paths to geometries.
+    """
+    if list(names.items()) == [
+        (path, path) for path in passport.layers
+    ] and all(geometries[p] == passport.layers[p].geometry for p in names):
+        return passport
+    fitted = copy.copy(passport)
+    fitted.layers = {}
+    for path, given in names.items():
+        entry = passport.layers[given]
+        if entry.geometry != geometries[path]:
+            entry = dataclasses.replace(
+                entry, geometry=geometries[path], own_rows=True
+            )
+        fitted.layers[path] = _moved(passport, entry, given, path)
+    return fitted
+
+
 def renamed(passport, names: Mapping[str, str]):
     """See `Passport.renamed`."""
     names = dict(names)
     unknown = set(names) - set(passport.layers)
     layers = {
-        names.get(path, path): moved(passport, path, names.get(path, path))
-        for path in passport.layers
+        new: _moved(passport, entry, path, new)
+        for path, entry in passport.layers.items()
+        for new in [names.get(path, path)]
     }
     if unknown or not all(isinstance(path, str) for path in layers):
         raise PassportError(
@@ -145,6 +170,7 @@ def renamed(passport, names: Mapping[str, str]):
                 entry.geometry,
                 origin=entry.origin,
                 order_seed=entry.order_seed,
+                own_rows=entry.own_rows,
                 **{f"{role}_key": entry.key(role) for role in roles},
             )
             for path, entry in layers.items()
@@ -153,9 +179,8 @@ def renamed(passport, names: Mapping[str, str]):
     return renamed
 
 
-def moved(passport, old: str, new: str) -> PassportEntry:
+def _moved(passport, entry, old: str, new: str) -> PassportEntry:
     """A layer's entry under another path: its key and order stay the same."""
-    entry = passport.layers[old]
     by_path = (
         passport.key_scaling == "signed"
         or passport.kind == "offset_image"

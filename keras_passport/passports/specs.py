@@ -11,6 +11,7 @@ import numpy as np
 from keras_passport import files
 from keras_passport.errors import PassportError
 from keras_passport.lazy import above
+from keras_passport.passports import remaking
 from keras_passport.passports.derivation import derive, order_of_rows
 from keras_passport.passports.geometry import Geometry
 from keras_passport.passports.matching import match
@@ -55,6 +56,28 @@ def orders_of(passport) -> dict[str, np.ndarray]:
     }
 
 
+def moved(passport, keys: Mapping) -> Mapping:
+    """Keys for rows in their own order, for where they are stored now.
+
+    Args:
+        passport: A `Passport`.
+        keys: Dict from path to dict from role to key, in the entries' order.
+    """
+    entries = passport.layers
+    if not any(entry.own_rows for entry in entries.values()):
+        return keys
+    orders = orders_of(passport)
+    return {
+        path: {
+            role: entries[path].geometry.moved(key, orders[path])
+            if entries[path].own_rows
+            else key
+            for role, key in by_role.items()
+        }
+        for path, by_role in keys.items()
+    }
+
+
 def rows_of(passport) -> dict[str, np.ndarray]:
     """See `Passport.rows`."""
     orders, rows = orders_of(passport), {}
@@ -70,9 +93,9 @@ def pack(passport, spec) -> np.ndarray:
     """See `Passport.pack`."""
     function, geometries, offsets = layers_of(read_spec(spec))
     check_function(function, passport.function.name, "the spec's")
-    rows = passport.rows()
     names = match(geometries, passport.geometries)
-    rows = [rows[path] for path in names.values()]
+    fitted = remaking.fitted(passport, names, geometries)
+    rows = list(fitted.rows().values())
     ends = [0, *np.cumsum([row.size for row in rows]).tolist()]
     if offsets != ends:
         raise PassportError(

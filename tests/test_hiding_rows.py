@@ -1,0 +1,300 @@
+"""`hide_rows`: the truth is the network whose rows are in their own order."""
+
+import json
+
+import keras
+import numpy as np
+import pytest
+from keras import ops
+
+import keras_passport as kp
+from keras_passport.passports import specs
+from support.kernel_layers import FUNCTIONS, KERNELS, stack
+from support.known_statistics import pictures
+from support.plain_models import nested_model, plain_cnn, small_resnet
+from support.protected_models import compiled, predict
+from support.truth import relative_difference
+
+# Layers whose stored rows no key could meet: of several kernels, or of
+# channels that have rows of their own.
+AS_THEY_ARE = ("depthwise", "separable")
+
+
+def passport_of(model, base, kind="random_image"):
+    if kind == "random_pattern":
+        return kp.Passport.random_pattern(model, seed=0)
+    return kp.Passport.random_image(
+        model, pictures(5, seed=3), reference=base, seed=0
+    )
+
+
+def case(base=plain_cnn, function="V3", kind="random_image"):
+    """A bound model with statistics, its passport, a copy of hidden rows."""
+    plain = base()
+    model = kp.protect(plain, function)
+    passport = passport_of(model, plain, kind)
+    kp.calibrate(kp.bind(model, passport))
+    kp.estimate_statistics(model, [pictures(64)])
+    return model, passport, kp.hide_rows(model, passport)
+
+
+def values(variables):
+    return [ops.convert_to_numpy(variable) for variable in variables]
+
+
+@pytest.mark.parametrize("name", KERNELS)
+def test_a_layers_keys_follow_its_rows(name):
+    *_, shape = KERNELS[name]
+    model = kp.protect(stack(name))
+    passport = kp.Passport.random_pattern(model, seed=0)
+    kp.bind(model, passport)
+    x = np.random.default_rng(1).normal(size=(4, *shape)).astype("float32")
+    if name.startswith(AS_THEY_ARE):
+        with pytest.raises(kp.PassportError, match="layers with one kernel"):
+            kp.hide_rows(model, passport)
+        return
+    expected = predict(model, x)
+    hidden = kp.hide_rows(model, passport)
+    assert relative_difference(predict(hidden, x), expected) < 1e-5
+    assert hidden.count_params() == model.count_params()
+
+
+@pytest.mark.parametrize("base", [small_resnet, nested_model])
+@pytest.mark.parametrize("function", FUNCTIONS)
+def test_the_network_computes_the_same(function, base, tmp_path):
+    model, passport, hidden = case(base, function)
+    x = pictures(20)
+    expected = predict(model, x)
+    assert relative_difference(predict(hidden, x), expected) < 1e-5
+    before, after = map(kp.protected_layers, (model, hidden))
+    for path, layer in after.items():
+        assert layer.ordered and not before[path].ordered
+        [rows] = layer.geometry.ordered_rows
+        stored, own = (
+            np.abs(ops.convert_to_numpy(one.layer.kernel).reshape(rows, -1))
+            for one in (layer, before[path])
+        )
+        # The same rows, in other places, some of them negated.
+        assert not np.array_equal(stored, own)
+        np.testing.assert_array_equal(
+            stored[np.lexsort(stored.T)], own[np.lexsort(own.T)]
+        )
+        # What a call gathers is bit for bit what was trained.
+        plain = kp.unlock(hidden, passport, fold=False)
+    for one, other in zip(
+        plain.get_weights(),
+        kp.unlock(model, passport, fold=False).get_weights(),
+        strict=True,
+    ):
+        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5)
+
+    # One file serves both, and says of itself what it said before.
+    passport.save(tmp_path / "owner.h5")
+    hidden.save(tmp_path / "protected.keras")
+    loaded = keras.saving.load_model(tmp_path / "protected.keras")
+    owners = kp.Passport.load(tmp_path / "owner.h5")
+    assert owners.fingerprint == passport.fingerprint
+    assert (
+        relative_difference(predict(kp.bind(loaded, owners), x), expected)
+        < 1e-5
+    )
+    predict(kp.bind(model, owners), x)
+    assert (
+        relative_difference(predict(kp.unlock(hidden, owners), x), expected)
+        < 1e-5
+    )
+
+    served = kp.require_passport(hidden)
+    spec = json.loads(json.dumps(kp.passport_spec(served)))
+    given = kp.with_passport(x, owners.pack(spec))
+    assert relative_difference(predict(served, given), expected) < 1e-5
+
+
+def test_another_passport_paralyses():
+    model, passport, hidden = case()
+    other = passport_of(kp.protect(plain_cnn()), None, "random_pattern")
+    x = pictures(20)
+    expected = predict(model, x)
+    assert (
+        relative_difference(predict(kp.bind(hidden, other), x), expected) > 0.1
+    )
+    # Nor do the right keys alone, in an order of somebody's own.
+    row = passport.fitted(hidden).rows()
+    for path, layer in kp.protected_layers(hidden).items():
+        [rows] = layer.geometry.ordered_rows
+        row[path] = row[path].copy()
+        row[path][0, -rows:] = np.arange(1, rows + 1)
+    packed = np.concatenate(list(row.values()), axis=1)
+    with kp.presented(hidden, packed):
+        assert relative_difference(predict(hidden, x), expected) > 0.1
+
+
+def test_training_goes_on_as_it_would_have():
+    model, passport, hidden = case()
+    x, y = pictures(24), np.arange(24) % 4
+    found = []
+    for one in (model, hidden):
+        keras.utils.set_random_seed(0)
+        compiled(one).fit(
+            x, y, epochs=3, batch_size=8, shuffle=False, verbose=0
+        )
+        found.append(predict(one, x))
+    assert relative_difference(*found) < 1e-3
+
+
+def test_layers_of_other_names_are_matched():
+    model, passport, hidden = case()
+    names = {path: f"{path}_now" for path in passport.layers}
+    renamed = passport.renamed(names)
+    x = pictures(8)
+    expected = predict(hidden, x)
+    with pytest.warns(UserWarning, match="other paths"):
+        kp.bind(hidden, renamed)
+    assert relative_difference(predict(hidden, x), expected) < 1e-6
+
+
+def test_a_renamed_and_saved_passport_of_hidden_rows(tmp_path):
+    model, passport, hidden = case()
+    x = pictures(8)
+    expected = predict(hidden, x)
+    fitted = passport.fitted(hidden)
+    fitted.save(tmp_path / "fitted.h5")
+    loaded = kp.Passport.load(tmp_path / "fitted.h5")
+    assert loaded.fingerprint == fitted.fingerprint
+    np.testing.assert_array_equal(loaded.packed(), fitted.packed())
+    assert (
+        relative_difference(predict(kp.bind(hidden, loaded), x), expected)
+        < 1e-6
+    )
+
+
+def test_kinds_of_protect_trained_without_an_order():
+    base = small_resnet()
+    x = pictures(8)
+    expected = base.predict(x, verbose=0)
+    for images in (None, pictures(4, seed=5)):
+        model, passport = kp.protect_trained(
+            base, order=False, images=images, seed=0
+        )
+        hidden = kp.hide_rows(model, passport)
+        assert all(
+            layer.ordered for layer in kp.protected_layers(hidden).values()
+        )
+        assert relative_difference(predict(hidden, x), expected) < 1e-4
+
+
+def test_fakes_of_who_knows_the_order_are_those_of_before():
+    model, passport, hidden = case()
+    data = pictures(40), np.arange(40) % 4
+    seeds = specs.order_seeds(passport.fitted(hidden))
+    options = {
+        "images": pictures(6, seed=8),
+        "reference": plain_cnn(),
+        "seed": 1,
+    }
+    for kind in (
+        "random_pattern",
+        "fixed_image",
+        "random_image",
+        "known_images",
+    ):
+        found = [
+            kp.attacks.fake_passports(one, kind, 3, data, **options, **more)
+            for one, more in (
+                (model, {}),
+                (hidden, {"order_seeds": seeds}),
+                (hidden, {}),
+            )
+        ]
+        assert found[1].accuracies == pytest.approx(
+            found[0].accuracies, abs=0.026
+        )
+        assert found[1].entropies == pytest.approx(found[0].entropies, abs=0.2)
+        assert len(found[2].accuracies) == 3
+
+
+def test_noise_on_a_passport_is_noise_on_its_maps():
+    model, passport, hidden = case()
+    data = pictures(60), predict(model, pictures(60)).argmax(-1)
+    found = [
+        kp.audit.accuracy_under_noise(one, passport, data, repeats=2)
+        for one in (model, hidden)
+    ]
+    for one, other in zip(*(f["accuracies"] for f in found), strict=True):
+        assert one == pytest.approx(other, abs=0.034)
+    assert found[1]["accuracies"][0] == [1.0, 1.0]
+
+
+def test_filters_tell_no_sign_any_more():
+    keras.utils.set_random_seed(0)
+    model, passport, _ = case(small_resnet)
+    rng = np.random.default_rng(0)
+    for layer in kp.protected_layers(model).values():
+        # As trained filters are: of negative sum where γ is positive.
+        gamma, _ = layer.hidden_parameters()
+        value = rng.gamma(0.5, size=layer.layer.kernel.shape) - 0.5
+        layer.layer.kernel.assign((value - 0.3) * np.sign(gamma))
+        layer.set_hidden_parameters(gamma, np.zeros(gamma.shape))
+    hidden = kp.hide_rows(model, passport)
+    told = []
+    for one in (model, hidden):
+        right = []
+        for layer in kp.protected_layers(kp.bind(one, passport)).values():
+            gamma, _ = layer.hidden_parameters()
+            kernel = ops.convert_to_numpy(layer.layer.kernel)
+            sums = kernel.reshape(-1, kernel.shape[-1]).sum(0)
+            right += list(np.sign(sums) == -np.sign(gamma))
+        told.append(np.mean(right))
+    assert told[0] > 0.9
+    assert abs(told[1] - 0.5) < 0.25
+
+
+def test_leaks_of_moved_keys_and_of_the_order_are_found(tmp_path):
+    model, passport, hidden = case()
+    hidden.save(tmp_path / "protected.keras")
+    clean = kp.find_leaks(passport, [tmp_path], model=hidden)
+    assert clean.clean, str(clean)
+    fitted = passport.fitted(hidden)
+    [path] = list(fitted.layers)[:1]
+    for number, value in enumerate(
+        (
+            fitted.keys()[path]["gamma"],
+            passport.keys()[path]["gamma"],
+            specs.orders_of(fitted)[path],
+        )
+    ):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        np.save(folder / "noted.npy", np.asarray(value))
+        found = kp.find_leaks(passport, [folder], model=hidden)
+        assert not found.clean, number
+
+
+def test_licences_of_hidden_rows_are_traced():
+    model, passport, hidden = case(small_resnet)
+    licensor = kp.licensing.Licensor(passport, hidden, bytes(32))
+    x = pictures(8)
+    expected = predict(hidden, x)
+    licence = licensor.issue("somebody")
+    assert (
+        relative_difference(predict(kp.bind(hidden, licence), x), expected)
+        < 0.5
+    )
+    names = [f"licensee {number}" for number in range(20)]
+    found = licensor.trace(licence, ["somebody", *names])
+    assert found.licensees == ("somebody",)
+
+
+def test_mistakes_are_told():
+    model, passport, hidden = case()
+    with pytest.raises(kp.PassportError, match="own order"):
+        kp.hide_rows(hidden, passport)
+    with pytest.raises(kp.PassportError, match="Passport"):
+        kp.hide_rows(model, "owner.h5")
+    other = kp.Passport.random_pattern(kp.protect(small_resnet()))
+    with pytest.raises(kp.PassportError, match="6 layers"):
+        kp.hide_rows(model, other)
+    with pytest.raises(kp.PassportError):
+        kp.hide_rows(plain_cnn(), passport)
+    with pytest.raises(kp.PassportError, match="own order"):
+        kp.hide_statistics(kp.bind(hidden, passport), [pictures(8)])
