@@ -47,10 +47,10 @@ def hide_rows(model: ProtectedModel, passport: Passport) -> ProtectedModel:
         passport: Its `Passport`.
 
     Returns:
-        A new model that is bound to the passport. Its layers with several
-        kernels (separable ones), and depthwise ones with several filters to a
-        channel, keep their rows as they are, since no key would do for them;
-        so do kernels with LoRA.
+        A new model that is bound to the passport. Depthwise and separable
+        kernels keep their rows, since no key of the same size could follow
+        (`protect_trained(unlock(model, passport))` hides theirs as well); so
+        do kernels with LoRA.
 
     Raises:
         PassportError: If the model is not protected, the passport does not fit

@@ -8,7 +8,9 @@ exactly protected network ("exact"; with `--order` also with its rows in a
 secret order, "ordered") and on the same network with its γ and β taken away
 and nothing else ("removed"), beside training from scratch on the same labels;
 with `--trained=public/protected.keras` also on a network that was trained
-under its passport ("trained"). With `--learn_from=another.keras`, a network
+under its passport, its rows in their own order ("trained"), and with
+`--hidden=public/protected.keras` on one whose rows `hide_rows` has hidden, as
+the trainers do ("hidden"). With `--learn_from=another.keras`, a network
 with batch normalisations, whose filters teach to tell signs of γ, two attacks
 start from the signs that filters tell ("orientation"). All train by the same
 recipe, or with `--tuned` each by the best of six. A finished row is not run
@@ -47,6 +49,9 @@ _ORDER = flags.DEFINE_bool(
 _TRAINED = flags.DEFINE_string(
     "trained", None, "A published network that was trained under its passport."
 )
+_HIDDEN = flags.DEFINE_string(
+    "hidden", None, "The same with its rows in a secret order."
+)
 _LEARN_FROM = flags.DEFINE_list(
     "learn_from", [], "Networks of the attacker's own."
 )
@@ -69,6 +74,8 @@ def main(_):
         networks["ordered"] = kp.public(ordered)
     if _TRAINED.value:
         networks["trained"] = keras.saving.load_model(_TRAINED.value)
+    if _HIDDEN.value:
+        networks["hidden"] = keras.saving.load_model(_HIDDEN.value)
     out = pathlib.Path(_OUT.value)
     rows = json.loads(out.read_text()) if out.exists() else {}
 
