@@ -68,6 +68,7 @@ def pages(results: Results, datasets: Sequence[str]) -> str:
         "labels, with its 95 % interval: above 0 the network was worth "
         "stealing. Exactly protected networks meet fakes of random patterns.",
         _ours(results, first),
+        results.notes,
         "## Figures",
         _captions(results, first),
     ]

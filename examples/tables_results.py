@@ -160,11 +160,14 @@ class Results:
     """What cells reached, repeats together.
 
     Args:
-        folder: as `write` filled it.
+        folder: as `write` filled it; what somebody wrote on the differences
+            is in its `notes.md`.
     """
 
     def __init__(self, folder: pathlib.Path):
         self.all = [read_json(p) for p in sorted(folder.glob("*/*.json"))]
+        notes = folder / "notes.md"
+        self.notes = notes.read_text().strip() if notes.exists() else ""
 
     def repeats(
         self, dataset: str, network: str, way: str, function: str, kind: str

@@ -137,7 +137,13 @@ def made(tmp_path_factory):
 
 def test_the_papers_values_stand_beside_ours(made):
     folder, directory = made
+    (folder / "collected" / "notes.md").write_text("## Why ours differ\n")
+    succeed(
+        *(f"--dir={folder}", f"--collect={folder}/collected", *FLAGS),
+        program=PROGRAM,
+    )
     page = (folder / "collected" / "README.md").read_text()
+    assert "\n## Why ours differ\n\n## Figures\n" in page
     # No cell of the paper's own keys was made here.
     assert "33.48 (24.21) / not run" in page
     assert "82.26 (0.35) / not run" in page
