@@ -92,7 +92,10 @@ def _scaled_down(results: Results) -> str:
         sizes[text] = sizes.get(text, 0) + 1
     if not sizes:
         return ""
-    lines = [f"* {text}: {n} networks" for text, n in sorted(sizes.items())]
+    lines = [
+        f"* {text}: {n} network{'s' if n > 1 else ''}"
+        for text, n in sorted(sizes.items())
+    ]
     return "\n".join(
         [
             "The paper trained ResNet-18, VGG and AlexNet of width 64 for "
