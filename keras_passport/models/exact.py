@@ -330,16 +330,18 @@ def _publish_kernel(target, flips, sizes):
     norms = _norms(adapter.matrix(layer))
     dead = norms < _DEAD
     wanted = np.ones(norms.size)
+    stored = keras.backend.standardize_dtype(layer.variable_dtype)
     if sizes:
         np.divide(_NORM, norms, out=wanted, where=~dead)
-        stored = keras.backend.standardize_dtype(layer.variable_dtype)
         if stored not in ("float32", "float64"):
             # What has fewer digits takes them over bit for bit.
             wanted = 2.0 ** np.round(np.log2(wanted))
     scales = hidden((flips * wanted).astype("float32"))
-    for name, value in adapter.folded(
-        layer, scales.astype("float64"), read=_float64
-    ).items():
+    # Of two numbers in float32 the product is the nearest one either way.
+    read, factors = _float64, scales.astype("float64")
+    if stored == "float32":
+        read, factors = numpy_of, scales
+    for name, value in adapter.folded(layer, factors, read=read).items():
         getattr(layer, name).assign(value)
     if np.any(dead):
         _revive(target, dead)

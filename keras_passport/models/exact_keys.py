@@ -18,7 +18,7 @@ TOLERANCE = 5e-7
 # of trained kernels are hardly ever well-conditioned.
 _FILL = 0.75
 # Elements of a kernel that are taken in float64 at a time.
-_PIECE = 2**22
+_PIECE = 2**20
 # Of a system's mean eigenvalue: it keeps an exactly singular one solvable.
 _RIDGE = 1e-13
 # How often what solving left is solved for again, and up to what.
