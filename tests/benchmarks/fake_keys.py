@@ -1,11 +1,12 @@
-"""How near the keys of other images come to a passport's own.
+"""How near fakes' keys come to a passport's own, and how large that is.
 
-    python tests/benchmarks/alike_images.py --run_dir=RUN --dataset=cifar10
+    python tests/benchmarks/fake_keys.py --run_dir=RUN --dataset=cifar10
 
-For each layer of a run whose passport is of images: the cosine of its key and
-that of 100 test pictures, seen by the very network that the passport was made
-with; how many signs of γ (of β under V2) these give; and how far what they
-give is from it, in parts of its size.
+For each layer of a run: the cosine of its key and those of fakes of the
+passport's kind (of 100 test pictures, seen by the very network that the
+passport was made with, or of 100 random patterns); how many signs of γ (of β
+under V2) these give; how far what they give is from it, in parts of its size;
+the key's norm; and what part of the kernel's energy lies along it.
 """
 
 import pathlib
@@ -18,6 +19,7 @@ from absl import app, flags
 import keras_passport as kp
 from keras_passport.attacks.fake import image_keys
 from keras_passport.layers import filters
+from keras_passport.passports.derivation import scale_keys
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[2] / "examples"))
 
@@ -27,7 +29,7 @@ from common.rundir import RunDirectory, load_model  # noqa: E402
 _RUN_DIR = flags.DEFINE_string("run_dir", None, "A finished run.")
 _DATASET = flags.DEFINE_string("dataset", "cifar10", "As the trainers' flag.")
 _DATA_DIR = flags.DEFINE_string("data_dir", None, "Likewise.")
-_IMAGES = flags.DEFINE_integer("images", 100, "Other pictures.", 1)
+_FAKES = flags.DEFINE_integer("fakes", 100, "Pictures or patterns.", 1)
 flags.mark_flag_as_required("run_dir")
 
 
@@ -36,16 +38,33 @@ def main(_):
     model = load_model(run.protected)
     passport = kp.Passport.load(run.passport).fitted(model)
     data = datasets.load(_DATASET.value, _DATA_DIR.value)
-    images, _ = data.test_examples(_IMAGES.value)
-    others = image_keys(model, images, load_model(run.original))
+    images, _ = data.test_examples(_FAKES.value)
     role = passport.function.roles[0]
+    if passport.kind == "random_pattern":
+        fakes = [
+            kp.Passport.random_pattern(
+                model, key_scaling=passport.key_scaling
+            ).keys()
+            for _ in images
+        ]
+        others = {path: [one[path][role] for one in fakes] for path in fakes[0]}
+    else:
+        made = image_keys(model, images, load_model(run.original))
+        others = {
+            path: [
+                scale_keys({role: key}, passport.key_scaling, bytes(32))[role]
+                for key in keys
+            ]
+            for path, keys in made.items()
+        }
+    keys = passport.keys()
     rows = {}
     for path, layer in kp.protected_layers(model).items():
         # Kernels as they were trained.
         if layer.ordered:
             raise app.UsageError("Expected a run with --nohide_rows.")
         matrix = filters.response_matrix(layer)
-        own = passport.layers[path].key(role)
+        own = keys[path][role]
         wanted = filters.response(matrix, own[None])
         found = [filters.response(matrix, key[None]) for key in others[path]]
         size = np.sqrt(np.mean(wanted**2))
@@ -53,13 +72,18 @@ def main(_):
             "cosine": np.mean([_cosine(own, key) for key in others[path]]),
             "signs": np.mean(np.sign(found) == np.sign(wanted)),
             "error": np.mean([_rms(one - wanted) / size for one in found]),
+            "norm": np.linalg.norm(own),
+            "energy": np.sum(wanted**2)
+            / np.sum(own.astype("float64") ** 2)
+            / np.sum(matrix**2),
         }
-    names = ("cosine", "signs", "error")
+    names = ("cosine", "signs", "error", "norm", "energy")
+    print(f"{'layer':36}" + "".join(f"{name:>10}" for name in names))
     for path, row in rows.items():
-        print(f"{path:36}" + "".join(f"{row[name]:10.2f}" for name in names))
+        print(f"{path:36}" + "".join(f"{row[name]:10.3f}" for name in names))
     mean = {n: float(np.mean([r[n] for r in rows.values()])) for n in names}
     print(f"{'mean':36}" + "".join(f"{mean[name]:10.2f}" for name in names))
-    alternate.write({"Keys of other images": mean})
+    alternate.write({"Fakes' keys": mean})
 
 
 def _cosine(one, other) -> float:
