@@ -41,6 +41,7 @@ _DATA_DIR = flags.DEFINE_string("data_dir", None, "Likewise.")
 _FRACTION = flags.DEFINE_float("fraction", 0.04, "Of the training set.", 0, 1)
 _EPOCHS = flags.DEFINE_integer("epochs", 40, "Of each training.", 1)
 _RATE = flags.DEFINE_float("rate", 0.05, "SGD's first.", 0)
+_SEED = flags.DEFINE_integer("seed", 0, "Of the labels and trainings.", 0)
 _FAKES = flags.DEFINE_integer("fakes", 1000, "Random patterns to try.", 1)
 _TUNED = flags.DEFINE_bool("tuned", False, "Six recipes for each attack.")
 _ORDER = flags.DEFINE_bool(
@@ -157,7 +158,7 @@ def fakes(public, test):
 
 
 def attacked(run, options, network, train, test, recipe):
-    given = {"fraction": _FRACTION.value, "seed": 0, **options}
+    given = {"fraction": _FRACTION.value, "seed": _SEED.value, **options}
     if _TUNED.value:
         result = kp.attacks.tuned(run, network, train, test, **given)
     else:
