@@ -12,9 +12,12 @@ under its passport, its rows in their own order ("trained"), and with
 `--hidden=public/protected.keras` on one whose rows `hide_rows` has hidden, as
 the trainers do ("hidden"). With `--learn_from=another.keras`, a network
 with batch normalisations, whose filters teach to tell signs of γ, two attacks
-start from the signs that filters tell ("orientation"). All train by the same
-recipe, or with `--tuned` each by the best of six. A finished row is not run
-again.
+start from the signs that filters tell ("orientation"). With `--imitated` new
+normalisations are also trained on what shares nothing with the network with
+ordered rows but its filters' sizes ("gaussian"), or those and the angles
+between them ("rotated"): what its order is worth beyond them. All train by the
+same recipe, or with `--tuned` each by the best of six. A finished row is not
+run again.
 """
 
 import dataclasses
@@ -52,6 +55,9 @@ _TRAINED = flags.DEFINE_string(
 )
 _HIDDEN = flags.DEFINE_string(
     "hidden", None, "The same with its rows in a secret order."
+)
+_IMITATED = flags.DEFINE_bool(
+    "imitated", False, "New normalisations on imitations of the kernels, too."
 )
 _LEARN_FROM = flags.DEFINE_list(
     "learn_from", [], "Networks of the attacker's own."
@@ -109,6 +115,12 @@ def main(_):
         "reverse_engineering": (kp.attacks.reverse_engineering, {}),
         "cerb": (kp.attacks.ambiguity, {"block": "CERB"}),
     }
+    imitations = {}
+    if _IMITATED.value:
+        for name in ("gaussian", "rotated"):
+            twin = keras.models.clone_model(networks["ordered"])
+            imitate(networks["ordered"], twin, name == "rotated")
+            imitations[name] = twin
     starts = {}
     if _LEARN_FROM.value:
         own = [keras.saving.load_model(path) for path in _LEARN_FROM.value]
@@ -119,7 +131,8 @@ def main(_):
         for name in ("reverse_engineering", "fine_tuning"):
             attacks[f"orientation_{name}"] = attacks[name]
     for attack, (run, options) in attacks.items():
-        for state, network in networks.items():
+        also = imitations if attack == "fresh" else {}
+        for state, network in {**networks, **also}.items():
             if attack == "from_scratch" and state != "exact":
                 continue  # It uses nothing of the network.
             if attack.startswith("orientation"):
@@ -131,6 +144,26 @@ def main(_):
                     attacked, run, options, network, train, test, recipe
                 ),
             )
+
+
+def imitate(network, twin, rotated):
+    """Gives a clone kernels with the network's sizes of filters, or angles."""
+    rng = np.random.default_rng([_SEED.value, 0x1517A7E])
+    twin.set_weights(network.get_weights())
+    for variable in twin.weights:
+        if variable.path.split("/")[-1] != "kernel":
+            continue
+        kernel = keras.ops.convert_to_numpy(variable)
+        filters = kernel.reshape(-1, kernel.shape[-1]).astype("float64")
+        if rotated:
+            turn, _ = np.linalg.qr(rng.normal(size=(len(filters),) * 2))
+            drawn = turn @ filters
+        else:
+            drawn = rng.normal(size=filters.shape)
+            drawn *= np.linalg.norm(filters, axis=0) / np.linalg.norm(
+                drawn, axis=0
+            )
+        variable.assign(drawn.reshape(kernel.shape))
 
 
 def outputs(base, exact, test):
