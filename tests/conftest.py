@@ -15,6 +15,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 import keras  # noqa: E402
 import pytest  # noqa: E402
+from keras.src.utils import naming  # noqa: E402
 
 from keras_passport.attacks import fake  # noqa: E402
 from keras_passport.passports import derivation  # noqa: E402
@@ -57,9 +58,14 @@ for module in (derivation, fake):
 
 
 @pytest.fixture(autouse=True, scope="module")
-def draws_of_a_module(request):
-    """What fixtures of a module draw."""
+def clean_module(request):
+    """Seeds what fixtures of a module draw, and forgets Keras's graphs after.
+
+    Not after every test: TensorFlow would prepare its kernels anew for each.
+    """
     draws.restart(request.node.name)
+    yield
+    keras.utils.clear_session(free_memory=False)
 
 
 @pytest.fixture(autouse=True)
@@ -74,7 +80,7 @@ def clean_keras(request):
     keras.config.set_floatx(floatx)
     keras.config.set_dtype_policy(policy)
     keras.config.set_image_data_format(data_format)
-    keras.utils.clear_session(free_memory=False)
+    naming.reset_uids()
 
 
 @pytest.fixture(params=["channels_last", "channels_first"])
