@@ -78,10 +78,7 @@ def protect(args) -> None:
     with quiet():
         protected = kp.protect(model, args.function, select, insert=args.insert)
     _save(protected, out)
-    print(
-        f"Wrote {shown(out)}. Next: make a passport ({PROGRAM} new), and "
-        "train it."
-    )
+    print(f"Wrote {shown(out)}. Next: {PROGRAM} new, and training.")
 
 
 def _protect_exactly(args, out):

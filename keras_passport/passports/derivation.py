@@ -13,8 +13,9 @@ from keras_passport.secrecy import SecretBytes, SecretInt, hidden, type_of
 
 KEY_SCALINGS = ("paper", "unit", "fan_in", "orthogonal", "signed")
 # Large keys at right angles need but a small part of a kernel to make γ and β,
-# and so leave little of themselves in it (BUILD_NOTES.md, "Hardening"). With
-# signs that follow from the seed, nobody guesses them layer by layer.
+# and so leave little of themselves in it ("Hardening" in
+# examples/results/README.md). With signs that follow from the seed, nobody
+# guesses them layer by layer.
 DEFAULT_KEY_SCALING = "signed"
 # Digests are float32.
 _ROUNDING = 1e-4
