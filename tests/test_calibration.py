@@ -248,3 +248,29 @@ def test_hidden_statistics_fold_an_old_bias():
     x = random((64, 13, 13, 2), 3)
     kp.hide_statistics(model, [x])
     assert not np.any(numpy(layer.layer.bias))
+
+
+@pytest.mark.parametrize(
+    "policy", ["float64", "bfloat16", "float16", "mixed_bfloat16"]
+)
+def test_kernels_of_any_type(policy):
+    """Changes are computed in float32, whatever kernels are stored in."""
+    if keras.backend.backend() == "jax" and policy == "float64":
+        pytest.skip("JAX has it where it is told to alone")
+    keras.config.set_dtype_policy(policy)
+    inputs = keras.Input((8, 8, 3))
+    x = layers.Conv2D(6, 3, use_bias=False, name="conv")(inputs)
+    x = layers.BatchNormalization(name="norm")(x)
+    base = keras.Model(inputs, layers.GlobalAveragePooling2D()(x))
+    model = kp.protect(base)
+    kp.bind(model, kp.Passport.random_pattern(model, seed=0))
+    kp.calibrate(model)
+    layer = kp.protected_layers(model)["conv"]
+    tolerance = 0.05 if "float16" in policy else 1e-4
+    gamma, beta = layer.hidden_parameters()
+    np.testing.assert_allclose(np.abs(gamma), 1, atol=tolerance)
+    np.testing.assert_allclose(beta, 0, atol=tolerance)
+    layer.set_hidden_parameters(gamma=2 * gamma, beta=beta)
+    again, _ = layer.hidden_parameters()
+    np.testing.assert_allclose(again, 2 * gamma, atol=2 * tolerance)
+    kp.hide_statistics(model, [random((64, 8, 8, 3))])

@@ -298,3 +298,151 @@ def test_mistakes_are_told():
         kp.hide_rows(plain_cnn(), passport)
     with pytest.raises(kp.PassportError, match="own order"):
         kp.hide_statistics(kp.bind(hidden, passport), [pictures(8)])
+
+
+def under_a_head(model):
+    """A larger network, in which all layers have other paths."""
+    inputs = keras.Input(model.input_shape[1:])
+    return keras.Model(inputs, keras.layers.Dense(3)(model(inputs)))
+
+
+SCALINGS = ("paper", "unit", "fan_in", "orthogonal", "signed")
+
+
+@pytest.mark.parametrize("kind", [*SCALINGS, "solved", "images"])
+def test_an_order_follows_the_passports_own_paths(kind):
+    """However keys were made, and whenever layers got other paths."""
+    base = plain_cnn()
+    # F of pictures is 30 times γ, and offsets take it away again.
+    bound = 1e-4 if kind == "images" else 1e-5
+    if kind in SCALINGS:
+        model = kp.protect(base)
+        passport = kp.Passport.random_pattern(model, seed=0, key_scaling=kind)
+        kp.bind(model, passport)
+    else:
+        images = pictures(4, seed=5) if kind == "images" else None
+        model, passport = kp.protect_trained(
+            base, order=False, images=images, seed=0
+        )
+    x = pictures(8)
+    expected = predict(model, x)
+    hidden = kp.hide_rows(model, passport)
+    renamed = passport.renamed({p: f"{p}_now" for p in passport.layers})
+    there_and_back = renamed.renamed({f"{p}_now": p for p in passport.layers})
+    with pytest.warns(UserWarning, match="other paths"):
+        kp.bind(hidden, renamed)
+    assert relative_difference(predict(hidden, x), expected) < bound
+    kp.bind(hidden, there_and_back)
+    assert relative_difference(predict(hidden, x), expected) < bound
+    larger = under_a_head(model)
+    expected = predict(larger, x)
+    for one in (passport, renamed.fitted(larger)):
+        found = predict(kp.hide_rows(larger, one), x)
+        assert relative_difference(found, expected) < bound
+
+
+def test_licences_outlive_it():
+    """Issued before or after, bound and traced before or after."""
+    model, passport, hidden = case(small_resnet)
+    x = pictures(8)
+    expected = predict(model, x)
+    names = [f"licensee {number}" for number in range(20)]
+    licensors = [
+        kp.licensing.Licensor(passport, one, bytes(32))
+        for one in (model, hidden)
+    ]
+    for licensor in licensors:
+        licence = licensor.issue("licensee 3")
+        for one in (model, hidden):
+            bound = kp.bind(kp.public(one), licence)
+            assert 0 < relative_difference(predict(bound, x), expected) < 0.5
+        for judge in licensors:
+            leaks = [licence, licence.packed(), licence.pack(judge.model)]
+            for leak in leaks:
+                found = judge.trace(leak, names)
+                assert found.verdict == "licensee 3", leak
+                assert found.marks["null-space"] == ["licensee 3"]
+    one, other = (licensor.issue("somebody") for licensor in licensors)
+    np.testing.assert_allclose(one.packed(), other.packed(), atol=1e-4)
+    # A licensee hides rows in the owner's order, too.
+    theirs = kp.bind(kp.hide_rows(model, one), passport)
+    assert relative_difference(predict(theirs, x), expected) < 1e-5
+
+
+def test_weights_of_another_order_are_refused(tmp_path):
+    model, passport, hidden = case()
+    for number, (one, other) in enumerate([(model, hidden), (hidden, model)]):
+        path = tmp_path / f"{number}.weights.h5"
+        one.save_weights(path)
+        kp.public(one).load_weights(path)
+        with pytest.raises(ValueError, match="rows in .* order"):
+            kp.public(other).load_weights(path)
+
+
+@pytest.mark.parametrize("way", ["hide_rows", "protect_trained"])
+def test_lora_is_refused(way):
+    model, passport, hidden = case()
+    if way == "protect_trained":
+        hidden, passport = kp.protect_trained(plain_cnn())
+    for layer in kp.protected_layers(hidden).values():
+        with pytest.raises(kp.PassportError, match="own order before LoRA"):
+            layer.layer.enable_lora(2)
+    trained = kp.unlock(hidden, passport, fold=False)
+    trained.layers[-1].enable_lora(2)
+
+
+@pytest.mark.parametrize("way", ["hide_rows", "order", "order=False"])
+def test_constraints_of_trained_kernels_are_left_out(way):
+    """They hold for filters as they were, and the next step would ruin them."""
+    inputs = keras.Input((8, 8, 3))
+    x = keras.layers.Conv2D(
+        6, 3, use_bias=False, kernel_constraint="non_neg", name="conv"
+    )(inputs)
+    x = keras.layers.BatchNormalization(name="norm")(x)
+    x = keras.layers.GlobalAveragePooling2D()(keras.layers.ReLU()(x))
+    base = keras.Model(inputs, keras.layers.Dense(4)(x))
+    kernel = base.get_layer("conv").kernel
+    kernel.assign(ops.abs(kernel.value))
+    base.get_layer("norm").trainable = False
+    if way == "hide_rows":
+        model = kp.protect(base)
+        passport = kp.Passport.random_pattern(model)
+        kp.bind(model, passport)
+        with pytest.warns(UserWarning, match="'conv' has a kernel_constraint"):
+            model = kp.hide_rows(model, passport)
+    else:
+        with pytest.warns(UserWarning, match="'conv' has a kernel_constraint"):
+            model, _ = kp.protect_trained(base, order=way == "order")
+    x = pictures(8)
+    expected = predict(model, x)
+    model.compile(keras.optimizers.SGD(0.0), "mse")
+    model.fit(x, np.zeros((8, 4)), verbose=0)
+    assert relative_difference(predict(model, x), expected) < 1e-6
+
+
+def test_what_was_compiled_and_reported_stays():
+    model, passport, _ = case()
+    hidden = kp.hide_rows(compiled(model), passport)
+    assert hidden.report == model.report
+    assert hidden.calibration == model.calibration
+    x, y = pictures(8), np.arange(8) % 4
+    one, other = (m.evaluate(x, y, verbose=0) for m in (model, hidden))
+    assert one == pytest.approx(other, rel=1e-4)
+    with pytest.raises(kp.PassportError, match="passport as an input"):
+        kp.hide_rows(kp.require_passport(model), passport)
+
+
+def test_packed_keys_of_hidden_rows_are_leaks(tmp_path):
+    """Also where nobody says that rows were hidden."""
+    model, passport, hidden = case()
+    np.save(tmp_path / "row.npy", passport.pack(hidden))
+    assert not kp.find_leaks(passport, [tmp_path]).clean
+    other = kp.Passport.random_pattern(model, seed=9)
+    assert kp.find_leaks(other, [tmp_path]).clean
+
+
+def test_permuting_leaves_what_reads_in_a_secret_order():
+    model, passport, hidden = case()
+    rewrite = kp.attacks.permute_channels(hidden, seed=1)
+    assert list(rewrite.orders) == ["second_conv"]
+    assert "secret order" in rewrite.skipped["first_conv"]

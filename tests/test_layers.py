@@ -537,3 +537,56 @@ def test_layers_of_the_users_own_are_not_folded(monkeypatch):
     expected = keras.ops.convert_to_numpy(base(x, training=False))
     for received in (model(x, training=False), kp.unlock(model)(x)):
         np.testing.assert_allclose(received, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("policy", ["float64", "bfloat16", "float16"])
+def test_all_of_it_under_one_type(policy):
+    """As `keras.config.set_dtype_policy` gives it, without any float32."""
+    if keras.backend.backend() == "jax" and policy == "float64":
+        pytest.skip("JAX has it where it is told to alone")
+    keras.config.set_dtype_policy(policy)
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(16, 8, 8, 3)).astype("float32")
+    y = np.arange(16) % 3
+
+    def trained(model):
+        model.compile(
+            keras.optimizers.SGD(1e-3), "sparse_categorical_crossentropy"
+        )
+        model.fit(x, y, batch_size=16, verbose=0)
+        return model
+
+    inputs = keras.Input((8, 8, 3))
+    outputs = inputs
+    for layer in (
+        keras.layers.Conv2D(6, 3),
+        keras.layers.SeparableConv2D(5, 3),
+    ):
+        outputs = keras.layers.BatchNormalization()(layer(outputs))
+        outputs = keras.layers.ReLU()(outputs)
+    outputs = keras.layers.GlobalAveragePooling2D()(outputs)
+    outputs = keras.layers.Dense(3, activation="softmax")(outputs)
+    base = trained(keras.Model(inputs, outputs))
+    tolerance = 1e-4 if policy == "float64" else 0.05
+    for function in ("V1", "V3"):
+        model = kp.protect(base, function)
+        passport = kp.Passport.random_pattern(model, seed=0)
+        trained(kp.calibrate(kp.bind(model, passport)))
+        if function == "V3":
+            kp.hide_statistics(model, [x])
+        hidden = trained(kp.hide_rows(model, passport))
+        expected = hidden.predict(x, verbose=0)
+        found = kp.unlock(hidden, passport).predict(x, verbose=0)
+        np.testing.assert_allclose(found, expected, atol=tolerance)
+        kp.attacks.reverse_engineering(
+            kp.public(model),
+            *((x, y), (x, y)),
+            recipe=kp.attacks.Recipe(epochs=1, batch_size=16),
+        )
+    exact, passport = kp.protect_trained(base)
+    expected = base.predict(x, verbose=0)
+    found = exact.predict(x, verbose=0)
+    np.testing.assert_allclose(found, expected, atol=tolerance)
+    trained(exact)
+    licence = kp.licensing.Licensor(passport, exact, bytes(32)).issue("Bob")
+    assert np.all(np.isfinite(kp.bind(exact, licence).predict(x, verbose=0)))

@@ -102,6 +102,30 @@ def test_the_null_space_mark_changes_nothing(model, passport):
     assert np.linalg.norm(change) > 0.3 * np.linalg.norm(key)
 
 
+@pytest.mark.parametrize("trainable", [True, False])
+def test_groups_of_a_frozen_layer_are_those_of_before(trainable):
+    """Several keys to a grouped kernel, of a backbone that does not train."""
+    inputs = keras.Input((8, 8, 4))
+    x = layers.Conv2D(12, 1, groups=2, name="conv")(inputs)
+    x = layers.BatchNormalization(name="norm")(x)
+    base = keras.Model(
+        inputs, layers.Dense(3)(layers.GlobalAveragePooling2D()(x))
+    )
+    base.trainable = trainable
+    model, passport = kp.protect_trained(base, seed=0)
+    assert kp.protected_layers(model)["conv"].key_groups > 1
+    licence = licensing.Licensor(
+        passport, model, SECRET, range_strength=0
+    ).issue("Bob")
+    assert np.linalg.norm(licence.packed() - passport.packed()) > 1.0
+    x = np.random.default_rng(0).normal(size=(6, 8, 8, 4)).astype("float32")
+    np.testing.assert_allclose(
+        ops.convert_to_numpy(kp.bind(model, licence)(x, training=False)),
+        ops.convert_to_numpy(base(x, training=False)),
+        atol=1e-4,
+    )
+
+
 def test_both_marks_change_little(model, passport, licensor):
     mine = outputs(model, passport)
     for name in MEMBERS:

@@ -11,7 +11,7 @@ from keras import layers
 import keras_passport as kp
 from keras_passport.passports.geometry import Geometry
 from keras_passport.passports.matching import match
-from support.plain_models import inputs_of, randomize
+from support.plain_models import inputs_of, plain_cnn, randomize
 from support.processes import run_in_fresh_process
 from support.truth import outputs_of, relative_difference
 
@@ -245,3 +245,26 @@ np.testing.assert_array_equal(packed, np.load(folder / "key.npy"))
 assert "keras" not in sys.modules
 """
     )
+
+
+def test_a_part_of_a_passport_is_for_a_model_without_the_rest(tmp_path):
+    """A network that was exactly protected, under a head of another task."""
+    base = plain_cnn()
+    model, passport = kp.protect_trained(base)
+    head = list(kp.protected_layers(model))[-1]
+    outputs = keras.layers.Dense(7, name="new")(model.layers[-2].output)
+    product = keras.Model(model.input, outputs)
+    x = np.random.default_rng(0).random((4, 8, 8, 3), "float32")
+    expected = product(x)
+    product.save(tmp_path / "product.keras")
+    product = keras.saving.load_model(tmp_path / "product.keras")
+    with pytest.raises(kp.PassportError, match=r"passport\.part\("):
+        kp.bind(product, passport)
+    part = passport.part([p for p in passport.layers if p != head])
+    part.save(tmp_path / "part.h5")
+    kp.bind(product, kp.Passport.load(tmp_path / "part.h5"))
+    np.testing.assert_allclose(product(x), expected, atol=1e-6)
+    with pytest.raises(kp.PassportError, match="unknown: nowhere"):
+        passport.part(["nowhere"])
+    with pytest.raises(kp.PassportError, match="one at least"):
+        passport.part([])

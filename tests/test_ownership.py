@@ -457,6 +457,41 @@ def test_a_trained_network_is_claimed_by_signs_of_filters(order, base):
     assert licensor.trace(leak, ["Ann", "Bob", "Eve"]).verdict == "Bob"
 
 
+def test_a_claim_holds_where_the_network_is_a_part_of_a_product(base):
+    """Its layers have other paths there: signs and pictures are the claim's."""
+    secret = ownership.new_secret()
+    signature = ownership.Signature(secret, OWNER)
+    test = examples(300, 2)
+    pictures = examples(4, 5)[0]
+    for options in ({}, {"images": pictures}):
+        model, passport = kp.protect_trained(base, signs=signature, **options)
+        claim, opening = ownership.claim(
+            passport,
+            owner=OWNER,
+            model=model,
+            secret=secret,
+            reference=base if options else None,
+        )
+        product = keras.Sequential(
+            [keras.Input(model.input_shape[1:]), kp.public(model)]
+        )
+        evidence = ownership.Evidence(
+            claim,
+            opening,
+            passport,
+            product,
+            reference=base if options else None,
+            dated="2026-01-02",
+        )
+        report = ownership.verify(
+            kp.unlock(model, passport), evidence, test, **VERIFY
+        )
+        assert report.verdict == "derived", str(report)
+        assert report["signs"].figure > 0.97
+        assert sum(layer["agreeing"] or 0 for layer in report.layers) > 0
+        assert report["provenance"].holds is (True if options else None)
+
+
 def test_secrets_of_claims_are_looked_for(owned, tmp_path):
     owned.claim.save(tmp_path / "claim.json")
     secrets = {"claim's secret": bytes(owned.secret)}

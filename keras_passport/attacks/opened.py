@@ -53,6 +53,8 @@ class Opened(keras.Model):
         self._parameters = [
             self.add_weight(
                 shape=np.shape(value),
+                # As passport layers compute them, whatever the policy.
+                dtype="float32",
                 initializer=keras.initializers.Constant(0.0),
                 trainable=affine,
                 name=f"{path.replace('/', '_')}_{role}",

@@ -252,6 +252,8 @@ def _readers(layer, graphs):
             operation = reader.operation
             kernel = operation
             if isinstance(operation, PassportNormalization):
+                if operation.ordered:
+                    return f"'{operation.name}' reads it in a secret order"
                 kernel = operation.layer
             adapter = kernels.adapter_for(kernel)
             if adapter is not None:

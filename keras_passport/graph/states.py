@@ -84,6 +84,8 @@ def _saves_itself(layer, method) -> bool:
     for owner in type(layer).__mro__:
         if method in vars(owner):
             module = owner.__module__
+            if module.startswith("keras_passport."):
+                return False  # Whether they are the weights that fit.
             return not module.startswith("keras.") or (
                 module.startswith("keras.src.layers.preprocessing.")
             )

@@ -40,8 +40,6 @@ def kernel_matrix(adapter, layer) -> np.ndarray:
     """
     shape = adapter.key_shape(layer)
     blocks = adapter.blocks(layer)
-    if adapter.weight(layer) is None:
-        blocks = 1  # Mixed by a second kernel.
     width = shape[-1] // blocks
     rows = math.prod(shape[:-1]) * width
     responses = []

@@ -166,9 +166,10 @@ def call(layer, inputs, gamma, beta, training, values=()):
         folded = layer.adapter.folded(layer.layer, scale, _value)
     bias = getattr(layer.layer, "bias", None)
     if bias is not None:
+        value = _value(bias)
         for _, still in still_bias(layer, training):
-            bias = still
-        folded["bias"] = ops.convert_to_tensor(bias) * scale + shift
+            value = ops.cast(still, value.dtype)
+        folded["bias"] = value * scale + shift
     outputs = scopes.call_with(
         layer.layer,
         inputs,

@@ -248,7 +248,10 @@ def _update_statistics(layer, mean, variance):
         (layer.moving_mean, mean),
         (layer.moving_variance, variance),
     ):
-        moving.assign(moving * layer.momentum + value * (1.0 - layer.momentum))
+        # Variables of fewer digits than the statistics are, as in Keras.
+        kept = ops.cast(moving, value.dtype) * layer.momentum
+        value = kept + value * (1.0 - layer.momentum)
+        moving.assign(ops.cast(value, moving.dtype))
 
 
 def _can_fuse(layer, inputs) -> bool:

@@ -5,6 +5,7 @@ import functools
 from typing import Any
 
 import keras
+import numpy as np
 from keras import ops
 
 from keras_passport import secrecy
@@ -29,6 +30,8 @@ from keras_passport.passports import functions
 
 # What a layer is made of; its adapter, geometry and keys belong to these.
 _PARTS = ("layer", "normalization", "between", "function")
+# What files hold beside a layer's variables: whether rows have a secret order.
+_ORDERED = "ordered"
 
 
 @keras.saving.register_keras_serializable(package="keras_passport")
@@ -197,6 +200,7 @@ class PassportNormalization(keras.layers.Wrapper):
         rows = ()
         if self.ordered:
             rows = row_order.counts(self.adapter, self.layer)
+        row_order.guard(self.layer, self.ordered)
         self.geometry = dataclasses.replace(
             self.adapter.geometry(self.layer),
             key_groups=self.key_groups,
@@ -207,6 +211,26 @@ class PassportNormalization(keras.layers.Wrapper):
     def passport_size(self) -> int:
         """Number of elements of all keys, and of the order of rows."""
         return packing.size(self)
+
+    # Saving -------------------------------------------------------------
+
+    def save_own_variables(self, store):
+        super().save_own_variables(store)
+        store[_ORDERED] = np.array(self.ordered)
+
+    def load_own_variables(self, store):
+        values = {name: store[name] for name in list(store.keys())}
+        # Older files hold nothing of it.
+        ordered = values.pop(_ORDERED, self.ordered)
+        if bool(np.asarray(ordered)) != self.ordered:
+            orders = ("rows in their own order", "rows in a secret order")
+            raise PassportError(
+                f"Expected weights with {orders[self.ordered]} for layer "
+                f"'{self.name}': keras_passport.hide_rows makes another "
+                "network of the same passport. Received: weights with "
+                f"{orders[not self.ordered]}"
+            )
+        super().load_own_variables(values)
 
     # Keys ---------------------------------------------------------------
 
@@ -305,7 +329,7 @@ class PassportNormalization(keras.layers.Wrapper):
                 the function hides, or the kernel is frozen.
         """
         kernel, change = self.change_of_kernel(gamma=gamma, beta=beta)
-        kernel.assign_add(change)
+        kernel.assign_add(ops.cast(change, kernel.dtype))
 
     def change_of_kernel(
         self, gamma: Tensor = None, beta: Tensor = None, size: float = 1.0

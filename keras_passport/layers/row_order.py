@@ -12,6 +12,7 @@ rows gathered.
 """
 
 import math
+import warnings
 
 import numpy as np
 from keras import ops
@@ -19,6 +20,63 @@ from keras import ops
 from keras_passport.errors import PassportError
 from keras_passport.layers import packing
 from keras_passport.layers.bindings import is_symbolic
+
+
+def guard(layer, ordered: bool) -> None:
+    """Keeps a kernel layer from what rows in a secret order don't bear.
+
+    LoRA's product would be added to rows in their own order, and merged by
+    Keras's files into those that are stored. Constraints hold for filters and
+    rows as they were trained.
+
+    Args:
+        layer: The kernel layer.
+        ordered: Whether its rows are in a secret order now.
+    """
+    for part in layer._flatten_layers():
+        if ordered and hasattr(part, "enable_lora"):
+            part.enable_lora = _refusal_of_lora(part)
+        else:
+            vars(part).pop("enable_lora", None)
+
+
+def _refusal_of_lora(layer):
+    def enable_lora(*args, **kwargs):
+        raise PassportError(
+            f"Expected layer '{layer.name}' to have its rows in their own "
+            "order before LoRA is enabled: enable it in what "
+            "keras_passport.unlock(model, passport, fold=False) returns, or "
+            "protect with order=False. Received: rows in a secret order"
+        )
+
+    return enable_lora
+
+
+def release(layer) -> None:
+    """Takes the constraints off kernels that were given other signs or sizes.
+
+    Args:
+        layer: The kernel layer.
+    """
+    names = [
+        name
+        for name, value in vars(layer).items()
+        if name.endswith("_constraint")
+        and name != "bias_constraint"
+        and value is not None
+    ]
+    if not names:
+        return
+    warnings.warn(
+        f"Layer '{layer.name}' has a {names[0]}. Its kernel, as it is "
+        "published, does not meet it, so it is left out: train on without.",
+        stacklevel=3,
+    )
+    for name in names:
+        setattr(layer, name, None)
+    for variable in layer.variables:
+        if variable.name.endswith("kernel"):
+            variable.constraint = None
 
 
 def counts(adapter, layer) -> tuple[int, ...]:

@@ -42,7 +42,7 @@ def secrets_of(passport, models) -> list[Secret]:
         one
         for one in fitted
         if any(entry.own_rows for entry in one.layers.values())
-    ]
+    ] or remaking.with_hidden_rows(passport)
     for one in (passport, *moved):
         keys = one.keys()
         for path, entry in one.layers.items():

@@ -105,6 +105,14 @@ class Licensor:
         self._layers = protected_layers(model)
         self.places = {}
         keys = self.passport.keys()
+        # Of rows that were hidden after the training, to which a passport's
+        # keys are moved: a licence is for the network of before, and of after.
+        entries = self.passport.layers
+        self.orders = {
+            path: order
+            for path, order in specs.orders_of(self.passport).items()
+            if entries[path].own_rows
+        }
         for path, layer in self._layers.items():
             space = spaces.of_layer(layer)
             for role, key in keys[path].items():
@@ -210,15 +218,15 @@ class Licensor:
         for (path, role), place in self.places.items():
             key = place.key + self.range_mark(licensee, path, role, word)
             key = key + self.null_mark(licensee, path, role, word)
+            key = self.moved(path, key, back=True)
             keys[path][f"{role}_key"] = np.asarray(key).astype("float32")
         entries = {
             path: PassportEntry(
-                layer.geometry,
-                order_seed=(
-                    specs.order_seed(self.passport, path)
-                    if layer.geometry.ordered_rows
-                    else None
-                ),
+                dataclasses.replace(layer.geometry, ordered_rows=())
+                if path in self.orders
+                else layer.geometry,
+                # The owner's: rows may yet be given it.
+                order_seed=specs.order_seed(self.passport, path),
                 **keys[path],
             )
             for path, layer in self._layers.items()
@@ -231,6 +239,21 @@ class Licensor:
         )
         licence.licensee = licensee
         return licence
+
+    def moved(
+        self, path: str, key: np.ndarray, back: bool = False
+    ) -> np.ndarray:
+        """A key for rows in their own order, for where they are now.
+
+        Args:
+            path: Of the layer.
+            key: Float array of a key's shape.
+            back: Whether it is the other way round.
+        """
+        if path not in self.orders:
+            return key
+        geometry = self._layers[path].geometry
+        return geometry.moved(key, self.orders[path], back)
 
     def trace(self, leak: Any, ledger: Any, bound: float = 1e-6) -> Any:
         """Whose key leaked; see `tracing.trace`.
@@ -272,7 +295,8 @@ class Licensor:
         key = self.places[path, role].key
         name, *number = _named(licensee, word)
         labels = ("null", name, path, role, *number)
-        return codes.noise(self.secret, key.size, *labels).reshape(key.shape)
+        noise = codes.noise(self.secret, key.size, *labels)
+        return self.moved(path, noise.reshape(key.shape))
 
     def null_mark(
         self, licensee: str, path: str, role: str, word: int = 0

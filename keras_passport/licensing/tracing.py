@@ -179,9 +179,14 @@ def _unpacked(packed, licensor) -> dict:
         path: sum(entry.geometry.ordered_rows)
         for path, entry in licensor.passport.layers.items()
     }
-    needed = sum(place.key.size for place in licensor.places.values())
-    needed += sum(orders.values())
-    if packed.size != needed:
+    sizes = sum(place.key.size for place in licensor.places.values())
+    needed = sizes + sum(orders.values())
+    # Of a licence that was packed for rows in their own order.
+    own = {path: 0 for path in licensor.orders}
+    is_own = packed.size == sizes + sum({**orders, **own}.values()) != needed
+    if is_own:
+        orders = {**orders, **own}
+    elif packed.size != needed:
         raise PassportError(
             f"Expected packed keys of {needed} numbers. Received: {packed.size}"
         )
@@ -190,8 +195,9 @@ def _unpacked(packed, licensor) -> dict:
     for path, rows in orders.items():
         for role in licensor.passport.function.roles:
             place = licensor.places[path, role]
-            part = packed[at : at + place.key.size]
-            keys.setdefault(path, {})[role] = part.reshape(place.key.shape)
+            part = packed[at : at + place.key.size].reshape(place.key.shape)
+            part = licensor.moved(path, part) if is_own else part
+            keys.setdefault(path, {})[role] = part
             at += place.key.size
         at += rows
     return keys

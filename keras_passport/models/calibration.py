@@ -181,7 +181,8 @@ def calibrate(
         strict=True,
     ):
         if row.left is None:
-            kernel.assign(row.size * ops.convert_to_tensor(kernel) + change)
+            changed = row.size * ops.convert_to_tensor(kernel)
+            kernel.assign(changed + ops.cast(change, changed.dtype))
             _start_trainable(layer, targets)
     model.calibration = CalibrationReport(tuple(row for row, *_ in planned))
     if like is not None:

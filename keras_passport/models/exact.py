@@ -269,6 +269,7 @@ def _publish(path, site, target, seed, sizes, signs, order) -> _Published:
             flips = checked_signs(signs, path, scale.size)
             flips = np.where(scale < 0, -flips, flips)
         scales, dead = _publish_kernel(target, flips, sizes)
+        row_order.release(layer)
         scale = np.where(dead, 0.0, scale / scales)
     order = order and _store_in_order(
         adapter, layer, derive(seed, "order", path)

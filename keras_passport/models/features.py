@@ -1,6 +1,7 @@
 """What a model's layers see: their input shapes, and their inputs."""
 
 import contextlib
+import dataclasses
 import pathlib
 
 import keras
@@ -201,7 +202,10 @@ def _geometries(model) -> dict:
     for path, layer in graph.walk(model, stop=(PassportNormalization,)):
         adapter = kernels.adapter_for(layer)
         if isinstance(layer, PassportNormalization):
-            geometries[path] = layer.geometry
+            # Without what its keys have, and no reference.
+            geometries[path] = dataclasses.replace(
+                layer.geometry, key_groups=1, ordered_rows=()
+            )
         elif adapter is not None and adapter.refusal(layer) is None:
             geometries[path] = adapter.geometry(layer)
     return geometries

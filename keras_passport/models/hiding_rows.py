@@ -14,6 +14,7 @@ import numpy as np
 from keras_passport.errors import PassportError
 from keras_passport.layers import packing, row_order
 from keras_passport.layers.protected import protected_layers
+from keras_passport.models import compiling
 from keras_passport.models.binding import bind
 from keras_passport.models.protected_model import ProtectedModel, public
 from keras_passport.passports.derivation import order_of_rows
@@ -64,6 +65,11 @@ def hide_rows(model: ProtectedModel, passport: Passport) -> ProtectedModel:
     """
     passport = hidden(passport)
     check_passport(passport)
+    if getattr(model, "takes_passport", False):
+        raise PassportError(
+            "Expected the model that require_passport was given. "
+            f"Received: '{model.name}' with the passport as an input"
+        )
     copy = public(model)
     fitted = passport.fitted(copy)
     stored = []
@@ -81,6 +87,10 @@ def hide_rows(model: ProtectedModel, passport: Passport) -> ProtectedModel:
             "Expected layers with one kernel. Received: model "
             f"'{model.name}' without any"
         )
+    for name in ("report", "solution", "calibration"):
+        if hasattr(model, name):
+            setattr(copy, name, getattr(model, name))
+    compiling.compile_like(model, copy)
     return bind(copy, passport)
 
 
@@ -102,6 +112,7 @@ def _store(layer, seed) -> bool:
         _hidden(layer, layer.geometry.moved(key, order), order) - before
     )
     if gap.max() <= _ROUNDING * np.abs(before).max():
+        row_order.release(kernel_layer)
         return True
     # Several filters to a channel share a row.
     layer.split_keys(layer.key_groups, ordered=False)

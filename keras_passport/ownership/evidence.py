@@ -73,7 +73,11 @@ def provenance(evidence, passport) -> Step:
         return Step(name, False, "layers take other images than chosen")
     try:
         if passport.kind == "offset_image":
-            exact_images.check(passport, evidence.published, evidence.reference)
+            exact_images.check(
+                passport.fitted(evidence.published),
+                evidence.published,
+                evidence.reference,
+            )
         else:
             passport.feature_maps(evidence.published, evidence.reference)
     except PassportError:
@@ -145,12 +149,22 @@ def _drawn(owners, seed):
     ]
 
 
+def signed_paths(passport) -> dict[str, str]:
+    """The paths that layers had when their signs were drawn, by those now.
+
+    Args:
+        passport: The owner's, under the published model's paths.
+    """
+    return {path: e.origin or path for path, e in passport.layers.items()}
+
+
 def signs(opening, found: dict, nulls: int, seed: int, source: str) -> Step:
     """Bits of the signature that agree with the signs of γ.
 
     Args:
         opening: Of the claim.
-        found: Dict from path to the signs that γ has, `(channels,)`.
+        found: Dict from the path that a layer was signed under to the signs
+            that γ has, `(channels,)`.
         nulls: How many foreign secrets to try.
         seed: Of those.
         source: Where the signs come from.

@@ -225,9 +225,10 @@ def _examined(
                 judge, model, passport, data, evidence.record
             )
             steps.append(step)
-    steps.insert(
-        3, steps_of.signs(evidence.opening, found, nulls, seed, source)
-    )
+    # Where the claimed network is a part of another, paths are others now.
+    signed = steps_of.signed_paths(passport)
+    told = {signed.get(path, path): values for path, values in found.items()}
+    steps.insert(3, steps_of.signs(evidence.opening, told, nulls, seed, source))
     verdict, reason = _verdict({step.name: step for step in steps}, complete)
     return VerificationReport(
         owner=evidence.opening.owner,
@@ -242,7 +243,9 @@ def _examined(
             "seed": seed,
             "batch_size": batch_size,
         },
-        layers=tuple(_about(match, found, evidence) for match in matches),
+        layers=tuple(
+            _about(match, found, evidence.opening, signed) for match in matches
+        ),
         noise=curves,
     )
 
@@ -257,7 +260,7 @@ def _nearest(forms, suspects) -> tuple:
     return max(found, key=lambda form: form[0])[1:]
 
 
-def _about(match, found, evidence) -> dict:
+def _about(match, found, opening, signed) -> dict:
     about = {
         "path": match.path,
         "suspect": match.found.path,
@@ -267,7 +270,8 @@ def _about(match, found, evidence) -> dict:
     }
     if match.path in found:
         signs = found[match.path]
-        bits = evidence.opening.signature(match.path, len(signs))
+        path = signed.get(match.path, match.path)
+        bits = opening.signature(path, len(signs))
         about["agreeing"] = int((bits == signs).sum())
     return about
 

@@ -115,7 +115,9 @@ class Geometry:
             return dataclasses.replace(self, ordered_rows=()) == other
         return self == other
 
-    def moved(self, key: np.ndarray, order: np.ndarray) -> np.ndarray:
+    def moved(
+        self, key: np.ndarray, order: np.ndarray, back: bool = False
+    ) -> np.ndarray:
         """A key for rows in their own order, for where they are stored.
 
         W'ᵀ κ' = Wᵀ κ: each element goes where the row goes that it meets, and
@@ -123,8 +125,9 @@ class Geometry:
         (groups of a convolution) have their rows in the same order.
 
         Args:
-            key: float32 array of shape `key_shape`.
+            key: Float array of shape `key_shape`.
             order: Of the rows, `(rows,)`; see `layers.row_order`.
+            back: Whether it is the other way round.
         """
         [rows] = self.ordered_rows
         window = math.prod(self.kernel_size)
@@ -132,8 +135,12 @@ class Geometry:
         split = (-1, window, blocks, self.channels // blocks)
         whole = np.swapaxes(key.reshape(split), 1, 2)
         flat = whole.reshape(-1, rows)
+        places = np.abs(order).astype("int64") - 1
         moved = np.empty_like(flat)
-        moved[:, np.abs(order).astype("int64") - 1] = flat * np.sign(order)
+        if back:
+            moved[:] = flat[:, places] * np.sign(order)
+        else:
+            moved[:, places] = flat * np.sign(order)
         moved = np.swapaxes(moved.reshape(whole.shape), 1, 2)
         return hidden(moved.reshape(self.key_shape))
 

@@ -169,6 +169,8 @@ def _side_by_side(expected, received) -> str:
         f"{textwrap.indent(table(rows), '  ')}\n"
         "If it was made for these layers under other names, say which is "
         "which: passport.renamed({'the passport's path': 'the model's path'})."
+        " If the model has but some of its layers, such as all but a head: "
+        "passport.part(['the path of each', ...])."
         " Otherwise make one for this model."
     )
 

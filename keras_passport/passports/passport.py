@@ -2,7 +2,7 @@
 
 import hashlib
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 
@@ -399,6 +399,30 @@ class Passport:
         >>> renamed.save("owner_of_the_product.h5")
         """
         return remaking.renamed(self, names)
+
+    def part(self, paths: Iterable[str]) -> "Passport":
+        """The same keys for some of the layers alone.
+
+        For a model that has but those, such as a backbone whose head was
+        replaced. It is another passport in that it has another fingerprint:
+        keep the original as well.
+
+        Args:
+            paths: Of the layers to keep, as in `layers`.
+
+        Returns:
+            A new `Passport`.
+
+        Raises:
+            PassportError: If there is no layer of a path, or no path.
+
+        Example:
+
+        >>> backbone = passport.part(["conv1"])
+        >>> list(backbone.layers)
+        ['conv1']
+        """
+        return remaking.part(self, paths)
 
     def feature_maps(
         self, model: Model = None, reference: Model = None

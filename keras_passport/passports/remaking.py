@@ -2,7 +2,8 @@
 
 import copy
 import dataclasses
-from collections.abc import Mapping
+import math
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 
@@ -137,8 +138,32 @@ def fitted(passport, names: Mapping[str, str], geometries: Mapping):
             entry = dataclasses.replace(
                 entry, geometry=geometries[path], own_rows=True
             )
-        fitted.layers[path] = _moved(passport, entry, given, path)
+        fitted.layers[path] = _moved(entry, given, path)
     return fitted
+
+
+def with_hidden_rows(passport) -> list:
+    """The passport for networks whose rows `hide_rows` has hidden.
+
+    Of layers with one kernel and one block of inputs, such as nearly all are.
+
+    Returns:
+        A list with it; an empty one if all rows have an order by themselves.
+    """
+    moved = copy.copy(passport)
+    moved.layers = {
+        path: dataclasses.replace(
+            entry,
+            geometry=dataclasses.replace(
+                entry.geometry,
+                ordered_rows=(math.prod(entry.geometry.filter_shape),),
+            ),
+            own_rows=True,
+        )
+        for path, entry in passport.layers.items()
+        if not entry.geometry.ordered_rows
+    }
+    return [moved] if moved.layers else []
 
 
 def renamed(passport, names: Mapping[str, str]):
@@ -146,7 +171,7 @@ def renamed(passport, names: Mapping[str, str]):
     names = dict(names)
     unknown = set(names) - set(passport.layers)
     layers = {
-        new: _moved(passport, entry, path, new)
+        new: _moved(entry, path, new)
         for path, entry in passport.layers.items()
         for new in [names.get(path, path)]
     }
@@ -179,16 +204,30 @@ def renamed(passport, names: Mapping[str, str]):
     return renamed
 
 
-def _moved(passport, entry, old: str, new: str) -> PassportEntry:
-    """A layer's entry under another path: its key and order stay the same."""
-    by_path = (
-        passport.key_scaling == "signed"
-        or passport.kind == "offset_image"
-        or entry.geometry.ordered_rows
-    )
-    if not by_path or old == new:
+def part(passport, paths: Iterable[str]):
+    """See `Passport.part`."""
+    wanted = [paths] if isinstance(paths, str) else list(paths)
+    if not wanted or not all(path in passport.layers for path in wanted):
+        raise PassportError(
+            "Expected paths of the passport's layers, one at least. Received: "
+            f"{difference(passport.layers, wanted) if wanted else 'none'}"
+        )
+    kept = copy.copy(passport)
+    kept.layers = {
+        path: entry for path, entry in passport.layers.items() if path in wanted
+    }
+    return kept
+
+
+def _moved(entry, old: str, new: str) -> PassportEntry:
+    """A layer's entry under another path: its key and order stay the same.
+
+    Rows that have no order now may be given one, by `hide_rows`.
+    """
+    origin = entry.origin or old
+    if old == new:
         return entry
-    return dataclasses.replace(entry, origin=entry.origin or old)
+    return dataclasses.replace(entry, origin=None if origin == new else origin)
 
 
 def _another(path, role, why) -> PassportError:
