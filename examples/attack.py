@@ -20,11 +20,11 @@ checkpoint that the network was made of, or another version of it:
 import dataclasses
 import sys
 
-from absl import app, flags
+from absl import flags
 
 import keras_passport as kp
 from common import finished
-from common.errors import UserError, in_one_line, users_mistakes
+from common.errors import UserError, in_one_line, run_program, users_mistakes
 from common.rundir import read_json, write_json
 
 _ATTACK = flags.DEFINE_enum(
@@ -111,4 +111,4 @@ def _budget(name: str) -> kp.evaluation.Budget:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    run_program(main)

@@ -7,9 +7,10 @@ layers have passports too.
     python examples/cifar_alexnet.py --dataset=digits --width=16
 """
 
-from absl import app, flags
+from absl import flags
 
 from common import networks, trainer
+from common.errors import run_program
 
 _WIDTH = flags.DEFINE_integer(
     "width", 64, "Channels of the first convolution; the paper's has 64.", 1
@@ -21,4 +22,4 @@ def main(_):
 
 
 if __name__ == "__main__":
-    app.run(main)
+    run_program(main)

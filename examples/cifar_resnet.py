@@ -21,9 +21,10 @@ With one's own pictures as the passport:
 Interrupted runs go on when they are started again with the same flags.
 """
 
-from absl import app, flags
+from absl import flags
 
 from common import networks, trainer
+from common.errors import run_program
 
 _DEPTH = flags.DEFINE_integer(
     "depth", None, "8, 14, 20, ... (6n + 2), or 18 for the paper's ResNet-18."
@@ -48,4 +49,4 @@ def main(_):
 
 
 if __name__ == "__main__":
-    app.run(main)
+    run_program(main)

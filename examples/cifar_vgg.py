@@ -7,9 +7,10 @@ this network VGGNet.
     python examples/cifar_vgg.py --dataset=digits --depth=11 --width=16
 """
 
-from absl import app, flags
+from absl import flags
 
 from common import networks, trainer
+from common.errors import run_program
 
 _DEPTH = flags.DEFINE_enum(
     "depth", "16", [str(depth) for depth in networks.VGG_STAGES], "Layers."
@@ -26,4 +27,4 @@ def main(_):
 
 
 if __name__ == "__main__":
-    app.run(main)
+    run_program(main)

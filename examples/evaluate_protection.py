@@ -21,11 +21,11 @@ name that: `--ancestor=public.keras`. Attackers then have it, too. For a run of
 
 import sys
 
-from absl import app, flags
+from absl import flags
 
 import keras_passport as kp
 from common import finished
-from common.errors import UserError, in_one_line, users_mistakes
+from common.errors import UserError, in_one_line, run_program, users_mistakes
 
 _BUDGET = flags.DEFINE_enum(
     "budget",
@@ -80,4 +80,4 @@ def _numbers(given: list[str] | None) -> list[float] | None:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    run_program(main)

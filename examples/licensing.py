@@ -12,11 +12,12 @@ import tempfile
 
 import keras
 import numpy as np
-from absl import app, flags
+from absl import flags
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
 import keras_passport as kp
+from common.errors import run_program
 
 _LICENSEES = flags.DEFINE_integer("licensees", 100, "How many there are.", 5)
 _EPOCHS = flags.DEFINE_integer("epochs", 12, "Passes of the training.", 1)
@@ -79,4 +80,4 @@ def main(_):
 
 
 if __name__ == "__main__":
-    app.run(main)
+    run_program(main)

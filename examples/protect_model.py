@@ -30,12 +30,12 @@ import sys
 from typing import TYPE_CHECKING
 
 import numpy as np
-from absl import app, flags
+from absl import flags
 
 import keras_passport as kp
 from common import data, exact, pictures, run, training
 from common.distribution import Distribution
-from common.errors import UserError, users_mistakes
+from common.errors import UserError, run_program, users_mistakes
 from common.rundir import RunDirectory, load_model
 from common.settings import settings
 from keras_passport.attacks.training import gives_logits
@@ -269,4 +269,4 @@ def main(_):
 
 
 if __name__ == "__main__":
-    app.run(main)
+    run_program(main)

@@ -23,11 +23,11 @@ import sys
 import tempfile
 
 import numpy as np
-from absl import app, flags
+from absl import flags
 
 import keras_passport as kp
 from common import data, pictures
-from common.errors import UserError, in_one_line
+from common.errors import UserError, in_one_line, run_program
 from common.rundir import RunDirectory, load_model, read_json
 from keras_passport import shapes
 from keras_passport.files import SAVED_MODEL
@@ -206,4 +206,4 @@ def main(_):
 
 
 if __name__ == "__main__":
-    app.run(main)
+    run_program(main)

@@ -31,14 +31,14 @@ import time
 import traceback
 
 import keras
-from absl import app, flags
+from absl import flags
 
 import tables_cells
 import tables_pages
 import tables_results
 from common import data
 from common.distribution import Distribution, start
-from common.errors import UserError, in_one_line
+from common.errors import UserError, in_one_line, run_program
 from common.rundir import RunDirectory, replacing, write_json
 from keras_passport.errors import PassportError
 from tables_runs import Runs
@@ -221,4 +221,4 @@ def main(_):
 
 
 if __name__ == "__main__":
-    app.run(main)
+    run_program(main)

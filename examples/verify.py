@@ -12,11 +12,12 @@ import pathlib
 
 import keras
 import numpy as np
-from absl import app, flags
+from absl import flags
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
 import keras_passport as kp
+from common.errors import run_program
 from keras_passport.attacks.forgery import forge_passport
 
 _OUT = flags.DEFINE_string("out", "verification", "Folder to write to.")
@@ -115,4 +116,4 @@ def main(_):
 
 
 if __name__ == "__main__":
-    app.run(main)
+    run_program(main)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import keras
 import numpy as np
 
+from keras_passport import scores
 from keras_passport.attacks.fake import Judge, fake_passports
 from keras_passport.errors import PassportError
 from keras_passport.passports import specs
@@ -102,7 +103,9 @@ def accuracies(
         seed=seed,
         batch_size=batch_size,
     )
-    valid, _ = Judge(model, *data, batch_size)(passport.packed(), is_valid=True)
+    valid, _ = Judge(model, *scores.pair(data), batch_size)(
+        passport.packed(), is_valid=True
+    )
     return {"valid": valid, "fakes": tried.mean, "best_fake": tried.accuracy}
 
 
@@ -209,7 +212,7 @@ def accuracy_under_noise(
         PassportError: If the passport does not fit the model.
     """
     passport = passport.fitted(model)
-    judge = judge or Judge(model, *data, batch_size)
+    judge = judge or Judge(model, *scores.pair(data), batch_size)
 
     def measure(number, fraction, repeat):
         noisy = add_noise(

@@ -136,6 +136,26 @@ def finite_classes_of(scores, of: str) -> np.ndarray:
     return classes
 
 
+def pair(data, name: str = "data") -> tuple:
+    """Inputs and labels of a user's data.
+
+    Args:
+        data: Two arrays, or structures of them, in a tuple or list.
+        name: Of the argument, for the message.
+
+    Raises:
+        ValueError: If it is something else, such as a dataset.
+    """
+    if isinstance(data, (tuple, list)) and len(data) == 2:
+        return tuple(data)
+    held = f" of {len(data)}" if isinstance(data, (tuple, list)) else ""
+    raise ValueError(
+        f"Expected {name} to be a tuple of two arrays, inputs and labels (of "
+        "a tf.data.Dataset: what its batches hold, concatenated). Received: a "
+        f"{type(data).__name__}{held}"
+    )
+
+
 def labels_of(
     y, examples: int, classes: int | None = None, name: str = "y"
 ) -> np.ndarray:
@@ -183,6 +203,11 @@ def labels_of(
             f"Expected {name} in [0, {'...' if classes is None else classes}), "
             "a number for each class. Received: "
             f"{outside[0]}, and {outside.size - 1:,} more outside"
+            + (
+                " (one output for two classes is not judged: give it two)"
+                if classes == 1
+                else ""
+            )
         )
     return labels.astype("int64")
 

@@ -1139,3 +1139,23 @@ def test_flags_of_other_modules_are_not_in_the_way(made, monkeypatch):
         assert command("inspect", made["original.keras"], "--function=V1") == 0
     finally:
         flags.FLAGS.remove_flag_values(values)
+
+
+def test_an_empty_name_is_not_the_current_folder(made, capsys, monkeypatch):
+    monkeypatch.chdir(made.folder)
+    words = ("new", "protected.keras", "of_pictures.h5", "--kind=fixed_image")
+    for images in (",", "a.png,"):
+        told = mistake(
+            capsys, *words, "--reference=original.keras", f"--images={images}"
+        )
+        assert "a comma too many" in told
+
+
+def test_names_of_classes_that_are_no_text(made, tmp_path, capsys):
+    names = tmp_path / "names.txt"
+    names.write_bytes("Füchse\nBären\n".encode("latin-1"))
+    told = mistake(
+        *(capsys, "export", made["protected.keras"], tmp_path / "served"),
+        f"--class_names=@{names}",
+    )
+    assert "UTF-8" in told

@@ -3,6 +3,8 @@
 Plain Keras is the truth: the original itself, or its clone.
 """
 
+import pickle
+
 import keras
 import numpy as np
 import pytest
@@ -445,6 +447,21 @@ REFUSED = {
 def nested_in(model):
     inputs = keras.Input((8, 8, 3))
     return keras.Model(inputs, model(inputs), name="outer")
+
+
+# What the others hold besides their graphs, Keras's own pickles lose.
+@pytest.mark.parametrize("name", ["centred", "fixed", "chain"])
+def test_own_class_is_pickled(name):
+    make, kind = KEPT[name]
+    model = kp.protect(make())
+    copy = pickle.loads(pickle.dumps(model))
+    assert kind is None or isinstance(copy, kind)
+    assert isinstance(copy, kp.ProtectedModel)
+    assert not any(
+        layer.is_bound for layer in kp.protected_layers(copy).values()
+    )
+    outputs = [assuming(one)(images()) for one in (model, copy)]
+    assert largest_difference(*outputs) < 1e-6
 
 
 @pytest.mark.parametrize("nested", (False, True), ids=("outermost", "nested"))

@@ -11,7 +11,8 @@ import pytest
 from keras import layers, ops
 
 import keras_passport as kp
-from keras_passport.layers import access
+from keras_passport.layers import access, decoupling
+from keras_passport.layers.duals import dual_basis
 from support.plain_models import (
     multi_input_model,
     nested_model,
@@ -740,3 +741,52 @@ def test_calibration_like_another_network():
         kp.calibrate(model, like=multi_input_model())
     for old, new in zip(before, model.weights, strict=True):
         np.testing.assert_array_equal(old, new)
+
+
+@pytest.mark.parametrize("beta", [0.0, 1e-3, 0.1])
+@pytest.mark.parametrize("order", [True, False])
+def test_layers_of_one_row_train_on(order, beta):
+    """Of one number, keys of γ and β are parallel, however small one is."""
+    inputs = keras.Input((8, 8, 3))
+    x = keras.layers.Conv2D(6, 3, activation="relu")(inputs)
+    x = keras.layers.BatchNormalization(name="before")(x)
+    x = keras.layers.DepthwiseConv2D(1, use_bias=False)(x)
+    x = keras.layers.BatchNormalization(name="after")(x)
+    x = keras.layers.Conv2D(6, 3)(keras.layers.ReLU()(x))
+    x = keras.layers.GlobalAveragePooling2D()(x)
+    base = keras.Model(inputs, keras.layers.Dense(4, activation="softmax")(x))
+    rng = np.random.default_rng(0)
+    for name in ("before", "after"):
+        given = base.get_layer(name).beta
+        given.assign(beta * rng.normal(size=given.shape))
+    model, _ = kp.protect_trained(base, seed=0, order=order)
+    x = rng.normal(size=(32, 8, 8, 3)).astype("float32")
+    y = np.arange(32) % 4
+    model.compile(keras.optimizers.SGD(0.01), "sparse_categorical_crossentropy")
+    losses = [float(model.train_on_batch(x, y)) for _ in range(5)]
+    assert losses == sorted(losses, reverse=True), losses
+    assert losses[-1] > 0.9 * losses[0]
+
+
+@pytest.mark.parametrize("rows", [1, 2, 5])
+@pytest.mark.parametrize("small", [0.0, 1e-12, 1e-5, 1e-2])
+def test_duals_of_keys_of_any_size(rows, small):
+    """Those of tensors are those of arrays, and none is huge."""
+    base = keras.Sequential(
+        [
+            keras.Input((rows,)),
+            keras.layers.Dense(3),
+            keras.layers.BatchNormalization(),
+        ]
+    )
+    model = kp.protect(base)
+    [layer] = kp.protected_layers(model).values()
+    rng = np.random.default_rng(0)
+    keys = rng.normal(size=(2, rows)).astype("float32")
+    keys[1] *= small / np.linalg.norm(keys[1])
+    expected = dual_basis(keys)
+    found = decoupling._duals(layer, ops.convert_to_tensor(keys.reshape(1, -1)))
+    found = ops.convert_to_numpy(found).reshape(keys.shape)
+    scale = 1 / np.linalg.norm(keys[0])
+    np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-4 * scale)
+    assert np.abs(expected).max() < 200 * max(scale, 1 / max(small, 1e-2))

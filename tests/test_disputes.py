@@ -218,3 +218,130 @@ def test_the_examples(example, given, said, tmp_path, monkeypatch):
         *given, program=programs.EXAMPLES / f"{example}.py"
     )
     assert said in output
+
+
+def damaged(folder):
+    """Files of data that `record`, `license` and `verify` are to refuse."""
+    x, y = examples(20, 5)
+    whole = folder / "whole.npz"
+    np.savez(whole, x=x, y=y)
+    (folder / "cut.npz").write_bytes(whole.read_bytes()[:-200])
+    (folder / "empty.npz").write_bytes(b"")
+    np.save(folder / "lone.npy", x)
+    np.savez(folder / "none.npz", x=x[:0], y=y[:0])
+    np.savez(folder / "scalar.npz", x=np.float32(1), y=y)
+    np.savez(folder / "grey.npz", x=x[..., :1], y=y)
+    np.savez(folder / "text.npz", x=x.astype(str), y=y)
+    np.savez(folder / "complex.npz", x=x.astype("complex64"), y=y)
+    np.savez(folder / "nan.npz", x=x * np.nan, y=y)
+    return sorted(p for p in folder.iterdir() if p != whole)
+
+
+def test_damaged_data_is_a_mistake(folder, tmp_path, capsys):
+    model, passport = of_owner(folder)
+    dispute = tmp_path / "dispute"
+    dispute.mkdir()
+    for name in ("published.keras", "passport.h5"):
+        shutil.copy(folder / name, dispute / name)
+    shutil.copy(model, dispute / "suspect.keras")
+    run(
+        *("claim", model, passport, dispute / "claim.json", "--owner=Ada"),
+        f"--opening={dispute / 'opening.json'}",
+        f"--secret={folder / 'secret'}",
+    )
+    data = tmp_path / "data"
+    data.mkdir()
+    secret = tmp_path / "new.secret"
+    for number, path in enumerate(damaged(data)):
+        shutil.copy(path, dispute / "data.npz")
+        for words in (
+            ["record", model, passport, tmp_path / "r", f"--data={path}"],
+            [
+                *("license", model, passport, tmp_path / "l", "--licensee=A"),
+                *(f"--ledger={tmp_path / 'new.ledger'}", f"--secret={secret}"),
+                f"--data={path}",
+            ],
+            ["verify", dispute, "--nulls=2", "--fakes=2"],
+        )[: 1 if number else 3]:
+            capsys.readouterr()
+            run(*words, status=2)
+            told = capsys.readouterr().err
+            assert "Expected" in told and told.count("\n") == 1, (path, told)
+    assert not secret.exists() and not (tmp_path / "new.ledger").exists()
+    # One-hot rows are labels, as for `evaluate`.
+    x, y = examples(40, 5)
+    np.savez(data / "hot.npz", x=x, y=np.eye(y.max() + 1)[y])
+    run(
+        *("record", model, passport, tmp_path / "r", "--repeats=2"),
+        f"--data={data / 'hot.npz'}",
+    )
+
+
+def test_nothing_is_lost_by_a_name(folder, tmp_path, capsys):
+    """Neither what is read, nor a passport, nor one of two outputs."""
+    for name in ("published.keras", "passport.h5", "data.npz"):
+        shutil.copy(folder / name, tmp_path / name)
+    model, passport = tmp_path / "published.keras", tmp_path / "passport.h5"
+    before = {p: p.read_bytes() for p in tmp_path.iterdir()}
+    ledger = [f"--ledger={tmp_path / 'ledger'}", f"--secret={tmp_path / 's'}"]
+    judged = f"--data={tmp_path / 'data.npz'}"
+    claim = ("claim", model, passport)
+    license = ("license", model, passport)
+    for words in (
+        [*claim, passport, "--owner=A", f"--opening={tmp_path / 'o'}"],
+        [*claim, tmp_path / "c", "--owner=A", f"--opening={model}"],
+        [*claim, tmp_path / "o", "--owner=A", f"--opening={tmp_path / 'o'}"],
+        [*claim, tmp_path / "no/c", "--owner=A", f"--opening={tmp_path / 'o'}"],
+        ["record", model, passport, passport, judged],
+        ["record", model, passport, tmp_path / "data.npz", judged],
+        [*license, passport, "--licensee=A", *ledger],
+        [*license, tmp_path / "no/l", "--licensee=A", *ledger],
+        [*license, tmp_path, "--licensee=A", *ledger],
+        [*license, tmp_path / "ledger", "--licensee=A", *ledger],
+        [*license, tmp_path / "s", "--licensee=A", *ledger],
+        ["verify", tmp_path, f"--page={passport}"],
+        ["verify", tmp_path, f"--out={tmp_path / 'no/report.json'}"],
+    ):
+        capsys.readouterr()
+        run(*words, "--overwrite", status=2)
+        assert capsys.readouterr().err.count("\n") == 1, words
+        assert {p: p.read_bytes() for p in tmp_path.iterdir()} == before, words
+    (tmp_path / "report.json").write_text("precious")
+    run("verify", tmp_path, f"--out={tmp_path / 'report.json'}", status=2)
+    assert (tmp_path / "report.json").read_text() == "precious"
+    # A ledger has one secret, which a mistyped name must not replace.
+    run(*license, tmp_path / "bob.h5", "--licensee=Bob", *ledger)
+    typo = [ledger[0], f"--secret={tmp_path / 'typo'}"]
+    run(*license, tmp_path / "al.h5", "--licensee=Al", *typo, status=2)
+    assert not (tmp_path / "typo").exists()
+
+
+def test_leaks_and_dates_that_are_none(folder, tmp_path, capsys):
+    model, passport = of_owner(folder)
+    ledger = [f"--ledger={tmp_path / 'ledger'}", f"--secret={tmp_path / 's'}"]
+    run(
+        *("license", model, passport, tmp_path / "bob.h5", "--licensee=Bob"),
+        *ledger,
+    )
+    for name in ("text.npy", "cut.npz"):
+        (tmp_path / name).write_text("no array")
+    np.save(tmp_path / "words.npy", np.array(["a"]))
+    for name in ("text.npy", "cut.npz", "words.npy"):
+        capsys.readouterr()
+        run("trace", model, passport, tmp_path / name, *ledger, status=2)
+        assert capsys.readouterr().err.count("\n") == 1
+    claim, opening = kp.ownership.claim(
+        kp.Passport.load(passport),
+        owner="Ada",
+        model=keras.saving.load_model(model),
+    )
+    given = claim, opening, kp.Passport.load(passport)
+    published = keras.saving.load_model(model)
+    for wrong in ("yesterday", "31.1.2026", ""):
+        with pytest.raises(kp.PassportError, match="ISO date"):
+            kp.ownership.Evidence(*given, published, dated=wrong)
+    evidence = kp.ownership.Evidence(*given, published, dated="2026-01-31")
+    with pytest.raises(kp.PassportError, match="suspect_dated"):
+        kp.ownership.verify(
+            published, evidence, examples(20, 5), suspect_dated="soon"
+        )

@@ -611,3 +611,18 @@ class TestMistakes:
         assert status == 2
         assert expected in errors
         assert "Traceback" not in errors
+
+
+@pytest.mark.parametrize(
+    "given, said",
+    [
+        (["--nonsense"], "Unknown command line flag 'nonsense'"),
+        (["--epochs=many"], "--epochs=many"),
+        (["--passport=none_such"], "--passport=none_such"),
+    ],
+)
+def test_a_wrong_flag_is_told_in_one_line(given, said):
+    status, output, errors = run_here(*given)
+    assert (status, output) == (2, "")
+    assert errors.startswith("cifar_resnet.py: ") and said in errors
+    assert errors.count("\n") == 1

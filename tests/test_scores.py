@@ -170,3 +170,28 @@ def test_a_run_of_nan_is_named(tmp_path):
         assert (status, errors.count("\n")) == (2, 1)
         assert "finite scores of the valid network" in errors
     assert json.loads(run.directory.config.read_text())
+
+
+def test_data_that_is_no_pair(protected):
+    """Such as a dataset, of which attacks would take any two parts."""
+    model, passport, data, test = protected
+    for given in (np.zeros(4), [1, 2, 3], zip([1], [2], strict=True)):
+        for use in (
+            lambda: kp.attacks.reverse_engineering(model, given, test),  # noqa: B023
+            lambda: kp.attacks.reverse_engineering(model, data, given),  # noqa: B023
+            lambda: kp.audit.accuracies(model, passport, given),  # noqa: B023
+            lambda: kp.evaluation.Case.of(model, passport, data, given),  # noqa: B023
+        ):
+            with pytest.raises(ValueError, match="tuple of two arrays"):
+                use()
+
+
+def test_data_without_an_example_or_a_number(protected):
+    model, passport, data, test = protected
+    none = test[0][:0], test[1][:0]
+    with pytest.raises(ValueError, match="Expected .*examples"):
+        kp.attacks.reverse_engineering(model, none, test)
+    with pytest.raises(ValueError, match="Expected examples"):
+        kp.audit.accuracies(model, passport, none)
+    with pytest.raises(ValueError, match="finite"):
+        kp.audit.accuracies(model, passport, (test[0] * np.nan, test[1]))

@@ -5,9 +5,9 @@ import errno
 import pathlib
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
-from absl import flags, logging
+from absl import app, flags, logging
 
 from keras_passport.texts import shown
 
@@ -18,6 +18,26 @@ _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 class UserError(Exception):
     """Something the user can put right; shown as one line, no traceback."""
+
+
+def run_program(main: Callable) -> None:
+    """`absl.app.run`, but that a wrong flag is told in one line, too."""
+    app.run(main, flags_parser=parsed)
+
+
+def parsed(arguments: list[str]) -> list[str]:
+    """What is left of a program's arguments; it ends if one is wrong.
+
+    Args:
+        arguments: Its name, and what it was given.
+    """
+    try:
+        return flags.FLAGS(arguments)
+    except flags.Error as error:
+        said = " ".join(str(error).split())
+        name = pathlib.Path(arguments[0]).name
+        print(f"{name}: {said} (--help tells of all flags)", file=sys.stderr)
+        sys.exit(MISTAKE)
 
 
 @contextlib.contextmanager

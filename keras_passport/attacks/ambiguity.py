@@ -6,6 +6,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_passport import scores
 from keras_passport.attacks import reverse
 from keras_passport.attacks.opened import Opened
 from keras_passport.attacks.options import TrainingOptions
@@ -84,7 +85,11 @@ def ambiguity(
     return reverse.restarted(
         f"ambiguity, {block}",
         reverse.Opener(
-            model, Blocks, inputs=data[0], block=block, seed=options.seed
+            model,
+            Blocks,
+            inputs=scores.pair(data)[0],
+            block=block,
+            seed=options.seed,
         ),
         data,
         test,

@@ -114,7 +114,7 @@ def fake_passports(
             "Expected n of 1 or more and start of 0 or more. "
             f"Received: n={n}, start={start}"
         )
-    x, y = data
+    x, y = scores.pair(data)
     if seed is None and replicas.spans_machines():
         raise ValueError(
             "Expected the same seed on every machine of the strategy. "
@@ -169,7 +169,9 @@ class Judge:
         batch_size: Examples per call.
 
     Raises:
-        ValueError: If a label is no class of the model's.
+        ValueError: If a label is no class of the model's, there are no
+            examples, or one is not finite: compiled functions may make finite
+            scores of it.
     """
 
     def __init__(
@@ -179,6 +181,7 @@ class Judge:
         self._strategy = replicas.current_strategy()
         self._classes = model.outputs[0].shape[-1]
         # A column of labels would be compared with every prediction.
+        check_finite(x)
         self._labels = scores.labels_of(y, len(_first(x)), self._classes)
         self._batches = [
             self._place(
@@ -230,6 +233,21 @@ class Judge:
         found = self._strategy.run(self._function, args=(packed, batch))
         # On every machine those of all of them, in the examples' order.
         return self._strategy.gather(scores.only(found), axis=0)
+
+
+def check_finite(x) -> None:
+    """Raises `ValueError` unless inputs are examples of finite numbers."""
+    for array in keras.tree.flatten(x):
+        count = np.shape(array)[:1]
+        if not count or not count[0]:
+            raise ValueError(
+                f"Expected examples. Received: x of shape {np.shape(array)}"
+            )
+        values = np.asarray(array)
+        if values.dtype.kind == "f" and not np.isfinite(values).all():
+            raise ValueError(
+                "Expected x of finite numbers. Received: NaN or infinity"
+            )
 
 
 def _maker(

@@ -102,8 +102,13 @@ def split(data: tuple, seed: int) -> tuple:
 
 def divide(data: tuple, fraction: float, seed: int) -> tuple:
     """A stratified part of labelled data, and the rest; as for `share`."""
+    data = scores.pair(data)
     x, classes = data[0], _labels(data)
     y = np.asarray(data[1]) if is_soft(data[1]) else classes
+    if not len(classes):
+        raise ValueError(
+            "Expected labelled examples for the attacker. Received: none"
+        )
     if not 0 < fraction <= 1:
         raise ValueError(
             f"Expected a fraction in (0, 1]. Received: fraction={fraction}"

@@ -6,6 +6,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from keras_passport import scores
 from keras_passport.attacks import labelled, training
 from keras_passport.attacks.opened import Opened, neutral
 from keras_passport.attacks.options import STARTS, TrainingOptions
@@ -62,7 +63,7 @@ def reverse_engineering(
     """
     return restarted(
         "reverse engineering",
-        Opener(model, inputs=data[0]),
+        Opener(model, inputs=scores.pair(data)[0]),
         data,
         test,
         TrainingOptions.of(options, changes, recipe=RECIPE),

@@ -118,7 +118,7 @@ def judge(model: keras.Model, data: tuple) -> tuple[float, float]:
 
 def answers(model: keras.Model, data: tuple) -> tuple[np.ndarray, float]:
     """Which examples are classified rightly, and entropy; see `judge`."""
-    x, y = data
+    x, y = scores.pair(data, "test")
     found = scores.predict(model, x)
     examples, classes = found.shape
     labels = scores.labels_of(y, examples, classes)
@@ -366,7 +366,8 @@ class _Trainings:
 def _check_labels(model, data, test) -> None:
     """Raises a ValueError before long work, not at its end."""
     classes = scores.predict(model, take(data[0], slice(0, 1))).shape[-1]
-    for (x, y), name in ((data, "the attacker's"), (test, "the judge's")):
+    for given, name in ((data, "the attacker's"), (test, "the judge's")):
+        x, y = scores.pair(given, f"{name} data")
         examples = len(keras.tree.flatten(x)[0])
         if is_soft(y) and np.shape(y)[1] != classes:
             raise ValueError(

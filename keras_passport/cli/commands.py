@@ -8,7 +8,6 @@ or None for `DONE`; its docstring is what `--help` shows. A user's mistake is a
 import base64
 import contextlib
 import json
-import os
 import pathlib
 import sys
 
@@ -16,10 +15,8 @@ import numpy as np
 
 import keras_passport as kp
 from keras_passport import files, scores
-from keras_passport.cli import given, pictures
+from keras_passport.cli import given, pictures, targets
 from keras_passport.cli.quiet import quiet
-from keras_passport.passports import passport_file
-from keras_passport.shapes import fits
 from keras_passport.texts import shown, table
 
 PROGRAM = "keras-passport"
@@ -60,7 +57,7 @@ def protect(args) -> None:
     keys are made of your pictures, which says of them whose they are; what
     the pictures do not give is public offsets.
     """
-    out = _new_file(args.out, args.overwrite, ".keras", args.model)
+    out = targets.new_file(args.out, args.overwrite, ".keras", args.model)
     of_exact = (args.exact, args.noorder, args.images, args.owner, *_how(args))
     if any(value not in (None, False) for value in of_exact):
         _protect_exactly(args, out)
@@ -78,7 +75,10 @@ def protect(args) -> None:
     with quiet():
         protected = kp.protect(model, args.function, select, insert=args.insert)
     _save(protected, out)
-    print(f"Wrote {shown(out)}. Next: {PROGRAM} new, and training.")
+    print(
+        f"Wrote {shown(out)}. Next: make a passport ({PROGRAM} new), and "
+        "train it."
+    )
 
 
 def _protect_exactly(args, out):
@@ -100,14 +100,10 @@ def _protect_exactly(args, out):
             "Expected --images with --preprocessing or --image_size, which "
             "say how pictures are read. Received: no --images"
         )
-    owner = _new_file(
+    owner = targets.new_file(
         args.owner, args.overwrite, None, args.model, makes_passport=True
     )
-    if owner.absolute() == out.absolute():
-        raise ValueError(
-            "Expected two files to write to. "
-            f"Received: '{shown(owner)}' for both"
-        )
+    targets.check_apart(out, owner)
     model = given.load_model(args.model)
     with quiet():
         protected, passport = kp.protect_trained(
@@ -150,7 +146,7 @@ def new(args) -> None:
     Randomness comes from the operating system: a seed is a secret, and no
     flag takes one.
     """
-    out = _new_file(
+    out = targets.new_file(
         args.out,
         args.overwrite,
         None,
@@ -238,7 +234,9 @@ def pack(args) -> None:
     standard output.
     """
     if args.out != "-":
-        _new_file(args.out, args.overwrite, None, args.passport, args.spec)
+        targets.new_file(
+            args.out, args.overwrite, None, args.passport, args.spec
+        )
     packed = kp.Passport.load(args.passport).pack(args.spec)
     if args.format == "npy":
         _write(args.out, lambda file: np.save(file, packed), _PRIVATE)
@@ -256,7 +254,7 @@ def spec(args) -> None:
     It holds no secret; exported models have it with them.
     """
     if args.out != "-":
-        _new_file(args.out, args.overwrite, None, args.model)
+        targets.new_file(args.out, args.overwrite, None, args.model)
     model = given.load_model(args.model)
     text = json.dumps(kp.passport_spec(model), indent=2)
     _write(args.out, lambda file: file.write(f"{text}\n".encode()))
@@ -276,9 +274,9 @@ def export(args) -> None:
                 f"Received: --format={args.format}"
             )
     if saved_model:
-        out = _new_folder(args.out, args.overwrite)
+        out = targets.new_folder(args.out, args.overwrite)
     else:
-        out = _new_file(args.out, args.overwrite, None, args.model)
+        out = targets.new_file(args.out, args.overwrite, None, args.model)
     model = given.load_model(args.model)
     options = {"overwrite": args.overwrite}
     if saved_model:
@@ -298,7 +296,7 @@ def unlock(args) -> None:
     in normalisation layers, as in the original. It is a secret,
     for machines that you trust, and has mode 0600.
     """
-    out = _new_file(args.out, args.overwrite, ".keras", args.model)
+    out = targets.new_file(args.out, args.overwrite, ".keras", args.model)
     passport = kp.Passport.load(args.passport)
     model = given.load_model(args.model)
     _save(kp.unlock(model, passport, fold=args.fold), out, _PRIVATE)
@@ -314,7 +312,6 @@ def evaluate(args) -> None:
     that no class has, are an error.
     """
     passport = kp.Passport.load(args.passport) if args.passport else None
-    x, y = _examples(args.data)
     model = given.load_model(args.model)
     if passport is not None:
         kp.bind(model, passport)
@@ -323,21 +320,7 @@ def evaluate(args) -> None:
             f"Expected --passport, since '{shown(args.model)}' is protected. "
             "Received: none"
         )
-    takes = scores.only_shape(model.input_shape)
-    gives = scores.only_shape(model.output_shape)
-    if not isinstance(gives, tuple) or len(gives) != 2 or gives[-1] == 1:
-        raise ValueError(
-            "Expected a classifier with one output per class. Received: "
-            f"outputs {gives}"
-        )
-    if not isinstance(takes, tuple) or not fits(takes[1:], x.shape[1:]):
-        raise ValueError(
-            f"Expected x of the model's input shape, {takes}. "
-            f"Received: x of shape {x.shape}"
-        )
-    if y.shape == (len(x), gives[-1]):
-        y = scores.from_one_hot(y)
-    y = scores.labels_of(y, len(x), gives[-1])
+    x, y = given.fitting_examples(args.data, model)
     predicted = scores.finite_classes_of(
         scores.predict(model, x, args.batch_size), _whose(x, args)
     )
@@ -397,75 +380,20 @@ def _write(path, write, mode=None):
     print(f"Wrote {shown(path)}{', a secret' if mode else ''}.")
 
 
-def _new_file(
-    path, overwrite, suffix, *sources, makes_passport=False
-) -> pathlib.Path:
-    """The path, if a file may be written there; said before long work."""
-    path = _new_path(path, overwrite)
-    if suffix and path.suffix != suffix:
+def _lines(path) -> list[str]:
+    try:
+        return pathlib.Path(path).read_text("utf-8").splitlines()
+    except UnicodeDecodeError:
         raise ValueError(
-            f"Expected a name that ends in {suffix} to write to. "
-            f"Received: '{shown(path)}'"
-        )
-    if path.is_dir() or any(
-        path.exists() and os.path.exists(source) and path.samefile(source)
-        for source in sources
-        if source
-    ):
-        raise ValueError(
-            "Expected to write to a file of its own. Received: "
-            f"'{shown(path)}', a "
-            f"{'folder' if path.is_dir() else 'file to read from'}"
-        )
-    if not makes_passport and passport_file.is_passport(path):
-        # It can't be made again.
-        raise ValueError(
-            "Expected --overwrite of anything but a passport. Received: "
-            f"'{shown(path)}', which is one: move it, or remove it yourself"
-        )
-    return path
-
-
-def _new_folder(path, overwrite) -> pathlib.Path:
-    """The path, if a SavedModel may be written there, or replaced."""
-    path = _new_path(path, overwrite)
-    if path.exists() and not (path / "saved_model.pb").exists():
-        raise ValueError(
-            "Expected a SavedModel to overwrite. "
-            f"Received: '{shown(path)}', which is something else"
-        )
-    if path.exists():
-        others = sorted(set(os.listdir(path)) - files.SAVED_MODEL)
-        if others:
-            raise ValueError(
-                "Expected a SavedModel to overwrite. Received: "
-                f"'{shown(path)}', which holds '{shown(others[0])}' too"
-            )
-    return path
-
-
-def _new_path(path, overwrite) -> pathlib.Path:
-    path = pathlib.Path(path)
-    if not path.parent.is_dir():
-        raise ValueError(
-            f"Expected an existing folder to write '{shown(path.name)}' to. "
-            f"Received: '{shown(path.parent)}'"
-        )
-    if path.exists() and not overwrite:
-        raise ValueError(
-            "Expected a new name to write to, or --overwrite. "
-            f"Received: '{shown(path)}', which exists"
-        )
-    return path
+            f"Expected '{shown(path)}' to be text in UTF-8. Received: a file "
+            f"{pictures.ANOTHER}"
+        ) from None
 
 
 def _class_names(given, model) -> list[str] | None:
     if given is None:
         return None
-    if given.startswith("@"):
-        names = pathlib.Path(given[1:]).read_text().splitlines()
-    else:
-        names = given.split(",")
+    names = _lines(given[1:]) if given.startswith("@") else given.split(",")
     outputs = scores.only_shape(model.output_shape)
     if isinstance(outputs, tuple) and len(names) != outputs[-1]:
         raise ValueError(
@@ -473,28 +401,3 @@ def _class_names(given, model) -> list[str] | None:
             f"Received: {len(names)}"
         )
     return names
-
-
-def _examples(path) -> tuple[np.ndarray, np.ndarray]:
-    try:
-        with (
-            files.open_regular(path) as file,
-            np.load(file, allow_pickle=False) as arrays,
-        ):
-            x, y = arrays["x"], arrays["y"]
-    except FileNotFoundError:
-        raise
-    # NumPy's own errors, and those of zipfile; or a lone array's.
-    except Exception as error:
-        missing = isinstance(error, KeyError)
-        raise ValueError(
-            f"Expected arrays x and y in '{shown(path)}', saved by "
-            "numpy.savez. Received: a file "
-            f"{'without one of them' if missing else pictures.ANOTHER}"
-        ) from error
-    if x.ndim == 0 or len(x) == 0:
-        raise ValueError(
-            f"Expected examples in '{shown(path)}'. "
-            f"Received: x of shape {x.shape}"
-        )
-    return x, y

@@ -8,12 +8,10 @@ import json
 import os
 import pathlib
 
-import numpy as np
-
 import keras_passport as kp
 from keras_passport import files, licensing, ownership, sealed
-from keras_passport.cli import given
-from keras_passport.cli.commands import DONE, NO, PROGRAM
+from keras_passport.cli import given, targets
+from keras_passport.cli.commands import DONE, NO
 from keras_passport.texts import shown
 
 _PRIVATE = 0o600
@@ -28,8 +26,10 @@ def claim(args) -> None:
     time-stamp of RFC 3161, a transparency log, a signed commit. The opening
     is a secret until a dispute; keep it with the passport.
     """
-    _check_new(args.out, args.overwrite)
-    _check_new(args.opening, args.overwrite)
+    read = (args.model, args.passport, args.reference, args.secret)
+    for path in (args.out, args.opening):
+        targets.new_file(path, args.overwrite, None, *read)
+    targets.check_apart(args.out, args.opening)
     made, opening = ownership.claim(
         kp.Passport.load(args.passport),
         owner=args.owner,
@@ -49,11 +49,13 @@ def record(args) -> None:
     That is its accuracy, and how it falls as noise spoils the passport. It is
     a secret until a dispute; its hash may be published with the claim.
     """
-    _check_new(args.out, args.overwrite)
+    read = (args.model, args.passport, args.data)
+    targets.new_file(args.out, args.overwrite, None, *read)
+    model = given.load_model(args.model)
     written = ownership.record(
-        given.load_model(args.model),
+        model,
         kp.Passport.load(args.passport),
-        _examples(args.data),
+        given.fitting_examples(args.data, model),
         repeats=args.repeats,
     )
     written.save(args.out)
@@ -76,13 +78,17 @@ def verify(args) -> int:
     report, byte for byte. The status is 1 if nothing is shown.
     """
     folder = pathlib.Path(args.folder)
+    for path in (args.out, args.page):
+        if path:
+            targets.new_file(path, args.overwrite, None, *folder.rglob("*"))
+    targets.check_apart(args.out, args.page)
     foreign = sorted(folder.glob("foreign/*.keras"))
     rivals = sorted(p for p in folder.glob("rivals/*") if p.is_dir())
     evidence = _evidence(folder)
     report = ownership.verify(
         _suspect(folder),
         evidence,
-        _examples(folder / "data.npz"),
+        given.fitting_examples(folder / "data.npz", evidence.published),
         rivals=[_evidence(rival) for rival in rivals],
         foreign=[given.load_model(path) for path in foreign],
         suspect_dated=args.suspect_dated,
@@ -105,7 +111,9 @@ def license(args) -> None:
     leaks. LEDGER and the secret, which is made if there is none, stay with
     the owner. With --data, its accuracy is within --points of the passport's.
     """
-    _check_new(args.out, args.overwrite)
+    read = (args.model, args.passport, args.data, args.ledger, args.secret)
+    targets.new_file(args.out, args.overwrite, None, *read)
+    targets.check_apart(args.out, args.ledger, args.secret)
     if not (args.points is None or (args.data and args.points >= 0)):
         raise ValueError(
             "Expected --points of 0 or more, and --data to judge by. "
@@ -113,14 +121,21 @@ def license(args) -> None:
         )
     passport = kp.Passport.load(args.passport)
     model = given.load_model(args.model)
+    passport.check(model)
+    data = given.fitting_examples(args.data, model) if args.data else None
+    if not os.path.exists(args.secret) and os.path.exists(args.ledger):
+        raise ValueError(
+            f"Expected the secret of '{shown(args.ledger)}', which exists. "
+            f"Received: --secret={shown(args.secret)}, no such file"
+        )
     # Made only once nothing is wrong with what the user has.
     secret = _secret(args.secret, create=True)
     ledger = licensing.Ledger(args.ledger, secret)
     licensor = licensing.Licensor(passport, model, secret)
     accept = None
     points = _POINTS if args.points is None else args.points
-    if args.data:
-        judge = kp.attacks.fake.Judge(model, *_examples(args.data))
+    if data:
+        judge = kp.attacks.fake.Judge(model, *data)
         expected, _ = judge(passport.fitted(model).packed(), is_valid=True)
 
         def accept(licence):
@@ -214,6 +229,7 @@ def add_commands(add, add_model, add_passport, add_overwrite, count) -> None:
     command.add_argument("folder", metavar="FOLDER")
     command.add_argument("--out", metavar="FILE", help="JSON to write")
     command.add_argument("--page", metavar="FILE", help="HTML to write")
+    add_overwrite(command)
     command.add_argument("--json", action="store_true")
     command.add_argument(
         "--suspect_dated",
@@ -277,7 +293,8 @@ def _evidence(folder):
     if (folder / "record.json").exists():
         optional["record"] = ownership.Record.load(folder / "record.json")
     if (folder / "dated.txt").exists():
-        optional["dated"] = (folder / "dated.txt").read_text().strip()
+        dated = (folder / "dated.txt").read_bytes()
+        optional["dated"] = dated.decode(errors="replace").strip()
     return ownership.Evidence(
         claim=ownership.Claim.load(folder / "claim.json"),
         opening=ownership.claims.Opening.load(folder / "opening.json"),
@@ -288,10 +305,8 @@ def _evidence(folder):
 
 
 def _suspect(folder):
-    arrays = folder / "suspect.npz"
-    if arrays.exists():
-        with np.load(arrays, allow_pickle=False) as file:
-            return {name: file[name] for name in file.files}
+    if (folder / "suspect.npz").exists():
+        return given.arrays(folder / "suspect.npz")
     return given.load_model(folder / "suspect.keras")
 
 
@@ -300,29 +315,17 @@ def _leak(path):
     if suffix == ".keras":
         return given.load_model(path)
     if suffix == ".npy":
-        return np.load(path, allow_pickle=False)
+        return given.array(path)
     if suffix == ".npz":
-        with np.load(path, allow_pickle=False) as file:
-            found: dict = {}
-            for name in file.files:
-                layer, _, role = name.rpartition("/")
-                found.setdefault(layer, {})[role] = file[name]
+        found: dict = {}
+        for name, values in given.arrays(path).items():
+            layer, _, role = name.rpartition("/")
+            found.setdefault(layer, {})[role] = values
         return {
             layer: (values.get("gamma"), values.get("beta"))
             for layer, values in found.items()
         }
     return kp.Passport.load(path)
-
-
-def _examples(path) -> tuple:
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            return file["x"], file["y"]
-    except (KeyError, ValueError):
-        raise ValueError(
-            "Expected x and y in a file of numpy.savez. "
-            f"Received: '{shown(path)}'"
-        ) from None
 
 
 def _model_or_none(path):
@@ -341,11 +344,3 @@ def _secret(path, create: bool = False) -> bytes | None:
             f"Received: {len(secret)}"
         )
     return secret
-
-
-def _check_new(path, overwrite) -> None:
-    if not overwrite and os.path.exists(path):
-        raise ValueError(
-            f"Expected a file to write, or --overwrite. Received: "
-            f"'{shown(path)}', which {PROGRAM} would replace"
-        )

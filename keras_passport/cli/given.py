@@ -1,4 +1,4 @@
-"""What a user gives on a command line: modules, models, layers to choose.
+"""What a user gives on a command line: modules, models, layers, arrays.
 
 `keras-passport` and the example programs share it. A user's mistake is a
 `ValueError` of one line.
@@ -16,9 +16,12 @@ import textwrap
 import zipfile
 from collections.abc import Sequence
 
-from keras_passport import files
+import numpy as np
+
+from keras_passport import files, scores
 from keras_passport.cli.pictures import ANOTHER
 from keras_passport.cli.quiet import quiet
+from keras_passport.shapes import fits
 from keras_passport.texts import shown
 
 
@@ -233,3 +236,111 @@ def _instead(name: str, kernels: Sequence[str]) -> str:
     rest = len(kernels) - 8
     more = f" and {rest:,} more" if rest > 0 else ""
     return f"which it has not; it has {listed or 'none'}{more}"
+
+
+def examples(path: str | os.PathLike) -> tuple:
+    """Arrays `x` and `y` of a file of `numpy.savez`.
+
+    Args:
+        path: The file.
+
+    Raises:
+        ValueError: If it is none, or has no examples.
+    """
+    found = arrays(path, "arrays x and y")
+    if not {"x", "y"} <= set(found):
+        raise ValueError(
+            f"Expected arrays x and y in '{shown(path)}', saved by "
+            "numpy.savez. Received: a file without one of them"
+        )
+    x, y = found["x"], found["y"]
+    if x.ndim == 0 or len(x) == 0:
+        raise ValueError(
+            f"Expected examples in '{shown(path)}'. "
+            f"Received: x of shape {x.shape}"
+        )
+    if x.dtype.kind not in "biuf" and x.dtype.name != "bfloat16":
+        raise ValueError(
+            f"Expected numbers for x in '{shown(path)}'. "
+            f"Received: dtype {x.dtype}"
+        )
+    return x, y
+
+
+def fitting_examples(path: str | os.PathLike, model) -> tuple:
+    """`examples` of a model's input shape, and labels of its classes.
+
+    Args:
+        path: The file.
+        model: A classifier.
+
+    Raises:
+        ValueError: If they are none.
+    """
+    x, y = examples(path)
+    takes = scores.only_shape(model.input_shape)
+    gives = scores.only_shape(model.output_shape)
+    if not isinstance(gives, tuple) or len(gives) != 2 or gives[-1] == 1:
+        raise ValueError(
+            "Expected a classifier with one output per class. Received: "
+            f"outputs {gives}"
+        )
+    if not isinstance(takes, tuple) or not fits(takes[1:], x.shape[1:]):
+        raise ValueError(
+            f"Expected x of the model's input shape, {takes}. "
+            f"Received: x of shape {x.shape}"
+        )
+    if y.shape == (len(x), gives[-1]):
+        y = scores.from_one_hot(y)
+    return x, scores.labels_of(y, len(x), gives[-1])
+
+
+def arrays(path: str | os.PathLike, what: str = "arrays") -> dict:
+    """What a file of `numpy.savez` holds, by name.
+
+    Args:
+        path: The file.
+        what: What is expected, for the message.
+
+    Raises:
+        ValueError: If it is none.
+    """
+    found = _loaded(path, f"{what} in '{shown(path)}', saved by numpy.savez")
+    if not isinstance(found, dict):
+        raise ValueError(
+            f"Expected {what} in '{shown(path)}', saved by numpy.savez. "
+            f"Received: a file {ANOTHER}"
+        )
+    return found
+
+
+def array(path: str | os.PathLike) -> np.ndarray:
+    """The array of numbers in a file of `numpy.save`.
+
+    Args:
+        path: The file.
+
+    Raises:
+        ValueError: If it is none.
+    """
+    wanted = f"'{shown(path)}' to be an array of numbers, saved by numpy.save"
+    found = _loaded(path, wanted)
+    if isinstance(found, dict) or found.dtype.kind not in "biuf":
+        raise ValueError(f"Expected {wanted}. Received: a file {ANOTHER}")
+    return found
+
+
+def _loaded(path, wanted):
+    try:
+        with files.open_regular(path) as file:
+            found = np.load(file, allow_pickle=False)
+            if isinstance(found, np.ndarray):
+                return found
+            return {name: found[name] for name in found.files}
+    except FileNotFoundError:
+        raise
+    # NumPy's own errors, and those of zipfile.
+    except Exception as error:
+        raise ValueError(
+            f"Expected {wanted}. Received: a file {ANOTHER}"
+        ) from error

@@ -59,7 +59,8 @@ def main(args: argparse.Namespace) -> int:
     try:
         given.import_modules(getattr(args, "imports", None) or [])
         status = args.run(args) or DONE
-        sys.stdout.flush()
+        if sys.stdout is not None:  # As where it was closed.
+            sys.stdout.flush()
         return status
     except KeyboardInterrupt:
         print(f"{PROGRAM}: interrupted", file=sys.stderr)

@@ -31,9 +31,14 @@ def listed(paths: Sequence[str | os.PathLike]) -> list[str]:
         paths: Files, which stay as they are, and folders.
 
     Raises:
-        ValueError: If there is no picture in a folder.
+        ValueError: If there is no picture in a folder, or a name is empty.
     """
     pictures = []
+    if not all(map(os.fspath, paths)):
+        raise ValueError(
+            "Expected names of pictures or folders. Received: an empty one, as "
+            "a comma too many makes it"
+        )
     for path in map(pathlib.Path, paths):
         if not path.is_dir():
             pictures.append(str(path))

@@ -99,7 +99,7 @@ class Case:
         public = protected_model.public(model)
         classes = scores.only_shape(model.output_shape)[-1]
         train, test = (
-            _checked(*data, classes, name)
+            _checked(*scores.pair(data, name), classes, name)
             for data, name in ((train, "train"), (test, "test"))
         )
         if fingerprint is None:

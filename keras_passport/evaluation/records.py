@@ -84,8 +84,13 @@ class Records:
         self.folder.mkdir(parents=True, exist_ok=True)
         path = self.path(name, budget)
         found = read_json(path)
-        if found is not None:
+        if isinstance(found, dict) and "result" in found:
             return found
+        if found is not None:
+            raise PassportError(
+                f"Expected the record of an attack in '{path}'. Received: JSON "
+                "of another kind; remove it, and the attack is tried again"
+            )
         progress = Progress(path.with_suffix(".part"), self.found, self.shown)
         result = attack.run(self.case, budget, progress)
         result = _without_found(result, path.with_suffix(_FOUND))

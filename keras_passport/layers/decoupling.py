@@ -24,6 +24,7 @@ from keras_passport.layers import (
     row_order,
     scopes,
 )
+from keras_passport.layers.duals import SMALL
 
 # Of a pair of keys, 1 - cos² of their angle at least.
 PARALLEL = 1e-5
@@ -137,8 +138,11 @@ def _duals(layer, rows):
     def product(one, other):
         return ops.sum(one * other, axis=(-3, -1), keepdims=True)
 
-    norms = ops.sqrt(product(keys, keys))
-    norms = ops.where(norms == 0.0, 1.0, norms)
+    squares = product(keys, keys)
+    largest = ops.max(squares, axis=1, keepdims=True)
+    is_key = squares > SMALL**2 * largest
+    keys = ops.where(is_key, keys, 0.0)
+    norms = ops.sqrt(ops.where(is_key, squares, 1.0))
     units = keys / norms
     if units.shape[1] == 2:
         others = ops.flip(units, axis=1)
@@ -146,9 +150,12 @@ def _duals(layer, rows):
         left = 1.0 - ops.square(cosine)
         # Duals of keys that are nearly parallel would be all rounding error.
         apart = left > PARALLEL
+        # One direction for both, of which each takes its part.
+        total = ops.sum(squares, axis=1, keepdims=True)
+        total = ops.where(total == 0.0, 1.0, total)
         units = ops.where(
             apart,
             (units - cosine * others) / ops.where(apart, left, 1.0),
-            0.5 * units,
+            keys * norms / total,
         )
     return ops.reshape(units / norms, ops.shape(rows))

@@ -6,9 +6,13 @@ from keras import ops
 from keras_passport.errors import PassportError
 from keras_passport.layers import offsets, packing
 from keras_passport.layers.bindings import KEYS
+from keras_passport.passports.entries import ROLES
 
 # Two keys with a smaller angle (in radians) than about this count as one.
 _PARALLEL = 1e-3
+# A key is none beside one that is larger by more than this: its dual would be
+# so large that the first step along it ruins the kernel.
+SMALL = 1e-4
 
 
 def dual_basis(keys, blocks: int = 1, groups: int = 1) -> np.ndarray:
@@ -35,9 +39,20 @@ def dual_basis(keys, blocks: int = 1, groups: int = 1) -> np.ndarray:
     # Of keys of equal size, so that only their angle says whether they are
     # parallel: duals of such keys would be all rounding error.
     norms = np.linalg.norm(flat, axis=-1, keepdims=True)
-    norms[norms == 0.0] = 1.0
+    largest = norms.max(axis=1, keepdims=True)
+    largest[largest == 0.0] = 1.0
+    is_key = norms > SMALL * largest
+    flat = np.where(is_key, flat, 0.0)
+    norms = np.where(is_key, norms, 1.0)
     duals = np.linalg.pinv(flat / norms, rcond=_PARALLEL)
     duals = duals.transpose(0, 2, 1) / norms
+    if rows == len(ROLES):
+        # One direction for both, of which each takes its part.
+        cosine = np.abs(np.sum(np.prod(flat / norms, 1), -1))[:, None, None]
+        parallel = 1.0 - cosine < _PARALLEL**2 * (1.0 + cosine)
+        total = np.sum(flat**2, axis=(1, 2), keepdims=True)
+        total[total == 0.0] = 1.0
+        duals = np.where(parallel, flat / total, duals)
     duals = duals.reshape(grouped.shape).transpose(1, 2, 0, 3)
     return duals.reshape(shape).astype("float32")
 

@@ -214,11 +214,11 @@ class PassportNormalization(keras.layers.Wrapper):
 
     # Saving -------------------------------------------------------------
 
-    def save_own_variables(self, store):
+    def save_own_variables(self, store: Any) -> None:
         super().save_own_variables(store)
         store[_ORDERED] = np.array(self.ordered)
 
-    def load_own_variables(self, store):
+    def load_own_variables(self, store: Any) -> None:
         values = {name: store[name] for name in list(store.keys())}
         # Older files hold nothing of it.
         ordered = values.pop(_ORDERED, self.ordered)

@@ -42,7 +42,18 @@ def secrets_of(passport, models) -> list[Secret]:
         one
         for one in fitted
         if any(entry.own_rows for entry in one.layers.values())
-    ] or remaking.with_hidden_rows(passport)
+    ]
+    if not moved:
+        # Where nobody says that rows were hidden, a packed row may be lying
+        # about that is for such a network.
+        for one in remaking.with_hidden_rows(passport):
+            for path, keys in one.keys().items():
+                for role, key in keys.items():
+                    what = "key for hidden rows"
+                    add(what, path, role, key, parts=key_parts(key)[0])
+            for path, order in specs.orders_of(one).items():
+                ones = np.ones(order.size)
+                add("order of rows", path, "order", order, parts=ones)
     for one in (passport, *moved):
         keys = one.keys()
         for path, entry in one.layers.items():

@@ -178,6 +178,11 @@ class ProtectedModel(keras.Model):
         )
         return super().from_config(config, **custom)
 
+    def __reduce__(self):
+        # By a class that can be imported, as one joined to a user's can't.
+        _, given = super().__reduce__()
+        return ProtectedModel._unpickle_model, given
+
     # Of a class that is a user's as well, the user's.
     protected_class = keras.Model
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import keras
 import numpy as np
 
-from keras_passport import audit, sealed
+from keras_passport import audit, scores, sealed
 from keras_passport.attacks.fake import Judge
 from keras_passport.errors import PassportError
 from keras_passport.ownership.claims import weights_hash
@@ -146,7 +146,7 @@ def record(
         )
     given = hidden(passport)
     passport = given.fitted(model)
-    accuracy, _ = Judge(model, *data, batch_size)(
+    accuracy, _ = Judge(model, *scores.pair(data), batch_size)(
         passport.packed(), is_valid=True
     )
     return Record(

@@ -1,6 +1,7 @@
 """`verify`: is a suspect network derived from the one that was claimed?"""
 
 import dataclasses
+import datetime
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -50,6 +51,7 @@ class Evidence:
     dated: str | None = None
 
     def __post_init__(self):
+        _check_date(self.dated, "dated")
         if self.passport.images is not None and self.reference is None:
             raise PassportError(
                 "Expected the reference network that the passport's identity "
@@ -138,6 +140,7 @@ def verify(
             "Expected nulls of 1 or more, and fakes of 2 or more. "
             f"Received: nulls={nulls}, fakes={fakes}"
         )
+    _check_date(suspect_dated, "suspect_dated")
     foreign = list(foreign)
     report = _examined(
         suspect, evidence, data, foreign, nulls, fakes, seed, batch_size
@@ -167,6 +170,18 @@ def verify(
             for rival in holding
         ),
     )
+
+
+def _check_date(text, name) -> None:
+    if text is None:
+        return
+    try:
+        datetime.datetime.fromisoformat(text)
+    except (TypeError, ValueError):
+        raise PassportError(
+            f"Expected {name} to be an ISO date or time, such as 2026-01-31. "
+            f"Received: {shown(text, 80)!r}"
+        ) from None
 
 
 def _is_younger(evidence, suspect_dated) -> bool:

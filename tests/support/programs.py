@@ -98,12 +98,8 @@ def _status(program, given):
     sys.argv = [str(program), *given]
     try:
         module = importlib.import_module(program.stem)
-        try:
-            rest = flags.FLAGS(sys.argv)
-        except flags.Error as error:
-            print(f"FATAL Flags parsing error: {error}", file=sys.stderr)
-            return 1
-        module.main(rest)
+        errors = importlib.import_module("common.errors")
+        module.main(errors.parsed(sys.argv))
     except SystemExit as end:
         if isinstance(end.code, str):
             print(end.code, file=sys.stderr)
