@@ -5,7 +5,6 @@ import functools
 from typing import Any
 
 import keras
-import numpy as np
 from keras import ops
 
 from keras_passport import secrecy
@@ -30,8 +29,6 @@ from keras_passport.passports import functions
 
 # What a layer is made of; its adapter, geometry and keys belong to these.
 _PARTS = ("layer", "normalization", "between", "function")
-# What files hold beside a layer's variables: whether rows have a secret order.
-_ORDERED = "ordered"
 
 
 @keras.saving.register_keras_serializable(package="keras_passport")
@@ -212,25 +209,12 @@ class PassportNormalization(keras.layers.Wrapper):
         """Number of elements of all keys, and of the order of rows."""
         return packing.size(self)
 
-    # Saving -------------------------------------------------------------
-
     def save_own_variables(self, store: Any) -> None:
         super().save_own_variables(store)
-        store[_ORDERED] = np.array(self.ordered)
+        store[row_order.NOTE] = self.ordered
 
     def load_own_variables(self, store: Any) -> None:
-        values = {name: store[name] for name in list(store.keys())}
-        # Older files hold nothing of it.
-        ordered = values.pop(_ORDERED, self.ordered)
-        if bool(np.asarray(ordered)) != self.ordered:
-            orders = ("rows in their own order", "rows in a secret order")
-            raise PassportError(
-                f"Expected weights with {orders[self.ordered]} for layer "
-                f"'{self.name}': keras_passport.hide_rows makes another "
-                "network of the same passport. Received: weights with "
-                f"{orders[not self.ordered]}"
-            )
-        super().load_own_variables(values)
+        super().load_own_variables(row_order.without_note(self, store))
 
     # Keys ---------------------------------------------------------------
 
