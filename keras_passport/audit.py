@@ -7,7 +7,7 @@ import keras
 import numpy as np
 
 from keras_passport import scores
-from keras_passport.attacks.fake import Judge, fake_passports
+from keras_passport.attacks.fake import Judge, fake_passports, scaling_of
 from keras_passport.errors import PassportError
 from keras_passport.passports import specs
 from keras_passport.passports.passport import Passport
@@ -98,7 +98,7 @@ def accuracies(
         "random_pattern",
         fakes,
         data,
-        key_scaling=passport.key_scaling,
+        key_scaling=scaling_of(passport),
         order_seeds=specs.order_seeds(passport),
         seed=seed,
         batch_size=batch_size,

@@ -6,9 +6,11 @@ import pytest
 from keras import layers
 
 import keras_passport as kp
+from keras_passport.attacks.fake import scaling_of
 from keras_passport.cli import parser
 from keras_passport.layers import kernels
 from keras_passport.layers.channel_scale import ChannelScale
+from support.plain_models import small_resnet
 from support.trained_models import MODELS, gap, inputs_of, look_trained
 
 if keras.backend.backend() == "jax":
@@ -431,3 +433,24 @@ def test_the_command_writes_a_model_and_its_passport(tmp_path, capsys):
     ):
         assert run_command(*wrong) == 2
         assert "Expected" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("order", [True, False])
+def test_fakes_of_solved_keys_are_of_their_size(order):
+    """Smaller ones would all answer one class, which flatters the keys."""
+    model, passport = kp.protect_trained(small_resnet(), order=order)
+    scaling = scaling_of(passport)
+    fake = kp.Passport.random_pattern(
+        kp.public(model), seed=0, key_scaling=scaling
+    )
+    sizes = [
+        np.median(
+            [
+                np.linalg.norm(key)
+                for keys in one.keys().values()
+                for key in keys.values()
+            ]
+        )
+        for one in (passport, fake)
+    ]
+    assert 0.3 < sizes[1] / sizes[0] < 3

@@ -235,6 +235,20 @@ class Judge:
         return self._strategy.gather(scores.only(found), axis=0)
 
 
+def scaling_of(passport) -> str:
+    """The size of keys that fakes of a passport are to have.
+
+    Solved keys have sizes of their own, near the default's; fakes of the
+    paper's size, which is a twentieth, would all answer one class.
+
+    Args:
+        passport: What they are fakes of.
+    """
+    if passport.kind in ("solved", "offset_image"):
+        return DEFAULT_KEY_SCALING
+    return passport.key_scaling
+
+
 def check_finite(x) -> None:
     """Raises `ValueError` unless inputs are examples of finite numbers."""
     for array in keras.tree.flatten(x):

@@ -9,7 +9,7 @@ import keras
 import numpy as np
 
 from keras_passport import scores
-from keras_passport.attacks import kept, labelled, training
+from keras_passport.attacks import fake, kept, labelled, training
 from keras_passport.layers.protected import protected_layers
 from keras_passport.models import binding, protected_model
 from keras_passport.passports import specs
@@ -118,7 +118,7 @@ class Case:
             train=train,
             test=test,
             fingerprint=fingerprint,
-            key_scaling=passport.key_scaling,
+            key_scaling=fake.scaling_of(passport),
             disclosed=lambda: {
                 "parameters": hidden_parameters(public, passport),
                 "order_seeds": specs.order_seeds(passport),

@@ -7,6 +7,7 @@ import numpy as np
 from scipy import stats
 
 from keras_passport import audit
+from keras_passport.attacks.fake import scaling_of
 from keras_passport.errors import PassportError
 from keras_passport.layers import offsets
 from keras_passport.layers.protected import protected_layers
@@ -262,7 +263,7 @@ def passport_works(judge, model, passport, record, fakes, seed) -> Step:
             Passport.random_pattern(
                 model,
                 seed=drawn.bytes(SECRET_BYTES),
-                key_scaling=passport.key_scaling,
+                key_scaling=scaling_of(passport),
                 domain=FAKE,
                 spatial_size=_SIZE if _is_open(model) else None,
             ).packed()
