@@ -180,8 +180,8 @@ class Judge:
         self._function = binding.keyed_function(model)
         self._strategy = replicas.current_strategy()
         self._classes = model.outputs[0].shape[-1]
-        # A column of labels would be compared with every prediction.
         check_finite(x)
+        # A column of labels would be compared with every prediction.
         self._labels = scores.labels_of(y, len(_first(x)), self._classes)
         self._batches = [
             self._place(

@@ -49,11 +49,10 @@ def without_note(layer, store) -> dict:
 
 
 def guard(layer, ordered: bool) -> None:
-    """Keeps a kernel layer from what rows in a secret order don't bear.
+    """Lets a kernel layer refuse LoRA while its rows are in a secret order.
 
-    LoRA's product would be added to rows in their own order, and merged by
-    Keras's files into those that are stored. Constraints hold for filters and
-    rows as they were trained.
+    Its product would be added to rows in their own order, and merged by
+    Keras's files into those that are stored.
 
     Args:
         layer: The kernel layer.

@@ -224,9 +224,9 @@ def _moved(entry, old: str, new: str) -> PassportEntry:
 
     Rows that have no order now may be given one, by `hide_rows`.
     """
-    origin = entry.origin or old
     if old == new:
         return entry
+    origin = entry.origin or old
     return dataclasses.replace(entry, origin=None if origin == new else origin)
 
 
