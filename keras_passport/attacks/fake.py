@@ -235,7 +235,7 @@ class Judge:
         return self._strategy.gather(scores.only(found), axis=0)
 
 
-def scaling_of(passport) -> str:
+def scaling_of(passport: Passport) -> str:
     """The size of keys that fakes of a passport are to have.
 
     Solved keys have sizes of their own, near the default's; fakes of the
