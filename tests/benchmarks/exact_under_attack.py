@@ -15,9 +15,11 @@ with batch normalisations, whose filters teach to tell signs of γ, two attacks
 start from the signs that filters tell ("orientation"). With `--imitated` new
 normalisations are also trained on what shares nothing with the network with
 ordered rows but its filters' sizes ("gaussian"), or those and the angles
-between them ("rotated"): what its order is worth beyond them. All train by the
-same recipe, or with `--tuned` each by the best of six. A finished row is not
-run again.
+between them ("rotated"): what its order is worth beyond them; and on what has
+its windows back, but for which input channel is which and with which sign
+("grouped"): what `row_neighbours.py` could undo of the order at best. All
+train by the same recipe, or with `--tuned` each by the best of six. A finished
+row is not run again.
 """
 
 import dataclasses
@@ -121,6 +123,7 @@ def main(_):
             twin = keras.models.clone_model(networks["ordered"])
             imitate(networks["ordered"], twin, name == "rotated")
             imitations[name] = twin
+        imitations["grouped"] = grouped(networks["exact"])
     starts = {}
     if _LEARN_FROM.value:
         own = [keras.saving.load_model(path) for path in _LEARN_FROM.value]
@@ -164,6 +167,22 @@ def imitate(network, twin, rotated):
                 drawn, axis=0
             )
         variable.assign(drawn.reshape(kernel.shape))
+
+
+def grouped(network):
+    """A copy whose kernels' input channels have other places and signs."""
+    rng = np.random.default_rng([_SEED.value, 0x6209])
+    twin = keras.models.clone_model(network)
+    twin.set_weights(network.get_weights())
+    for variable in twin.weights:
+        if variable.path.split("/")[-1] != "kernel":
+            continue
+        kernel = keras.ops.convert_to_numpy(variable)
+        channels = kernel.shape[-2]
+        signs = rng.choice([-1, 1], channels)[:, None]
+        places = rng.permutation(channels)
+        variable.assign(signs * kernel[..., places, :])
+    return twin
 
 
 def outputs(base, exact, test):
