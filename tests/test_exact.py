@@ -435,10 +435,16 @@ def test_the_command_writes_a_model_and_its_passport(tmp_path, capsys):
         assert "Expected" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("licensed", [False, True])
 @pytest.mark.parametrize("order", [True, False])
-def test_fakes_of_solved_keys_are_of_their_size(order):
+def test_fakes_of_solved_keys_are_of_their_size(order, licensed):
     """Smaller ones would all answer one class, which flatters the keys."""
     model, passport = kp.protect_trained(small_resnet(), order=order)
+    if licensed:
+        licensor = kp.licensing.Licensor(
+            passport, model, kp.ownership.new_secret()
+        )
+        passport = licensor.issue("Bob")
     scaling = scaling_of(passport)
     fake = kp.Passport.random_pattern(
         kp.public(model), seed=0, key_scaling=scaling
@@ -454,3 +460,13 @@ def test_fakes_of_solved_keys_are_of_their_size(order):
         for one in (passport, fake)
     ]
     assert 0.3 < sizes[1] / sizes[0] < 3
+
+
+def test_fakes_of_small_keys_are_small():
+    """Patterns of the paper's size, and what becomes of one with new paths."""
+    model = kp.protect(small_resnet())
+    passport = kp.Passport.random_pattern(model, seed=0, key_scaling="paper")
+    names = {path: f"net/{path}" for path in passport.layers}
+    assert (
+        scaling_of(passport) == scaling_of(passport.renamed(names)) == "paper"
+    )

@@ -30,6 +30,10 @@ ATTACK_KINDS = (
     "random_image",
     "known_images",
 )
+# Kinds whose passports say how their keys were scaled.
+_SCALED = ("random_pattern", "fixed_image", "random_image")
+# Between the paper's keys of patterns and the default's, of the latter's size.
+_LARGE = 0.25
 
 
 def fake_passports(
@@ -238,15 +242,25 @@ class Judge:
 def scaling_of(passport: Passport) -> str:
     """The size of keys that fakes of a passport are to have.
 
-    Solved keys have sizes of their own, near the default's; fakes of the
-    paper's size, which is a twentieth, would all answer one class.
+    Keys that were solved for, licences' among them, have sizes of their own,
+    near the default's; fakes of the paper's size, which is a twentieth, would
+    all answer one class.
 
     Args:
         passport: What they are fakes of.
+
+    Returns:
+        A `key_scaling`: the passport's own where it says how its keys were
+        scaled, or else what is nearest to the size that they have.
     """
-    if passport.kind in ("solved", "offset_image"):
-        return DEFAULT_KEY_SCALING
-    return passport.key_scaling
+    if passport.kind in _SCALED or passport.key_scaling != "paper":
+        return passport.key_scaling
+    sizes = [
+        np.linalg.norm(key) / np.sqrt(key.size / 2)
+        for keys in passport.keys().values()
+        for key in keys.values()
+    ]
+    return DEFAULT_KEY_SCALING if np.median(sizes) > _LARGE else "paper"
 
 
 def check_finite(x) -> None:
