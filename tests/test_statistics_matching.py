@@ -72,7 +72,7 @@ class TestMatchStatistics:
     @pytest.mark.parametrize("function", ["V1", "V3"])
     def test_attackers_who_keep_statistics_start_from_that_size(self, function):
         model, truth = trained(small_resnet, function, size=0.2)
-        opener = reverse.Opener(model, inputs=pictures(32))
+        opener = reverse.Opener(model, data=(pictures(32), None))
         recipe = kp.attacks.Recipe(epochs=1)
         for start in ("neutral", "random"):
             trial = opener.trial(start, False, recipe, [0])

@@ -6,7 +6,6 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_passport import scores
 from keras_passport.attacks import reverse
 from keras_passport.attacks.opened import Opened
 from keras_passport.attacks.options import TrainingOptions
@@ -87,7 +86,7 @@ def ambiguity(
         reverse.Opener(
             model,
             Blocks,
-            inputs=scores.pair(data)[0],
+            data=data,
             block=block,
             seed=options.seed,
         ),

@@ -5,7 +5,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_passport import graph, scores
+from keras_passport import graph
 from keras_passport.attacks import labelled, opened, reverse, training
 from keras_passport.attacks.options import TrainingOptions
 from keras_passport.attacks.recipe import Recipe
@@ -81,7 +81,7 @@ def fine_tuning(
         f"fine-tuning, {method}",
         reverse.Opener(
             public,
-            inputs=scores.pair(data)[0],
+            data=data,
             kernels=True if every else {path},
             affine=every,
         ),

@@ -13,7 +13,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_passport import graph, scores
+from keras_passport import graph
 from keras_passport.attacks import (
     aligning,
     labelled,
@@ -270,7 +270,7 @@ def ancestor_fine_tuned(
     adopted, parameters = _adopted(model, ancestor, options.seed)
     result = reverse.restarted(
         "ancestor, fine-tuned",
-        reverse.Opener(adopted, inputs=scores.pair(data)[0], kernels=True),
+        reverse.Opener(adopted, data=data, kernels=True),
         data,
         test,
         dataclasses.replace(options, start=parameters),

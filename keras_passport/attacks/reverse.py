@@ -63,7 +63,7 @@ def reverse_engineering(
     """
     return restarted(
         "reverse engineering",
-        Opener(model, inputs=scores.pair(data)[0]),
+        Opener(model, data=data),
         data,
         test,
         TrainingOptions.of(options, changes, recipe=RECIPE),
@@ -79,17 +79,18 @@ class Opener:
         model: Protected model; what is public of it is used alone.
         make: `Opened` or a subclass; called with what is public, the starting
             parameters, `statistics` and the options.
-        inputs: Some that the model is to be run on: they tell the size of
+        data: The attacker's inputs and labels. The inputs tell the size of
             fakes where the model leaves it open, and with published
             statistics the size of γ.
         **options: For `make`.
     """
 
-    def __init__(self, model: keras.Model, make=Opened, inputs=None, **options):
+    def __init__(self, model: keras.Model, make=Opened, data=None, **options):
         self.public = protected_model.public(model)
         self._size = None
         self._few = None
-        if inputs is not None:
+        if data is not None:
+            inputs, _ = scores.pair(data)
             self._size = features.open_sizes(self.public, inputs)
             self._few = labelled.take(inputs, slice(0, FEW))
         self._make = functools.partial(make, **options)

@@ -7,7 +7,6 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_passport import scores
 from keras_passport.attacks import labelled, reverse, training
 from keras_passport.attacks.opened import Opened, neutral
 from keras_passport.attacks.options import TrainingOptions
@@ -82,7 +81,7 @@ def sign_search(
     )
     last = reverse.restarted(
         "search over signs",
-        reverse.Opener(public, inputs=scores.pair(data)[0]),
+        reverse.Opener(public, data=data),
         data,
         test,
         dataclasses.replace(options, start=parameters, restarts=1),

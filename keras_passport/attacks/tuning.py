@@ -9,7 +9,6 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_passport import scores
 from keras_passport.attacks import labelled, reverse, training
 from keras_passport.attacks.kept import Kept, fingerprint
 from keras_passport.attacks.options import STARTS, TrainingOptions
@@ -188,7 +187,7 @@ def _search(model, data, test, folder, trials, search, options):
             "data": fingerprint(keras.tree.flatten([data, test])),
         },
     )
-    opener = reverse.Opener(model, inputs=scores.pair(data)[0])
+    opener = reverse.Opener(model, data=data)
     choices = _statistics(opener.public)
     oracle = _oracle(search, recipe, seed, folder, choices)
 
