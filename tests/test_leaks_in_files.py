@@ -24,6 +24,7 @@ from keras_passport.leaks import (
     encodings,
     hdf5_reader,
     printed_numbers,
+    scanned_files,
     unpacking,
 )
 from support.plain_models import wide_cnn
@@ -358,6 +359,31 @@ def test_a_file_on_which_the_hdf5_library_never_ends(
     # Its bytes were searched all the same.
     assert found(report) == {(LAYER, "gamma")}
     report = kp.find_leaks(passport, tmp_path / "b.h5", model=model)
+    assert found(report) == {(LAYER, "gamma")} and not report.not_examined
+
+
+@pytest.mark.parametrize("name", ["a.h5", "link.h5", "a.zip", "a.npy", "a.npz"])
+def test_formats_of_large_files_are_read_too(
+    name, owned, tmp_path, monkeypatch
+):
+    """Those are mapped, and not read, as ResNet-50's weights are."""
+    monkeypatch.setattr(scanned_files, "_MAPPED", 0)
+    model, passport, _, secrets = owned
+    key, path = secrets[passport][0], tmp_path / "a.h5"
+    if name == "a.npy":
+        (tmp_path / name).write_bytes(npy(key))
+    elif name == "a.npz":
+        np.savez_compressed(tmp_path / name, key=key)
+    else:
+        with h5py.File(path, "w") as file:
+            # Not to be found but by who reads the format.
+            file.create_dataset("some", data=key, compression="gzip")
+    if name == "link.h5":
+        (tmp_path / name).symlink_to(path)
+    elif name == "a.zip":
+        (tmp_path / name).write_bytes(zipped(path.read_bytes()))
+    monkeypatch.chdir(tmp_path)
+    report = kp.find_leaks(passport, name, model=model)
     assert found(report) == {(LAYER, "gamma")} and not report.not_examined
 
 

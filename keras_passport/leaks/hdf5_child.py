@@ -190,13 +190,14 @@ def main():
         if not line:
             return
         about = json.loads(line)
+        source = None
         if about["path"] is None:
             source = io.BytesIO(requests.read(about["size"]))
-        else:
-            source = _Part(about["path"], about["offset"], about["size"])
-            source = io.BufferedReader(source)
         answer = _Answer(output, about["limit"])
         try:
+            if source is None:
+                part = _Part(about["path"], about["offset"], about["size"])
+                source = io.BufferedReader(part)
             _read(source, answer)
         except Exception as error:
             answer.problem("", f"not readable ({type(error).__name__})")

@@ -111,7 +111,10 @@ def contents_of(path: pathlib.Path, problem: Problem) -> np.ndarray | None:
             if size - 512 * about.st_blocks > _MOST_DATA:
                 return _data_of_sparse(path, file, size, problem)
             if size > _MAPPED:
-                return np.memmap(file, "uint8", "r", shape=(size,))
+                mapped = np.memmap(file, "uint8", "r", shape=(size,))
+                # An open file has no name there, and `origin` is asked for it.
+                mapped.filename = path.resolve()
+                return mapped
             data = file.read(size + 1)
         except (OSError, ValueError) as error:
             problem(str(path), f"can't be read ({type(error).__name__})")
