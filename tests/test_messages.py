@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import keras_passport as kp
-from keras_passport.passports import derivation
+from keras_passport.passports import derivation, draws
 from keras_passport.passports.geometry import Geometry, digest
 from keras_passport.secrecy import hidden
 from support.passport_files import header, seal
@@ -321,7 +321,7 @@ def test_what_objects_say(passport, model, base):
         derivation.derive(SEED, "a"),
         derivation.secret_seed(1752527720),
         derivation.choices(SEED, "passport", "x", 5, "a", ("gamma", "beta")),
-        derivation.uniform(SEED, (3,)),
+        draws.uniform(SEED, (3,)),
     ):
         assert not SECRET.search(f"{shown!r} {shown}"), type(shown)
         assert "array([" not in repr(shown), type(shown)

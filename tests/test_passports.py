@@ -12,12 +12,8 @@ from scipy import stats
 
 import keras_passport as kp
 from keras_passport.models import features
-from keras_passport.passports.derivation import (
-    FAKE,
-    derive,
-    scale_keys,
-    uniform,
-)
+from keras_passport.passports.derivation import FAKE, derive, scale_keys
+from keras_passport.passports.draws import uniform
 from keras_passport.passports.geometry import Geometry
 from support.plain_models import (
     multi_input_model,

@@ -18,9 +18,9 @@ from keras_passport.passports.derivation import (
     FAKE,
     check_key_scaling,
     derive,
-    order_of_rows,
     scale_keys,
 )
+from keras_passport.passports.draws import order_of_rows
 from keras_passport.passports.geometry import digest
 from keras_passport.passports.passport import Passport
 

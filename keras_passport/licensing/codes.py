@@ -16,7 +16,9 @@ Reference:
 import math
 
 import numpy as np
+from scipy import special
 
+from keras_passport.passports import draws
 from keras_passport.passports.derivation import derive
 from keras_passport.secrecy import hidden
 
@@ -120,15 +122,8 @@ def noise(secret: bytes, count: int, *labels: str) -> np.ndarray:
     Returns:
         float64 array `(count,)`, of mean 0 and variance 1.
     """
-    return hidden(_generator(secret, *labels).normal(size=count))
+    return hidden(special.ndtri(_uniform(secret, count, *labels)))
 
 
 def _uniform(secret, count, *labels):
-    return _generator(secret, *labels).random(count)
-
-
-def _generator(secret, *labels):
-    drawn = derive(secret, "licensing", *labels)
-    return np.random.Generator(
-        np.random.Philox(key=int.from_bytes(drawn[:16], "big"))
-    )
+    return draws.chances(derive(secret, "licensing", *labels), count)

@@ -32,13 +32,12 @@ from keras_passport.models.binding import bind
 from keras_passport.models.hiding import publish_statistics
 from keras_passport.models.protected_model import ProtectedModel
 from keras_passport.models.sites import Selection
-from keras_passport.passports import functions
+from keras_passport.passports import draws, functions
 from keras_passport.passports.derivation import (
     PASSPORT,
     checked_signs,
     derive,
     generator,
-    order_of_rows,
     secret_seed,
 )
 from keras_passport.passports.entries import PassportEntry
@@ -263,8 +262,7 @@ def _publish(path, site, target, seed, sizes, signs, order) -> _Published:
     if isinstance(layer, ChannelScale):
         scales, layer.trainable = None, width > 1.0 and layer.trainable
     else:
-        drawn = generator(derive(seed, PASSPORT, path, "signs"))
-        flips = drawn.choice((-1.0, 1.0), scale.size)
+        flips = draws.signs(derive(seed, PASSPORT, path, "signs"), scale.size)
         if signs is not None:
             flips = checked_signs(signs, path, scale.size)
             flips = np.where(scale < 0, -flips, flips)
@@ -362,7 +360,7 @@ def _store_in_order(adapter, layer, seed) -> bool:
     counts = row_order.counts(adapter, layer)
     if not counts:
         return False
-    order = order_of_rows(seed, counts)
+    order = draws.order_of_rows(seed, counts)
     row_order.store(adapter, layer, order)
     if np.all(_norms(adapter.matrix(layer)) >= _DEAD):
         return True

@@ -25,10 +25,9 @@ from keras_passport.passports.derivation import (
     PASSPORT,
     count_images,
     derive,
-    generator,
     images_hash,
-    uniform,
 )
+from keras_passport.passports.draws import uniform, words
 from keras_passport.passports.entries import ROLES, PassportEntry
 from keras_passport.passports.geometry import digest
 from keras_passport.secrecy import hidden
@@ -77,8 +76,7 @@ def unscaled_keys(model, paths, images, reference, seed) -> dict:
     for path, known in paths.items():
         groups = layers[path].geometry.key_groups
         labels = (PASSPORT, hashed, known, "images")
-        # Sorting is the same in all versions of NumPy; shuffling is not.
-        order = np.argsort(generator(derive(seed, *labels)).random(count))
+        order = np.argsort(words(derive(seed, *labels), count), kind="stable")
         picked = {
             "gamma": [order[g % count] for g in range(groups)],
             "beta": [order[(groups + g) % count] for g in range(groups)],

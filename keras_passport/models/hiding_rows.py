@@ -17,7 +17,7 @@ from keras_passport.layers.protected import protected_layers
 from keras_passport.models import compiling
 from keras_passport.models.binding import bind
 from keras_passport.models.protected_model import ProtectedModel, public
-from keras_passport.passports.derivation import order_of_rows
+from keras_passport.passports.draws import order_of_rows
 from keras_passport.passports.entries import ROLES
 from keras_passport.passports.passport import Passport, check_passport
 from keras_passport.passports.specs import order_seed

@@ -19,8 +19,8 @@ from keras_passport.passports.derivation import (
     derive,
     images_hash,
     secret_seed,
-    uniform,
 )
+from keras_passport.passports.draws import uniform
 from keras_passport.passports.entries import ROLES, PassportEntry
 from keras_passport.passports.matching import check_paths
 from keras_passport.secrecy import SecretDict, type_of

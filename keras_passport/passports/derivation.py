@@ -9,6 +9,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from keras_passport.errors import PassportError
+from keras_passport.passports.draws import uniform
 from keras_passport.secrecy import SecretBytes, SecretInt, hidden, type_of
 
 KEY_SCALINGS = ("paper", "unit", "fan_in", "orthogonal", "signed")
@@ -154,29 +155,12 @@ def choices(
 
 
 def generator(seed: bytes) -> np.random.Generator:
-    """A generator that follows from what `derive` returns."""
+    """A generator that follows from what `derive` returns.
+
+    For what is drawn once and kept: see `draws`.
+    """
     key = int.from_bytes(seed[:16], "big")
     return np.random.Generator(np.random.Philox(key=key))
-
-
-def order_of_rows(seed: bytes, counts: tuple[int, ...]) -> np.ndarray:
-    """A secret order of kernels' rows, and signs; see `layers.row_order`.
-
-    Args:
-        seed: What `derive` returns.
-        counts: How many rows each kernel has.
-
-    Returns:
-        float32 array `(sum of counts,)`: for each kernel 1 to its number of
-        rows in random order, each with a random sign. float32 has all whole
-        numbers up to 2²⁴.
-    """
-    drawn = generator(seed)
-    parts = [
-        (drawn.permutation(rows) + 1) * drawn.choice((-1, 1), rows)
-        for rows in counts
-    ]
-    return hidden(np.concatenate(parts).astype("float32"))
 
 
 def checked_signs(signs, path: str, channels: int) -> np.ndarray:
@@ -200,12 +184,6 @@ def checked_signs(signs, path: str, channels: int) -> np.ndarray:
             f"'{path}'. Received: shape={values.shape}, or other values"
         )
     return values
-
-
-def uniform(seed: bytes, shape: tuple[int, ...]) -> np.ndarray:
-    """Independent uniform elements in [-1, 1], float32 (Section 2.4 a)."""
-    drawn = generator(seed).random(shape, dtype="float32")
-    return hidden(drawn * 2 - 1)
 
 
 def secret_seed(seed: bytes | int | None) -> bytes:

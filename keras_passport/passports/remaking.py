@@ -14,8 +14,8 @@ from keras_passport.passports.derivation import (
     PASSPORT,
     array_hash,
     derive,
-    uniform,
 )
+from keras_passport.passports.draws import uniform
 from keras_passport.passports.entries import ROLES, PassportEntry
 from keras_passport.passports.geometry import digest
 from keras_passport.passports.matching import difference

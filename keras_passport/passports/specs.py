@@ -12,7 +12,8 @@ from keras_passport import files
 from keras_passport.errors import PassportError
 from keras_passport.lazy import above
 from keras_passport.passports import remaking
-from keras_passport.passports.derivation import derive, order_of_rows
+from keras_passport.passports.derivation import derive
+from keras_passport.passports.draws import order_of_rows
 from keras_passport.passports.geometry import Geometry
 from keras_passport.passports.matching import match
 from keras_passport.texts import shown
