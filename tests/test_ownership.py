@@ -1,5 +1,6 @@
 """A network's owner is shown to be it, and nobody else is."""
 
+import copy
 import dataclasses
 import json
 
@@ -16,6 +17,7 @@ from keras_passport.attacks.forgery import forge_passport
 from keras_passport.models.unlocking import with_parameters
 from keras_passport.ownership import networks
 from keras_passport.ownership.alignment import align
+from keras_passport.ownership.evidence import provenance
 from support.owned_networks import (
     OWNER,
     VERIFY,
@@ -309,6 +311,22 @@ def test_another_passport_or_opening_is_not_what_was_committed_to(owned):
         assert not report["commitment"].holds
 
 
+@pytest.mark.parametrize("kind", ["random_pattern", "random_image"])
+def test_maps_that_a_passport_holds_are_made_anew_too(kind, owned):
+    """As those of small files are, and of passports that were in none."""
+    passport = copy.copy(owned.passport)
+    if kind == "random_pattern":
+        passport = kp.Passport.random_pattern(owned.public)
+    evidence = owned.evidence(passport=passport)
+    assert provenance(evidence, passport).holds
+    path, entry = next(iter(passport.layers.items()))
+    sevens = np.full(entry.gamma.shape, 7.0, "float32")
+    other = dataclasses.replace(entry, gamma=sevens)
+    passport.layers = {**passport.layers, path: other}
+    step = provenance(evidence, passport)
+    assert step.holds is False and path in step.text
+
+
 def test_files_come_back_and_change_in_no_bit(owned, tmp_path):
     kinds = {
         "claim.json": (owned.claim, ownership.Claim),
@@ -333,6 +351,49 @@ def test_files_come_back_and_change_in_no_bit(owned, tmp_path):
             with pytest.raises(kp.PassportError):
                 kind.load(path)
     assert (tmp_path / "opening.json").stat().st_mode & 0o077 == 0
+
+
+@pytest.mark.parametrize(
+    "name, value",
+    [
+        ("accuracy", 1.2),
+        ("accuracy", float("nan")),
+        ("accuracy", "high"),
+        ("examples", 0),
+        ("weights", None),
+        ("noise", {}),
+        ("noise", None),
+        ("accuracies", []),
+        ("accuracies", [[]]),
+        ("accuracies", [[1.0, 1.0]] * 2),
+        ("accuracies", [[1.0]] * 3),
+        ("accuracies", [[1.0, 2.0]] * 3),
+        ("fractions", [0.5, 0.7, 1.0]),
+        ("scale", None),
+        ("seed", -1),
+        ("replace", "no"),
+    ],
+)
+def test_a_record_that_no_judge_can_compute_with(name, value, owned):
+    given = vars(owned.record)
+    if name not in given:
+        name, value = "noise", given["noise"] | {name: value}
+    with pytest.raises(kp.PassportError, match="Expected a record of"):
+        ownership.Record(**{**given, name: value})
+
+
+def test_a_record_does_not_say_how_much_draws_differ(owned):
+    """Who brings it could have them differ by all there is."""
+    noise = owned.record.noise | {"accuracies": [[1.0, 0.0]] * 3}
+    wide = dataclasses.replace(owned.record, noise=noise)
+    evidence = owned.evidence(record=wide)
+    report = ownership.verify(owned.public, evidence, owned.test, **VERIFY)
+    assert not report["noise"].holds
+
+
+def test_a_record_begins_without_noise(owned):
+    with pytest.raises(ValueError, match="begin with 0"):
+        ownership.record(owned.model, owned.passport, owned.test, (0.5, 1.0))
 
 
 def test_a_claim_tells_nothing(owned, tmp_path):
@@ -412,8 +473,8 @@ def test_who_brings_too_little_is_told_so(owned):
 def test_a_claim_travels_with_the_network(owned, tmp_path):
     model = ownership.attach(kp.public(owned.public), owned.claim)
     path = tmp_path / "published.keras"
-    for copy in (model, kp.public(model), kp.require_passport(model)):
-        copy.save(path)
+    for one in (model, kp.public(model), kp.require_passport(model)):
+        one.save(path)
         loaded = keras.saving.load_model(path)
         assert ownership.attached(loaded) == owned.claim
     assert type(keras.saving.load_model(path)) is kp.PassportInputModel

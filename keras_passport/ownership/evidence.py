@@ -16,6 +16,7 @@ from keras_passport.ownership import networks
 from keras_passport.ownership.alignment import align, similarity
 from keras_passport.ownership.claims import SECRET_BYTES, Signature
 from keras_passport.ownership.report import Step
+from keras_passport.passports import remaking
 from keras_passport.passports.derivation import (
     FAKE,
     PASSPORT,
@@ -24,6 +25,7 @@ from keras_passport.passports.derivation import (
     images_hash,
 )
 from keras_passport.passports.passport import Passport
+from keras_passport.texts import shown
 
 # A binomial chance as small as this is no accident.
 SIGNS_P = 1e-9
@@ -64,10 +66,11 @@ def provenance(evidence, passport) -> Step:
     follows = evidence.opening.seed_follows
     source = "the claim's secret" if follows else "the seed committed to"
     if passport.kind in ("feature_maps", "solved"):
+        what = "solved keys" if passport.kind == "solved" else "given maps"
         return Step(
             name,
             None,
-            "solved keys follow from no image: what speaks is the commitment, "
+            f"{what} follow from no image: what speaks is the commitment, "
             "its date and the signs",
         )
     if passport.kind == "random_image" and not _choices_follow(passport):
@@ -80,9 +83,13 @@ def provenance(evidence, passport) -> Step:
                 evidence.reference,
             )
         else:
-            passport.feature_maps(evidence.published, evidence.reference)
-    except PassportError:
-        return Step(name, False, "maps made anew are not the passport's")
+            remaking.check(passport, evidence.published, evidence.reference)
+    except PassportError as error:
+        return Step(
+            name,
+            False,
+            f"maps made anew are not the passport's: {shown(error)}",
+        )
     what = (
         "patterns"
         if passport.kind == "random_pattern"
@@ -313,7 +320,8 @@ def noise(judge, model, passport, data, record) -> tuple[Step, dict]:
     """The noise curve beside the record's (Section 3.2, step 3).
 
     Both are in relation to the accuracy without noise; they agree if their
-    means differ by at most 0.15 and three standard errors at every level.
+    means differ by at most 0.15 and three standard errors at every level. How
+    much draws differ is what the judge has seen, not what a record says.
     """
     measured = audit.accuracy_under_noise(
         model,
@@ -330,10 +338,7 @@ def noise(judge, model, passport, data, record) -> tuple[Step, dict]:
     draws = len(measured[0])
     expected = record.means / max(record.means[0], 1e-9)
     found = means / max(means[0], 1e-9)
-    error = np.sqrt(
-        (deviations / max(means[0], 1e-9)) ** 2
-        + (record.deviations / max(record.means[0], 1e-9)) ** 2
-    ) / np.sqrt(draws)
+    error = deviations / max(means[0], 1e-9) * np.sqrt(2 / draws)
     gaps = np.abs(found - expected) - 3 * error
     gap = float(np.max(gaps))
     curves = {

@@ -41,6 +41,9 @@ class Record:
         fingerprint: The passport's.
         key_scaling: Of the passport's keys.
         weights: SHA-256 of the published network's weights.
+
+    Raises:
+        PassportError: If it is not what `record` writes down.
     """
 
     accuracy: float
@@ -49,6 +52,14 @@ class Record:
     fingerprint: str
     key_scaling: str
     weights: str
+
+    def __post_init__(self):
+        if not _is_whole(self):
+            raise PassportError(
+                "Expected a record of an accuracy between 0 and 1, of examples "
+                "that it was measured on, and of two or more accuracies at "
+                "each level of noise, from 0 to at most 1. Received: another"
+            )
 
     def __repr__(self):
         return (
@@ -120,7 +131,7 @@ def record(
         passport: The valid passport.
         data: Inputs and integer labels that training did not see.
         noise_levels: Values of c, parts of a passport's elements that noise
-            replaces, in [0, 1]; M_{p^e(c)} of Figure 5.
+            replaces, in [0, 1], the first of them 0; M_{p^e(c)} of Figure 5.
         repeats: Draws per level, 2 or more.
         seed: Of the noise; a judge draws the same.
         batch_size: Examples per call.
@@ -143,6 +154,11 @@ def record(
     if repeats < 2:
         raise ValueError(
             f"Expected repeats of 2 or more. Received: repeats={repeats}"
+        )
+    if len(noise_levels) < 1 or noise_levels[0] != 0:
+        raise ValueError(
+            "Expected noise_levels that begin with 0, what the others are "
+            f"compared with. Received: noise_levels={noise_levels}"
         )
     given = hidden(passport)
     passport = given.fitted(model)
@@ -167,3 +183,34 @@ def record(
         key_scaling=passport.key_scaling,
         weights=weights_hash(model),
     )
+
+
+def _is_whole(record) -> bool:
+    """Whether a judge can compute with what a record holds."""
+    try:
+        noise = record.noise
+        levels = np.asarray(noise["fractions"], "float64")
+        accuracies = np.asarray(noise["accuracies"], "float64")
+        scale, seed = float(noise["scale"]), int(noise["seed"])
+        numbers = (np.float64(record.accuracy), levels, accuracies)
+        return (
+            all(np.all((n >= 0) & (n <= 1)) for n in numbers)
+            and accuracies.ndim == 2
+            and levels.shape == accuracies.shape[:1]
+            and accuracies.shape[1] >= 2
+            and levels[0] == 0
+            and record.examples >= 1
+            and np.isfinite(scale)
+            and seed >= 0
+            and isinstance(noise["replace"], bool)
+            and all(
+                isinstance(text, str)
+                for text in (
+                    record.fingerprint,
+                    record.key_scaling,
+                    record.weights,
+                )
+            )
+        )
+    except (IndexError, KeyError, OverflowError, TypeError, ValueError):
+        return False

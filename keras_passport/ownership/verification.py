@@ -1,7 +1,6 @@
 """`verify`: is a suspect network derived from the one that was claimed?"""
 
 import dataclasses
-import datetime
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -10,8 +9,8 @@ import keras
 from keras_passport.attacks.fake import Judge
 from keras_passport.errors import PassportError
 from keras_passport.layers.protected import protected_layers
+from keras_passport.ownership import dates, networks
 from keras_passport.ownership import evidence as steps_of
-from keras_passport.ownership import networks
 from keras_passport.ownership.alignment import align, similarity
 from keras_passport.ownership.claims import Claim, Opening
 from keras_passport.ownership.records import Record
@@ -39,7 +38,8 @@ class Evidence:
             image kinds.
         record: What was written down at release; `None` for none.
         dated: Since when the claim is known to others, as an ISO date or time
-            that the judge has checked; `None` for no proof.
+            that the judge has checked, of UTC if it has no zone; `None` for
+            no proof.
     """
 
     claim: Claim
@@ -51,7 +51,8 @@ class Evidence:
     dated: str | None = None
 
     def __post_init__(self):
-        _check_date(self.dated, "dated")
+        if self.dated is not None:
+            dates.span(self.dated, "dated")
         if self.passport.images is not None and self.reference is None:
             raise PassportError(
                 "Expected the reference network that the passport's identity "
@@ -140,7 +141,8 @@ def verify(
             "Expected nulls of 1 or more, and fakes of 2 or more. "
             f"Received: nulls={nulls}, fakes={fakes}"
         )
-    _check_date(suspect_dated, "suspect_dated")
+    if suspect_dated is not None:
+        dates.span(suspect_dated, "suspect_dated")
     foreign = list(foreign)
     report = _examined(
         suspect, evidence, data, foreign, nulls, fakes, seed, batch_size
@@ -152,6 +154,8 @@ def verify(
             reason="the claim is not known to be older than the suspect, of "
             f"{suspect_dated}",
         )
+    if report.verdict != DERIVED:
+        return report
     holding = []
     for rival in rivals:
         theirs = _examined(
@@ -159,7 +163,7 @@ def verify(
         )
         if theirs.verdict == DERIVED and not _is_younger(rival, suspect_dated):
             holding.append(rival)
-    if report.verdict != DERIVED or not holding:
+    if not holding:
         return report
     return dataclasses.replace(
         report,
@@ -172,21 +176,10 @@ def verify(
     )
 
 
-def _check_date(text, name) -> None:
-    if text is None:
-        return
-    try:
-        datetime.datetime.fromisoformat(text)
-    except (TypeError, ValueError):
-        raise PassportError(
-            f"Expected {name} to be an ISO date or time, such as 2026-01-31. "
-            f"Received: {shown(text, 80)!r}"
-        ) from None
-
-
 def _is_younger(evidence, suspect_dated) -> bool:
     return suspect_dated is not None and (
-        evidence.dated is None or evidence.dated >= suspect_dated
+        evidence.dated is None
+        or not dates.is_before(evidence.dated, suspect_dated)
     )
 
 
@@ -197,9 +190,15 @@ def _earlier(claims) -> str:
             "several claims hold, and the earlier one decides; no date is "
             f"proved for that of {', '.join(undated)}"
         )
-    first, second, *_ = sorted(claims, key=lambda claim: claim.dated)
-    if first.dated == second.dated:
-        return f"several claims hold, and two are dated {first.dated}"
+    first, *others = sorted(
+        claims, key=lambda claim: dates.span(claim.dated, "dated")
+    )
+    for other in others:
+        if not dates.is_before(first.dated, other.dated):
+            return (
+                "several claims hold, and no earlier one decides: two are "
+                f"dated {first.dated} and {other.dated}"
+            )
     return (
         f"several claims hold; that of {shown(first.opening.owner)} is the "
         f"earlier, of {first.dated}, and decides"

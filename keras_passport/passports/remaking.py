@@ -37,12 +37,7 @@ def feature_maps(passport, model=None, reference=None) -> dict[str, tuple]:
         for path, entry in passport.layers.items()
     }
     wanted = {path: roles for path, roles in wanted.items() if roles}
-    if not wanted:
-        made = {}
-    elif passport.kind == "random_pattern":
-        made = _drawn(passport, wanted)
-    else:
-        made = _seen(passport, wanted, model, reference)
+    made = _made(passport, wanted, model, reference) if wanted else {}
     return {
         path: tuple(
             made.get((path, role), getattr(entry, role)) for role in ROLES
@@ -51,11 +46,34 @@ def feature_maps(passport, model=None, reference=None) -> dict[str, tuple]:
     }
 
 
+def check(passport, model=None, reference=None) -> None:
+    """Makes all maps anew, those that the passport holds as well.
+
+    Args:
+        passport: Of random patterns, or an image kind.
+        model: As for `Passport.feature_maps`, and so is the next.
+        reference: The network that images go through.
+
+    Raises:
+        PassportError: If they are others.
+    """
+    wanted = {path: passport.function.roles for path in passport.layers}
+    _made(passport, wanted, model, reference)
+
+
+def _made(passport, wanted, model, reference):
+    if passport.kind == "random_pattern":
+        return _drawn(passport, wanted)
+    return _seen(passport, wanted, model, reference)
+
+
 def _drawn(passport, wanted):
     made = {}
     for path, roles in wanted.items():
         for role in roles:
-            record = getattr(passport.layers[path], f"{role}_record")
+            record = passport.layers[path].record(role)
+            if record is None:
+                raise _another(path, role, "nothing is known of it but a key")
             for domain in (PASSPORT, FAKE):
                 drawn = uniform(
                     derive(passport.seed, domain, path, role), record.shape
