@@ -19,7 +19,7 @@ Selection = str | re.Pattern | Iterable[str] | Callable | None
 
 # What may stand between a kernel layer and its normalisation: the wrapper
 # then owns it. None of these mixes channels or holds weights.
-_BETWEEN = tuple(
+BETWEEN = tuple(
     getattr(keras.layers, name + rank)
     for name in ("ZeroPadding", "AveragePooling", "MaxPooling", "Cropping")
     for rank in ("1D", "2D", "3D")
@@ -290,7 +290,7 @@ def _site(layer, model_graph) -> Site | str:
         name = getattr(node.operation, "name", type(node.operation).__name__)
         if kernels.adapter_for(node.operation) is not None:
             break
-        if not isinstance(node.operation, _BETWEEN):
+        if not isinstance(node.operation, BETWEEN):
             return f"follows '{name}', which is no kernel layer"
         if reader is None or len(model_graph.calls[id(node.operation)]) != 1:
             return f"the output of '{name}' is used elsewhere too"

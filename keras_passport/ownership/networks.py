@@ -16,13 +16,22 @@ from keras import ops
 from keras_passport import graph
 from keras_passport.errors import PassportError
 from keras_passport.layers import kernels, packing, row_order
+from keras_passport.layers.normalization import SUPPORTED
 from keras_passport.layers.passport_normalization import PassportNormalization
 from keras_passport.layers.protected import protected_layers
+from keras_passport.models import sites
 from keras_passport.passports.passport import Passport
 from keras_passport.secrecy import type_of
+from keras_passport.texts import shown
 
-# Between a kernel and its normalisation these change no channel's sign.
-_BETWEEN = re.compile("ZeroPadding|AveragePooling|Cropping|Dropout|Identity")
+# Between a kernel and its normalisation these keep channels apart: those that
+# a protected layer may have there, and those that others put there.
+_BETWEEN = (
+    *sites.BETWEEN,
+    keras.layers.Dropout,
+    keras.layers.Identity,
+    *(getattr(keras.layers, f"SpatialDropout{n}D") for n in (1, 2, 3)),
+)
 _PARAMETERS = {
     "gamma": "gamma|scale|weight",
     "beta": "beta|shift|offset",
@@ -85,7 +94,8 @@ def read(network, orders: dict | None = None) -> list[KernelLayer]:
             them; `None` to read all as they are stored.
 
     Raises:
-        PassportError: If it is neither, or has no kernel.
+        PassportError: If it is neither, has no kernel, or one of numbers that
+            are not finite.
 
     Example:
 
@@ -105,6 +115,12 @@ def read(network, orders: dict | None = None) -> list[KernelLayer]:
         raise PassportError(
             "Expected a network with kernel layers. Received: one without"
         )
+    for layer in layers:
+        if not np.all(np.isfinite(layer.kernel)):
+            raise PassportError(
+                "Expected a network of finite numbers. Received: NaN or "
+                f"infinity in the kernel of '{shown(layer.path)}'"
+            )
     return layers
 
 
@@ -169,8 +185,8 @@ def _kernel(path, layer, gathered=None) -> KernelLayer | None:
     name = type(layer).__name__
     separable = name.startswith("Separable")
     kernel = getattr(layer, "pointwise_kernel" if separable else "kernel", None)
-    if kernel is None:
-        return None
+    if kernel is None or len(kernel.shape) < 2:
+        return None  # A scale for each channel, such as `ChannelScale`.
     values, kind = _array((gathered or {}).get(id(kernel), kernel)), "full"
     if not separable:
         scale = getattr(layer, "kernel_scale", None)
@@ -217,12 +233,10 @@ def normalizations(model) -> dict:
             continue
         calls = graph.Graph(one)
         for node in calls.nodes:
-            if type(node.operation).__name__ != "BatchNormalization":
+            if not isinstance(node.operation, SUPPORTED):
                 continue
             source = calls.maker(node.input_tensors[0])
-            while source is not None and _BETWEEN.search(
-                type(source.operation).__name__
-            ):
+            while source is not None and isinstance(source.operation, _BETWEEN):
                 source = calls.maker(source.input_tensors[0])
             if source is not None:
                 read_by.setdefault(id(source.operation), node.operation)
