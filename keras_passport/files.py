@@ -66,6 +66,30 @@ def open_regular(path: str | os.PathLike) -> BinaryIO:
         raise
 
 
+def write_new(path: str | os.PathLike, content, mode: int) -> None:
+    """Writes a file of these bytes; of several writers one alone does.
+
+    Args:
+        path: File to write, which is not there yet.
+        content: Bytes, or a buffer of them.
+        mode: Permission bits.
+
+    Raises:
+        FileExistsError: If there is something already.
+        OSError: If the disk is full, or as `replacing` does.
+    """
+    place, temporary = _places(path)
+    try:
+        _create(temporary, mode)
+        with open(temporary, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.link(temporary, place)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
 def write_bytes(
     path: str | os.PathLike, content, mode: int | None = None
 ) -> None:
@@ -260,6 +284,12 @@ def _check_folder(path, place, overwrite, holds) -> None:
         raise exists_already(path)
     if not place.is_dir():
         _check_regular(path, os.stat(place).st_mode, "or folder to write")
+        if holds is not None:
+            raise FileExistsError(
+                "Expected to overwrite a folder of this program's alone. "
+                f"Received: '{shown(path)}', a file: move it, or write "
+                "elsewhere"
+            )
         return
     others = [] if holds is None else set(os.listdir(place)) - set(holds)
     if others:
@@ -319,12 +349,16 @@ def _exchange(one: pathlib.Path, other: pathlib.Path) -> None:
         names = (os.fsencode(one), os.fsencode(other))
         if rename(_HERE, names[0], _HERE, names[1], _SWAP) == 0:
             return
-    except (AttributeError, OSError):
+    except (AttributeError, OSError, TypeError):
         pass
     # Elsewhere, for a moment, neither is there; the old one is kept till then.
     aside = other.with_name(f"{one.name}-old")
     os.rename(other, aside)
-    os.rename(one, other)
+    try:
+        os.rename(one, other)
+    except OSError:
+        os.rename(aside, other)
+        raise
     os.rename(aside, one)
 
 

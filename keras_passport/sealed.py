@@ -140,12 +140,18 @@ def read(path: str | os.PathLike, kind: str) -> bytes:
     """
     try:
         with files.open_regular(path) as file:
-            return hidden(file.read(_LARGEST))
+            text = hidden(file.read(_LARGEST + 1))
     except OSError as error:
         raise PassportError(
             f"Expected a {kind} at '{shown(path)}'. "
             f"Received: {error.strerror or shown(error)}"
         ) from None
+    if len(text) > _LARGEST:
+        raise PassportError(
+            f"Expected a {kind} of at most {_LARGEST:,} bytes at "
+            f"'{shown(path)}'. Received: a longer file"
+        )
+    return text
 
 
 def peek(text: bytes, name: str):

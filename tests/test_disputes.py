@@ -1,6 +1,7 @@
 """Owners, licensees and judges at the command line, with files alone."""
 
 import json
+import os
 import shutil
 
 import keras
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 
 import keras_passport as kp
-from keras_passport.cli import parser
+from keras_passport.cli import disputes, parser
 from support import programs
 from support.owned_networks import Owned, examples, fitted, network
 
@@ -314,6 +315,39 @@ def test_nothing_is_lost_by_a_name(folder, tmp_path, capsys):
     typo = [ledger[0], f"--secret={tmp_path / 'typo'}"]
     run(*license, tmp_path / "al.h5", "--licensee=Al", *typo, status=2)
     assert not (tmp_path / "typo").exists()
+
+
+def test_a_lost_licence_is_made_again(folder, tmp_path, capsys):
+    """Also one of which nothing but the ledger's line was written."""
+    model, passport = of_owner(folder)
+    ledger = [f"--ledger={tmp_path / 'l'}", f"--secret={tmp_path / 's'}"]
+    license = ("license", model, passport)
+    first, again = tmp_path / "bob.h5", tmp_path / "again.h5"
+    run(*license, first, "--licensee=Bob", *ledger)
+    lines = (tmp_path / "l").read_bytes()
+    run(*license, again, "--licensee=Bob", *ledger, status=2)
+    run(*license, again, "--licensee=Bob", "--again", *ledger)
+    assert again.read_bytes() == first.read_bytes()
+    assert (tmp_path / "l").read_bytes() == lines
+    data = f"--data={tmp_path / 'data.npz'}"
+    for words in (
+        [*license, tmp_path / "e", "--licensee=Eve", "--again"],
+        [*license, tmp_path / "e", "--licensee=Bob", "--again", data],
+        ["license", model, first, tmp_path / "e", "--licensee=Bob", "--again"],
+    ):
+        capsys.readouterr()
+        run(*words, *ledger, status=2)
+        assert capsys.readouterr().err.count("\n") == 1, words
+        assert not (tmp_path / "e").exists()
+
+
+def test_a_secret_is_made_once(tmp_path, monkeypatch):
+    """Of two commands that see none, the second takes the first one's."""
+    exists = os.path.exists
+    monkeypatch.setattr(disputes.os.path, "exists", lambda path: False)
+    first = disputes._secret(tmp_path / "s", create=True)
+    assert disputes._secret(tmp_path / "s", create=True) == first
+    assert exists(tmp_path / "s") and len(list(tmp_path.iterdir())) == 1
 
 
 def test_leaks_and_dates_that_are_none(folder, tmp_path, capsys):

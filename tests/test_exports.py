@@ -418,6 +418,42 @@ def test_a_folder_takes_the_place_of_another(
         assert [path.name for path in tmp_path.iterdir()] == ["place"]
 
 
+@pytest.mark.parametrize("name", ["place", "place.onnx", "place.tflite"])
+def test_nobodys_passport_is_overwritten(name, small, tmp_path):
+    passport, place = kp.Passport.random_pattern(small), tmp_path / name
+    passport.save(place)
+    before = place.read_bytes()
+    export = {
+        "place": kp.export_saved_model,
+        "place.onnx": kp.export_onnx,
+        "place.tflite": kp.export_litert,
+    }[name]
+    with pytest.raises(FileExistsError, match="Expected to overwrite"):
+        export(small, place, overwrite=True)
+    assert place.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [place]
+
+
+def test_what_can_not_take_a_place_leaves_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(files.ctypes, "CDLL", lambda *a, **k: object())
+    place, rename = tmp_path / "place", files.os.rename
+    with files.replacing_folder(place) as folder:
+        (folder / "old").write_text("old")
+
+    def failing(one, other):
+        if (pathlib.Path(one) / "new").exists():
+            raise OSError(5, "Input/output error")
+        rename(one, other)
+
+    monkeypatch.setattr(files.os, "rename", failing)
+    with (
+        pytest.raises(OSError, match="Input/output"),
+        files.replacing_folder(place, overwrite=True) as folder,
+    ):
+        (folder / "new").write_text("new")
+    assert [path.name for path in tmp_path.rglob("*")] == ["place", "old"]
+
+
 def test_keras_own_export_works_too(small, tmp_path):
     import tensorflow as tf
 

@@ -158,12 +158,28 @@ class TestReverseEngineering:
             ({"start": "zeros"}, "start to be one of .*neutral"),
             ({"restarts": 0}, "restarts of 1 or more"),
             ({"fraction": 0.0}, "fraction in "),
+            ({"start": {}}, "γ and β of every protected layer"),
         ],
     )
     def test_wrong_arguments(self, arguments, message):
         model, _, data, test = target(count=4)
         with pytest.raises(ValueError, match=message):
             kp.attacks.reverse_engineering(model, data, test, **arguments)
+
+    @pytest.mark.parametrize(
+        "attack, counts",
+        [
+            (kp.attacks.sign_search, {"starts": 0}),
+            (kp.attacks.sign_search, {"flips": -1}),
+            (kp.attacks.statistics_matching, {"rounds": 0}),
+            (kp.attacks.statistics_matching, {"restarts": 0}),
+        ],
+    )
+    def test_wrong_counts(self, attack, counts):
+        model, _, data, test = target(count=4)
+        of_images = attack is kp.attacks.statistics_matching
+        with pytest.raises(ValueError, match=f"Expected {next(iter(counts))}"):
+            attack(model, data[0] if of_images else data, test, **counts)
 
     def test_an_unprotected_model_is_refused(self):
         _, _, data, test = target(count=4)

@@ -65,11 +65,7 @@ class TrainingOptions:
                 "Expected a fraction in (0, 1]. "
                 f"Received: fraction={self.fraction}"
             )
-        if self.restarts < 1:
-            raise ValueError(
-                "Expected restarts of 1 or more. "
-                f"Received: restarts={self.restarts}"
-            )
+        check_counts(1, restarts=self.restarts)
         if isinstance(self.start, str) and self.start not in STARTS:
             raise ValueError(
                 f"Expected start to be one of {STARTS} or a dict. "
@@ -109,3 +105,12 @@ class TrainingOptions:
         if made.recipe is None:
             made = dataclasses.replace(made, recipe=own.get("recipe"))
         return made
+
+
+def check_counts(least: int, **counts: int) -> None:
+    """Raises `ValueError` of a count that is less than it may be."""
+    for name, count in counts.items():
+        if count < least:
+            raise ValueError(
+                f"Expected {name} of {least} or more. Received: {name}={count}"
+            )

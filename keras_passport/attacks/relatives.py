@@ -22,7 +22,7 @@ from keras_passport.attacks import (
     training,
 )
 from keras_passport.attacks.opened import Opened, neutral
-from keras_passport.attacks.options import TrainingOptions
+from keras_passport.attacks.options import TrainingOptions, check_counts
 from keras_passport.attacks.recipe import Recipe
 from keras_passport.attacks.result import AttackResult, packed
 from keras_passport.errors import PassportError
@@ -347,6 +347,7 @@ def difference_directions(
     >>> kp.attacks.difference_directions(model, before)["conv2"].shape
     (2, 6)
     """
+    check_counts(1, rank=rank)
     found = {}
     for path, (kernel, _) in _counterparts(model, other).items():
         layer = protected_layers(model)[path]
@@ -375,7 +376,9 @@ def _plane(ours, theirs, rank):
     fitted = np.sum(ours * theirs) / max(np.sum(theirs**2), 1e-30)
     best = None
     for size in (1.0, fitted, *np.linspace(1.0, 8.0, 29)):
-        left, values, _ = np.linalg.svd(ours - size * theirs)
+        left, values, _ = np.linalg.svd(
+            ours - size * theirs, full_matrices=False
+        )
         if values[0] <= ROUNDING * np.linalg.norm(ours):
             return np.zeros((0, len(ours)))
         rest = values[rank] / values[0] if len(values) > rank else 0.0

@@ -215,9 +215,14 @@ def starting_parameters(
         Dict from path to γ and β, float32 arrays `(channels,)`. V1's β and
         V2's γ are the published ones.
     """
-    if isinstance(start, dict):
-        return start
     parameters = neutral(model)
+    if isinstance(start, dict):
+        if missing := sorted(set(parameters) - set(start)):
+            raise ValueError(
+                "Expected start to have γ and β of every protected layer. "
+                f"Received: none for '{missing[0]}'"
+            )
+        return start
     if start == "neutral":
         return parameters
     layers = protected_layers(model)

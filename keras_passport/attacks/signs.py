@@ -9,7 +9,7 @@ import numpy as np
 
 from keras_passport.attacks import labelled, reverse, training
 from keras_passport.attacks.opened import Opened, neutral
-from keras_passport.attacks.options import TrainingOptions
+from keras_passport.attacks.options import TrainingOptions, check_counts
 from keras_passport.attacks.result import AttackResult
 from keras_passport.layers.protected import function_of
 from keras_passport.models import protected_model
@@ -73,6 +73,8 @@ def sign_search(
     options = TrainingOptions.of(
         options, changes, unused=("start", "restarts"), recipe=reverse.RECIPE
     )
+    check_counts(1, starts=starts)
+    check_counts(0, flips=flips)
     public = protected_model.public(model)
     first = _started(public, data, test, options, starts)
     judge = _Judge(public, *_few(data, options))

@@ -10,7 +10,7 @@ from keras import ops
 
 from keras_passport.attacks import labelled, training
 from keras_passport.attacks.opened import Opened
-from keras_passport.attacks.options import TrainingOptions
+from keras_passport.attacks.options import TrainingOptions, check_counts
 from keras_passport.attacks.recipe import Recipe
 from keras_passport.attacks.result import AttackResult
 from keras_passport.layers import normalization
@@ -220,7 +220,7 @@ def spectral_directions(model: keras.Model, rank: int = RANK) -> dict:
     >>> basis = kp.attacks.spectral_directions(model)["conv1"]
     >>> gamma = basis[0] * np.sqrt(basis.shape[1])  # With |γ| of 1, or -γ.
     """
-    _check(rank)
+    check_counts(1, rank=rank)
     found = {}
     for path, layer in protected_layers(model).items():
         matrix = response_matrix(layer)
@@ -324,8 +324,3 @@ class _Spanned(Opened):
                 for role, own in zip(("gamma", "beta"), pair, strict=True)
             )
         return pairs
-
-
-def _check(rank):
-    if rank < 1:
-        raise ValueError(f"Expected rank of 1 or more. Received: rank={rank}")

@@ -10,6 +10,7 @@ from keras_passport.attacks import annealing, fitting, training
 from keras_passport.attacks.kept import Kept, fingerprint
 from keras_passport.attacks.moments import Block, Flow
 from keras_passport.attacks.opened import Opened, neutral
+from keras_passport.attacks.options import check_counts
 from keras_passport.attacks.result import AttackResult
 from keras_passport.errors import PassportError
 from keras_passport.hints import Inputs
@@ -180,6 +181,7 @@ def match_statistics(
     >>> sorted(parameters)
     ['conv1', 'conv2']
     """
+    check_counts(1, restarts=restarts, rounds=rounds)
     public = protected_model.public(model)
     flow = Flow(public)
     parameters = neutral(public) if start is None else dict(start)

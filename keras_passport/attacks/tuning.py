@@ -11,7 +11,7 @@ import numpy as np
 
 from keras_passport.attacks import labelled, reverse, training
 from keras_passport.attacks.kept import Kept, fingerprint
-from keras_passport.attacks.options import STARTS, TrainingOptions
+from keras_passport.attacks.options import STARTS, TrainingOptions, check_counts
 from keras_passport.attacks.recipe import OPTIMIZERS, SCHEDULES, Recipe
 from keras_passport.attacks.result import AttackResult
 from keras_passport.attacks.searching import Search, enough_epochs
@@ -156,10 +156,7 @@ def tune_reverse_engineering(
         raise ValueError(
             f"Expected search to be one of {SEARCHES}. Received: {search!r}"
         )
-    if trials < 1:
-        raise ValueError(
-            f"Expected trials of 1 or more. Received: trials={trials}"
-        )
+    check_counts(1, trials=trials)
     options = TrainingOptions.of(
         options,
         changes,

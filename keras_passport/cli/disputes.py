@@ -4,6 +4,7 @@ Like `commands`, a function per sub-command; its docstring is what `--help`
 shows. `add_commands` gives them their flags.
 """
 
+import contextlib
 import json
 import os
 import pathlib
@@ -12,6 +13,7 @@ import keras_passport as kp
 from keras_passport import files, licensing, ownership, sealed
 from keras_passport.cli import given, targets
 from keras_passport.cli.commands import DONE, NO
+from keras_passport.ownership.claims import SECRET_BYTES
 from keras_passport.texts import shown
 
 _PRIVATE = 0o600
@@ -110,10 +112,16 @@ def license(args) -> None:
     The key runs the network as the passport does, and names its holder if it
     leaks. LEDGER and the secret, which is made if there is none, stay with
     the owner. With --data, its accuracy is within --points of the passport's.
+    With --again it is one that the ledger has already, for whoever lost it.
     """
     read = (args.model, args.passport, args.data, args.ledger, args.secret)
     targets.new_file(args.out, args.overwrite, None, *read)
     targets.check_apart(args.out, args.ledger, args.secret)
+    if args.again and args.data:
+        raise ValueError(
+            "Expected either --again, of a licence as it was issued, or "
+            f"--data to judge a new one by. Received: --data={args.data}"
+        )
     if not (args.points is None or (args.data and args.points >= 0)):
         raise ValueError(
             "Expected --points of 0 or more, and --data to judge by. "
@@ -143,7 +151,10 @@ def license(args) -> None:
             # Fractions of a count of examples are not quite so in binary.
             return abs(accuracy - expected) <= points / 100 + 1e-9
 
-    licence = licensor.issue(args.licensee, ledger, accept)
+    if args.again:
+        licence = licensor.again(args.licensee, ledger)
+    else:
+        licence = licensor.issue(args.licensee, ledger, accept)
     licence.save(args.out)
     print(
         f"Wrote {shown(args.out)}, {shown(args.licensee)}'s alone. "
@@ -271,6 +282,11 @@ def add_commands(add, add_model, add_passport, add_overwrite, count) -> None:
         help="by how much accuracies on --data may differ "
         f"(default: {_POINTS})",
     )
+    command.add_argument(
+        "--again",
+        action="store_true",
+        help="make a licence again that the ledger has",
+    )
     add_secret(command, True, "; made if there is none")
 
     command = add(
@@ -336,11 +352,13 @@ def _secret(path, create: bool = False) -> bytes | None:
     if path is None:
         return None
     if create and not os.path.exists(path):
-        files.write_bytes(path, ownership.new_secret(), _PRIVATE)
+        # Another process may have made one: then it is that one.
+        with contextlib.suppress(FileExistsError):
+            files.write_new(path, ownership.new_secret(), _PRIVATE)
     secret = sealed.read(path, "secret")
-    if len(secret) != 32:
+    if len(secret) != SECRET_BYTES:
         raise ValueError(
-            f"Expected 32 bytes of a secret in '{shown(path)}'. "
+            f"Expected {SECRET_BYTES} bytes of a secret in '{shown(path)}'. "
             f"Received: {len(secret)}"
         )
     return secret

@@ -11,11 +11,13 @@ from keras_passport.errors import PassportError
 from keras_passport.layers import offsets, spaces
 from keras_passport.layers.protected import protected_layers
 from keras_passport.licensing import codes
+from keras_passport.licensing.ledger import Ledger
+from keras_passport.ownership.claims import check_secret
 from keras_passport.passports import specs
 from keras_passport.passports.derivation import derive
 from keras_passport.passports.entries import PassportEntry
 from keras_passport.passports.passport import Passport
-from keras_passport.secrecy import SecretBytes, hidden, type_of
+from keras_passport.secrecy import hidden
 from keras_passport.texts import shown
 
 # A per cent of γ and β costs no accuracy to speak of.
@@ -86,11 +88,7 @@ class Licensor:
         null_strength: float = NULL_STRENGTH,
     ):
         passport, secret = hidden(passport), hidden(secret)
-        if not isinstance(secret, SecretBytes) or len(secret) < 32:
-            raise PassportError(
-                "Expected a secret of 32 bytes, as ownership.new_secret makes "
-                f"it. Received: a {type_of(secret)}"
-            )
+        check_secret(secret)
         if not (range_strength >= 0 and null_strength >= 0):
             raise ValueError(
                 "Expected strengths of 0 or more. Received: "
@@ -143,7 +141,7 @@ class Licensor:
     def issue(
         self,
         licensee: str,
-        ledger: Any = None,
+        ledger: Ledger | None = None,
         accept: Callable[[Licence], bool] | None = None,
         word: int = 0,
     ) -> Licence:
@@ -210,6 +208,44 @@ class Licensor:
                 range_strength=self.range_strength,
                 null_strength=self.null_strength,
                 word=number,
+            )
+        return licence
+
+    def again(self, licensee: str, ledger: Ledger) -> Licence:
+        """A licence that was issued before, as for a licensee who lost it.
+
+        Args:
+            licensee: Who has one.
+            ledger: Where it is written down.
+
+        Returns:
+            The same `Licence`.
+
+        Raises:
+            PassportError: If the ledger has none, or it was made of another
+                passport, or with other strengths.
+
+        Example:
+
+        >>> secret = kp.ownership.new_secret()
+        >>> licensor = kp.licensing.Licensor(passport, model, secret)
+        >>> ledger = kp.licensing.Ledger("ledger.jsonl", secret)
+        >>> licence = licensor.issue("Bob", ledger)
+        >>> licensor.again("Bob", ledger).fingerprint == licence.fingerprint
+        True
+        """
+        entries = {entry["licensee"]: entry for entry in ledger.entries}
+        if licensee not in entries:
+            raise PassportError(
+                "Expected a licensee of the ledger. Received: "
+                f"'{shown(licensee, 80)}', who has no licence"
+            )
+        entry = entries[licensee]
+        licence = self._made(licensee, entry["word"])
+        if licence.fingerprint != entry["fingerprint"]:
+            raise PassportError(
+                f"Expected the passport and strengths that '{shown(licensee)}' "
+                "has a licence of. Received: others"
             )
         return licence
 

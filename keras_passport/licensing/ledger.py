@@ -16,6 +16,7 @@ from typing import Any
 
 from keras_passport import sealed
 from keras_passport.errors import PassportError
+from keras_passport.ownership.claims import check_secret
 from keras_passport.texts import shown
 
 _KIND = "licence"
@@ -29,8 +30,8 @@ class Ledger:
         secret: The licensor's, 32 bytes.
 
     Raises:
-        PassportError: If the file is no ledger of this secret, or a line of
-            it changed.
+        PassportError: If the secret is none, the file is no ledger of it, or
+            a line of it changed.
 
     Example:
 
@@ -44,7 +45,7 @@ class Ledger:
 
     def __init__(self, path: str | os.PathLike, secret: bytes):
         self._path = pathlib.Path(path)
-        self._secret = secret
+        self._secret = check_secret(secret)
         self._lines: list[dict] = []
         self._read()
 

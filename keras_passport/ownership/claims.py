@@ -53,7 +53,7 @@ def passport_seed(secret: bytes) -> bytes:
     >>> seed = kp.ownership.passport_seed(secret)
     >>> passport = kp.Passport.random_pattern(model, seed=seed)
     """
-    return derive(_checked(secret), "passport")
+    return derive(check_secret(secret), "passport")
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -81,7 +81,7 @@ class Signature:
     owner: str
 
     def __post_init__(self):
-        object.__setattr__(self, "secret", _checked(self.secret))
+        object.__setattr__(self, "secret", check_secret(self.secret))
 
     def __repr__(self):
         return f"<Signature of '{shown(self.owner)}'>"
@@ -206,7 +206,7 @@ class Opening:
     reference: str | None = None
 
     def __post_init__(self):
-        object.__setattr__(self, "secret", _checked(self.secret))
+        object.__setattr__(self, "secret", check_secret(self.secret))
         object.__setattr__(self, "seed", hidden(self.seed))
         object.__setattr__(self, "images", tuple(self.images))
 
@@ -360,7 +360,7 @@ def claim(
         path: layer.adapter.units(layer.layer)
         for path, layer in protected_layers(model).items()
     }
-    secret = new_secret() if secret is None else _checked(secret)
+    secret = new_secret() if secret is None else check_secret(secret)
     opening = Opening(secret=secret, owner=owner, **about)
     return opening.claim(), opening
 
@@ -443,7 +443,8 @@ def weights_hash(model: keras.Model) -> str:
     return total.hexdigest()
 
 
-def _checked(secret) -> bytes:
+def check_secret(secret: bytes) -> bytes:
+    """The secret, if it is one such as `new_secret` returns."""
     secret = hidden(secret)
     if not isinstance(secret, SecretBytes) or len(secret) != SECRET_BYTES:
         raise PassportError(

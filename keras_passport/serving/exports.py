@@ -15,6 +15,7 @@ import keras
 
 from keras_passport import files, graph, sealed
 from keras_passport.layers import decoupling
+from keras_passport.passports import passport_file
 from keras_passport.passports.specs import SPEC_FILE
 from keras_passport.serving.passport_input import (
     INPUT,
@@ -22,6 +23,7 @@ from keras_passport.serving.passport_input import (
     passport_spec,
     require_passport,
 )
+from keras_passport.texts import shown
 
 LABELS_FILE = "labels.txt"
 CLAIM_FILE = "claim.json"
@@ -285,6 +287,11 @@ def _export(model, path, kind, overwrite):
     path = pathlib.Path(path)
     if path.exists() and not overwrite:
         raise files.exists_already(path)
+    if passport_file.is_passport(path):
+        raise FileExistsError(
+            "Expected to overwrite anything but a passport, which can't be "
+            f"made again. Received: '{shown(path)}', which is one"
+        )
     # Without one, Keras wants the model to have been called before.
     signature = graph.inputs_of(served)
     with files.replacing(path) as temporary:
