@@ -5,7 +5,6 @@ mean and its standard deviation. What the paper leaves out is left out here.
 """
 
 NETWORKS = {"resnet": "ResNet", "vgg": "VGGNet", "alexnet": "AlexNet"}
-DATASETS = {"cifar10": "CIFAR10", "cifar100": "CIFAR100"}
 
 # Accuracies of the original networks, by data and network.
 ORIGINALS = {

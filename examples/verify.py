@@ -22,7 +22,7 @@ from keras_passport.attacks.forgery import forge_passport
 
 _OUT = flags.DEFINE_string("out", "verification", "Folder to write to.")
 _EPOCHS = flags.DEFINE_integer("epochs", 12, "Passes of each training.", 1)
-_FAKES = flags.DEFINE_integer("fakes", 1000, "Foreign passports to try.", 1)
+_FAKES = flags.DEFINE_integer("fakes", 1000, "Foreign passports to try.", 2)
 _FOREIGN = flags.DEFINE_integer(
     "foreign", 3, "Independent networks that the claim must fail on.", 0
 )

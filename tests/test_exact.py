@@ -398,10 +398,12 @@ def test_what_is_refused():
     empty = keras.Sequential([keras.Input((3,)), layers.ReLU()])
     with pytest.raises(kp.PassportError, match="nothing to protect"):
         kp.protect_trained(empty)
-    broken = MODELS["plain"]()
-    broken.layers[0].bias.assign(np.full(8, np.nan))
-    with pytest.raises(kp.PassportError, match="finite"):
-        kp.protect_trained(broken)
+    for name in ("bias", "kernel"):
+        broken = MODELS["plain"]()
+        values = getattr(broken.layers[0], name)
+        values.assign(np.full(values.shape, np.nan))
+        with pytest.raises(kp.PassportError, match="finite"):
+            kp.protect_trained(broken)
 
 
 def run_command(*words):

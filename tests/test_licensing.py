@@ -437,6 +437,12 @@ def test_a_licence_is_good_enough(model, licensor, tmp_path):
             lambda at: licensing.Licensor(at.passport, at.model, b"short"),
             "32 bytes",
         ),
+        (
+            lambda at: at.trace(
+                at.issue("licensee 1").packed() * np.nan, NAMES
+            ),
+            "finite",
+        ),
         (lambda at: licensing.Ledger("no_ledger", None), "32 bytes"),
         (lambda at: licensing.Ledger("no_ledger", "s" * 32), "32 bytes"),
     ],

@@ -9,6 +9,8 @@ import numpy as np
 # β; and how γ and β spread, in parts of γ's usual size.
 NOISE = (0.25, 0.6)
 SPREAD = (0.5, 0.5)
+# Over which slopes are taken, in parts of γ's usual size.
+_STEP = 0.02
 
 
 def fitted(block, own, steps=8):
@@ -74,9 +76,9 @@ class _Linear:
         return float(self.error @ self.error + gap @ gap)
 
 
-def _linearized(block, own, epsilon=0.02):
+def _linearized(block, own):
     units = block.units
-    epsilon = epsilon * block.usual
+    epsilon = _STEP * block.usual
     varied = []
     for path, role in block.roles():
         changed = list(own[path])

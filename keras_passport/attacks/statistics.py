@@ -25,6 +25,8 @@ FITTED = 2
 SOLVED = 1.5
 AGREED = 1.1
 TRIES = 4
+# How often γ's size is set anew, and over how many draws of its signs.
+_SIZINGS, _DRAWS = 3, 6
 
 
 def statistics_matching(
@@ -277,16 +279,16 @@ def _tried(block, own, restarts, rounds, rng):
     return own, cost / block.equations
 
 
-def _sized(block, own, rng, rounds=3, draws=6):
+def _sized(block, own, rng):
     """γ and β as large as the readers' variances say, whatever the signs.
 
     Training leaves γ at a third of where it starts, and steps that fit it
     from there would not converge. Sets the block's usual size of γ.
     """
     roles = block.roles()
-    for _ in range(rounds):
+    for _ in range(_SIZINGS):
         ratios = []
-        for _ in range(draws):
+        for _ in range(_DRAWS):
             drawn = dict(own)
             for path, role in roles:
                 if role == "gamma":

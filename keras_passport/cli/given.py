@@ -78,7 +78,7 @@ def _imported(name: str):
             return importlib.import_module(name)
         return _imported_file(path)
     except ModuleNotFoundError as error:
-        if error.name != name:
+        if not f"{name}.".startswith(f"{error.name}."):
             reason = f"it imports '{shown(error.name)}', which is not installed"
         else:
             reason = "there is no module of this name, here or installed"

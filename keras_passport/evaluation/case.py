@@ -36,8 +36,10 @@ class Case:
             attack's own budget.
         key_scaling: Of the passport; no secret.
         disclosed: Returns what a holder may give away, as keyword arguments
-            of `key_forgery`: γ and β of the valid passport, and what the
-            order of kernels' rows follows from.
+            of `key_forgery`: γ and β of the valid passport, and
+            `order_seeds`.
+        order_seeds: What the order of kernels' rows follows from, by path:
+            fakes get it, as one of their own would flatter the keys.
         service: Function of inputs that returns what a service with the valid
             passport says of them: probabilities `(examples, classes)`.
         reference: A network of the same architecture: the original itself,
@@ -57,6 +59,7 @@ class Case:
     fingerprint: str
     key_scaling: str
     disclosed: Callable[[], dict] = dataclasses.field(repr=False)
+    order_seeds: dict[str, bytes] = dataclasses.field(repr=False)
     service: Callable[[Any], np.ndarray] = dataclasses.field(repr=False)
     reference: keras.Model | None = None
     known_images: Any = None
@@ -113,6 +116,7 @@ class Case:
                 ]
             )
         is_guessed = passport.kind == "random_image"
+        order_seeds = specs.order_seeds(passport)
         return cls(
             model=public,
             train=train,
@@ -121,8 +125,9 @@ class Case:
             key_scaling=fake.scaling_of(passport),
             disclosed=lambda: {
                 "parameters": hidden_parameters(public, passport),
-                "order_seeds": specs.order_seeds(passport),
+                "order_seeds": order_seeds,
             },
+            order_seeds=order_seeds,
             service=lambda inputs: _served(public, passport, inputs),
             reference=reference,
             known_images=passport.images if is_guessed else None,

@@ -73,10 +73,10 @@ def write(path: pathlib.Path, content: dict[str, Any]) -> None:
 
     Args:
         path: Of the page.
-        content: `title`, `facts` (dict), `numbers`, `rows`, `verdict` (as of
-            `verdict`), `changes` (as for `verdict.changes_table`) and
-            `figures`: list of tuples of a drawing
-            function of `kp.plots`, its mapping and a caption.
+        content: `title`, `facts` (dict), `rows`, `verdict` (as of `verdict`),
+            `changes` (as for `verdict.changes_table`) and `figures`: list of
+            tuples of a drawing function of `kp.plots`, its mapping and a
+            caption.
     """
     rows = content["rows"]
     top = verdict.worst(rows)

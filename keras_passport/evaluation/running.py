@@ -107,9 +107,9 @@ def from_what(
 
     Args:
         first: Name of the other one.
-        attack: As for `_trained`; its γ and β start from those found. RevA
+        attack: As for `trained`; its γ and β start from those found. RevA
             if not given.
-        recipe: As for `_trained`.
+        recipe: As for `trained`.
         **own: Arguments of its own.
     """
 
@@ -169,8 +169,7 @@ def fakes(kind: str):
                 min(between, budget.num_fakes - done),
                 case.judges(budget.examples),
                 key_scaling=case.key_scaling,
-                # An order of their own would flatter the keys.
-                order_seeds=case.disclosed()["order_seeds"],
+                order_seeds=case.order_seeds,
                 seed=budget.seed,
                 start=done,
                 progress=progress.shown,

@@ -93,8 +93,8 @@ def _read(data):
     """All numbers of some bytes.
 
     Returns:
-        Values, errors, digits, whether each has a point or an exponent, first
-        position of each, and position behind it; or None if there are few.
+        Values, errors, digits, whether each has a point or an exponent, and
+        first position of each; or None if there are few.
     """
     padded = np.concatenate([np.zeros(4, "uint8"), data, np.zeros(64, "uint8")])
     kind = _CLASS[padded]
@@ -110,7 +110,7 @@ def _read(data):
     good = (count <= 1) & (ends - starts > count)
     # Of the runs behind an "e", those are exponents which are short.
     digits = ends - starts - count
-    behind = np.zeros(starts.size, "int64")
+    has_exponent = np.zeros(starts.size, bool)
     signed = kind[starts - 1] == _SIGN
     e_at = starts - 1 - signed
     is_exponent = (kind[e_at] == _EXPONENT) & (digits <= 3) & good
@@ -119,7 +119,7 @@ def _read(data):
     # A number follows directly on one, so two exponents can't.
     is_exponent[1:] &= ~is_exponent[:-1]
     good &= ~is_exponent
-    behind[:-1] = np.where(is_exponent[1:], ends[1:], 0)
+    has_exponent[:-1] = is_exponent[1:]
     if np.count_nonzero(good) < _FEWEST:
         return None
     exponents = np.zeros(starts.size)
@@ -134,7 +134,8 @@ def _read(data):
         minus = padded[starts[at] - 1] == ord("-")
         exponents[at - 1] = np.where(minus, -value, value)
     starts, ends, first = starts[good], ends[good], first[good]
-    count, behind, exponents = count[good], behind[good], exponents[good]
+    count, exponents = count[good], exponents[good]
+    has_exponent = has_exponent[good]
     lengths = np.minimum(ends - starts, _LONGEST)
     point = (
         dots[np.minimum(first, max(0, dots.size - 1))] if dots.size else ends
@@ -163,12 +164,11 @@ def _read(data):
         errors = 0.51 * 10.0 ** (exponents - decimals)
     values[lost | ~np.isfinite(values)] = 0.0
     values[padded[starts - 1] == ord("-")] *= -1
-    fraction = (count > 0) | (behind > 0)
-    behind = np.maximum(behind, ends)
-    return values, errors, significant, fraction, starts - 4, behind - 4
+    fraction = (count > 0) | has_exponent
+    return values, errors, significant, fraction, starts - 4
 
 
-def _orders(data, values, errors, digits, fraction, starts, ends):
+def _orders(data, values, errors, digits, fraction, starts):
     for what, chosen in (("numbers", fraction), ("whole numbers", ~fraction)):
         if np.count_nonzero(chosen) < _FEWEST:
             continue

@@ -99,6 +99,11 @@ def trace(leak: Any, ledger: Any, licensor: Any, bound: float = 1e-6) -> Trace:
             f"Received: a {type_of(ledger)}"
         )
     keys, values = _read(hidden(leak), licensor)
+    for array in (*(keys or {}).values(), *values.values()):
+        if not np.all(np.isfinite(array)):
+            raise PassportError(
+                "Expected a leak of finite numbers. Received: NaN or infinity"
+            )
     # Which of a licensee's words the ledger holds. Names alone have the first.
     words = {
         entry["licensee"]: entry.get("word", 0)
@@ -111,7 +116,7 @@ def trace(leak: Any, ledger: Any, licensor: Any, bound: float = 1e-6) -> Trace:
         found["null-space"] = _null_scores(keys, names, numbers, licensor)
     if licensor.range_strength > 0 and values:
         found["range"] = _range_scores(values, names, numbers, licensor)
-    best = np.full(len(names), -np.inf)
+    best = np.full(len(names), -np.inf if found else 0.0)
     chance = np.ones(len(names))
     marks = {}
     for mark, (scores, chances) in found.items():

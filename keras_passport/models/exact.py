@@ -327,6 +327,11 @@ def _publish_kernel(target, flips, sizes):
     """
     adapter, layer = target.adapter, target.layer
     norms = _norms(adapter.matrix(layer))
+    if not np.all(np.isfinite(norms)):
+        raise PassportError(
+            f"Expected finite numbers in the kernel of layer '{layer.name}'. "
+            "Received: NaN or infinity"
+        )
     dead = norms < _DEAD
     wanted = np.ones(norms.size)
     stored = keras.backend.standardize_dtype(layer.variable_dtype)

@@ -75,9 +75,7 @@ def _text(value) -> str:
 def _steps(report) -> str:
     rows = []
     for step in report.steps:
-        word = {True: "holds", False: "fails", None: "can't be done"}[
-            step.holds
-        ]
+        word = _WORDS[step.holds]
         rows.append(
             f"<tr><td>{step.name}<td class={word.split()[0]}>{word}"
             f"<td>{_text(step.text)}<td>{_number(step.figure)}"
