@@ -318,6 +318,14 @@ def test_what_objects_say(passport, model, base):
         passport.packed(),
         passport.pack(model),
         passport.feature_maps(),
+        [
+            layer.hidden_parameters(row)
+            for layer, row in zip(
+                kp.protected_layers(model).values(),
+                passport.rows().values(),
+                strict=True,
+            )
+        ],
         derivation.derive(SEED, "a"),
         derivation.secret_seed(1752527720),
         derivation.choices(SEED, "passport", "x", 5, "a", ("gamma", "beta")),

@@ -284,14 +284,17 @@ class PassportNormalization(keras.layers.Wrapper):
                 ones.
 
         Returns:
-            Tuple `(gamma, beta)` of float32 arrays of shape `(channels,)`;
-            `None` for a parameter that the function does not hide.
+            Tuple `(gamma, beta)` of float32 arrays of shape `(channels,)`,
+            whose `repr` shows no value; `None` for a parameter that the
+            function does not hide.
         """
         if passport is not None:
             passport = ops.convert_to_tensor(passport, "float32")
         gamma, beta = self._hidden(passport)
         return tuple(
-            None if value is None else ops.convert_to_numpy(value)[0]
+            None
+            if value is None
+            else secrecy.hidden(ops.convert_to_numpy(value)[0])
             for value in (gamma, beta)
         )
 
