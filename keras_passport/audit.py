@@ -10,7 +10,7 @@ from keras_passport import scores
 from keras_passport.attacks.fake import Judge, fake_passports, scaling_of
 from keras_passport.errors import PassportError
 from keras_passport.passports import specs
-from keras_passport.passports.passport import Passport
+from keras_passport.passports.passport import Passport, check_passport
 
 
 def right_guesses(passport: Passport, history: Sequence[dict]) -> np.ndarray:
@@ -92,6 +92,7 @@ def accuracies(
     >>> 0 <= kp.audit.accuracies(pruned, passport, test)["valid"] <= 1
     True
     """
+    check_passport(passport)
     passport = passport.fitted(model)
     tried = fake_passports(
         model,
@@ -148,6 +149,7 @@ def add_noise(
             "Expected a fraction in [0, 1] and a scale of 0 or more. "
             f"Received: fraction={fraction}, scale={scale}"
         )
+    check_passport(passport)
     rng = np.random.default_rng(seed)
 
     def noisy(array):
@@ -211,6 +213,7 @@ def accuracy_under_noise(
         ValueError: If an argument is out of range.
         PassportError: If the passport does not fit the model.
     """
+    check_passport(passport)
     passport = passport.fitted(model)
     judge = judge or Judge(model, *scores.pair(data), batch_size)
 

@@ -13,8 +13,7 @@ def mapping_of(parent, key):
     value = parent.get(key)
     if not isinstance(value, Mapping):
         raise ValueError(
-            f"Expected '{key}' to be a mapping of numbers by epoch. "
-            f"Received: {key}={value!r}"
+            f"Expected '{key}' to be a mapping. Received: {key}={value!r}"
         )
     return value
 

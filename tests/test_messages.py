@@ -23,6 +23,9 @@ SECRET = re.compile(r"73[.]?[1-9]\d|0\.0?73[1-9]|hush|6875736[38]|1752527720")
 SEED = b"hush-hush-hush-hush"
 
 
+DATA = np.zeros((8, 8, 8, 3), "float32"), np.arange(8) % 4
+
+
 def secret_array(*shape, dtype="float32"):
     values = np.random.default_rng(0).uniform(0.7311, 0.7319, shape)
     return values.astype(dtype)
@@ -297,6 +300,32 @@ def test_using(model, passport, maps, base, tmp_path):
             call()
         assert raised.value is not None, index
         check(raised.value)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        kp.bind,
+        kp.unlock,
+        kp.hide_rows,
+        lambda model, none: kp.find_leaks(none, ["."], model=model),
+        lambda model, none: kp.audit.accuracies(
+            model, none, DATA, kind="random_pattern", n=1
+        ),
+        lambda model, none: kp.audit.accuracy_under_noise(model, none, DATA),
+        lambda model, none: kp.audit.add_noise(none, 0.5),
+        lambda model, none: kp.evaluation.evaluate(model, none, DATA, DATA),
+        lambda model, none: kp.ownership.claim(none, owner="A", model=model),
+        lambda model, none: kp.ownership.record(model, none, DATA),
+        lambda model, none: kp.ownership.Evidence(None, None, none, model),
+        lambda model, none: kp.licensing.Licensor(
+            none, model, kp.ownership.new_secret()
+        ),
+    ],
+)
+def test_a_passports_path_is_no_passport(call, model):
+    with pytest.raises(kp.PassportError, match="Passport.load.*a str"):
+        call(model, "owner.h5")
 
 
 def test_what_objects_say(passport, model, base):

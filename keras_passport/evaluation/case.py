@@ -13,7 +13,7 @@ from keras_passport.attacks import fake, kept, labelled, training
 from keras_passport.layers.protected import protected_layers
 from keras_passport.models import binding, protected_model
 from keras_passport.passports import specs
-from keras_passport.passports.passport import Passport
+from keras_passport.passports.passport import Passport, check_passport
 
 # Part of the test set that an attacker may have: the judge uses the rest.
 _DISJOINT = 0.4
@@ -98,6 +98,7 @@ class Case:
                 not fit it.
             ValueError: If a label is no class.
         """
+        check_passport(passport)
         passport = passport.fitted(model)
         public = protected_model.public(model)
         classes = scores.only_shape(model.output_shape)[-1]

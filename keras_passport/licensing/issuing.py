@@ -16,7 +16,7 @@ from keras_passport.ownership.claims import check_secret
 from keras_passport.passports import specs
 from keras_passport.passports.derivation import derive
 from keras_passport.passports.entries import PassportEntry
-from keras_passport.passports.passport import Passport
+from keras_passport.passports.passport import Passport, check_passport
 from keras_passport.secrecy import hidden
 from keras_passport.texts import shown
 
@@ -88,6 +88,7 @@ class Licensor:
         null_strength: float = NULL_STRENGTH,
     ):
         passport, secret = hidden(passport), hidden(secret)
+        check_passport(passport)
         check_secret(secret)
         if not (range_strength >= 0 and null_strength >= 0):
             raise ValueError(

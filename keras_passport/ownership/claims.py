@@ -24,7 +24,7 @@ from keras_passport.passports.derivation import (
     image_arrays,
 )
 from keras_passport.passports.functions import get
-from keras_passport.passports.passport import Passport
+from keras_passport.passports.passport import Passport, check_passport
 from keras_passport.secrecy import SecretBytes, hidden, type_of
 from keras_passport.texts import shown
 
@@ -349,6 +349,7 @@ def claim(
             f"Expected an owner's name of 1 to {_LONGEST_OWNER} characters. "
             f"Received: {shown(owner, 80)!r}"
         )
+    check_passport(passport)
     passport.check(model)
     if passport.images is not None and reference is None:
         raise PassportError(

@@ -12,7 +12,7 @@ from keras_passport import audit, scores, sealed
 from keras_passport.attacks.fake import Judge
 from keras_passport.errors import PassportError
 from keras_passport.ownership.claims import weights_hash
-from keras_passport.passports.passport import Passport
+from keras_passport.passports.passport import Passport, check_passport
 from keras_passport.secrecy import hidden
 from keras_passport.texts import shown
 
@@ -160,6 +160,7 @@ def record(
             "Expected noise_levels that begin with 0, what the others are "
             f"compared with. Received: noise_levels={noise_levels}"
         )
+    check_passport(passport)
     given = hidden(passport)
     passport = given.fitted(model)
     accuracy, _ = Judge(model, *scores.pair(data), batch_size)(

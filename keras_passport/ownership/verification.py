@@ -21,7 +21,7 @@ from keras_passport.ownership.report import (
     VerificationReport,
 )
 from keras_passport.ownership.restoring import AnyStatistics, restored
-from keras_passport.passports.passport import Passport
+from keras_passport.passports.passport import Passport, check_passport
 from keras_passport.texts import shown
 
 
@@ -51,6 +51,7 @@ class Evidence:
     dated: str | None = None
 
     def __post_init__(self):
+        check_passport(self.passport)
         if self.dated is not None:
             dates.span(self.dated, "dated")
         if self.passport.images is not None and self.reference is None:
