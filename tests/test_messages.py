@@ -309,9 +309,7 @@ def test_using(model, passport, maps, base, tmp_path):
         kp.unlock,
         kp.hide_rows,
         lambda model, none: kp.find_leaks(none, ["."], model=model),
-        lambda model, none: kp.audit.accuracies(
-            model, none, DATA, kind="random_pattern", n=1
-        ),
+        lambda model, none: kp.audit.accuracies(model, none, DATA),
         lambda model, none: kp.audit.accuracy_under_noise(model, none, DATA),
         lambda model, none: kp.audit.add_noise(none, 0.5),
         lambda model, none: kp.evaluation.evaluate(model, none, DATA, DATA),
