@@ -125,12 +125,14 @@ def read_json(path: str | os.PathLike) -> Any:
 
     Raises:
         PassportError: If it is damaged.
+        OSError: If it is no file, or can't be read.
     """
     try:
-        return json.loads(pathlib.Path(path).read_text())
+        with open_regular(path) as file:
+            return json.loads(file.read())
     except FileNotFoundError:
         return None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise PassportError(
             f"Expected a JSON file. Received: '{shown(path)}', which is not "
             f"one: {shown(error)}"

@@ -11,12 +11,13 @@ from absl import flags
 from keras_passport.passports.derivation import (
     DEFAULT_KEY_SCALING,
     KEY_SCALINGS,
+    MADE_KINDS,
 )
 
 flags.DEFINE_enum(
     "passport",
     "random_image",
-    ["random_image", "fixed_image", "random_pattern"],
+    MADE_KINDS,
     "Kind of passport: the paper's T3, T2 or T1.",
 )
 flags.DEFINE_enum(
@@ -29,6 +30,7 @@ flags.DEFINE_enum(
     "key_scaling",
     DEFAULT_KEY_SCALING,
     KEY_SCALINGS,
+    MADE_KINDS,
     "Size of the keys: as the paper makes them, of norm 1, of norm "
     "sqrt(size / 2), with which He's initialisation makes scales of about 1, "
     "or so and at right angles to each other; the last with signs that follow "

@@ -16,8 +16,10 @@ from keras_passport.models import binding, features
 from keras_passport.passports.derivation import (
     DEFAULT_KEY_SCALING,
     FAKE,
+    MADE_KINDS,
     check_key_scaling,
     derive,
+    fake_seed,
     scale_keys,
 )
 from keras_passport.passports.draws import order_of_rows
@@ -30,8 +32,6 @@ ATTACK_KINDS = (
     "random_image",
     "known_images",
 )
-# Kinds whose passports say how their keys were scaled.
-_SCALED = ("random_pattern", "fixed_image", "random_image")
 # Between the paper's keys of patterns and the default's, of the latter's size.
 _LARGE = 0.25
 
@@ -253,7 +253,7 @@ def scaling_of(passport: Passport) -> str:
         A `key_scaling`: the passport's own where it says how its keys were
         scaled, or else what is nearest to the size that they have.
     """
-    if passport.kind in _SCALED or passport.key_scaling != "paper":
+    if passport.kind in MADE_KINDS or passport.key_scaling != "paper":
         return passport.key_scaling
     sizes = [
         np.linalg.norm(key) / np.sqrt(key.size / 2)
@@ -317,7 +317,7 @@ def _maker(
         size = None if x is None else features.open_sizes(model, x)
 
         def pattern(number):
-            secret = _seed_of(seed, number)
+            secret = fake_seed(seed, str(number))
             fake = Passport.random_pattern(
                 model,
                 seed=secret,
@@ -334,7 +334,7 @@ def _maker(
     roles = function_of(model).roles
 
     def of_images(number):
-        made, secret = {}, _seed_of(seed, number)
+        made, secret = {}, fake_seed(seed, str(number))
         for (path, keys), chosen in zip(
             pool.items(), guess(number), strict=True
         ):
@@ -357,7 +357,7 @@ def _guesser(
     count = len(_first(images))
 
     def guess(number):
-        rng = np.random.default_rng(list(_seed_of(seed, number)))
+        rng = np.random.default_rng(list(fake_seed(seed, str(number))))
         # No two roles take the same one, as in a passport.
         draws = [
             rng.choice(count, roles, replace=False)
@@ -366,10 +366,6 @@ def _guesser(
         return np.broadcast_to(draws, (layers, roles))
 
     return guess
-
-
-def _seed_of(seed: int, number: int) -> bytes:
-    return derive(str(seed).encode().rjust(16, b"0"), FAKE, str(number))
 
 
 def image_keys(model, images, reference) -> dict:

@@ -11,16 +11,15 @@ from keras_passport.attacks import fitting, training
 from keras_passport.attacks.fake import image_keys
 from keras_passport.attacks.moments import Block, Flow
 from keras_passport.attacks.opened import Opened, neutral
-from keras_passport.attacks.result import AttackResult
+from keras_passport.attacks.result import AttackResult, plain
 from keras_passport.hints import Inputs
 from keras_passport.layers import normalization, offsets
 from keras_passport.layers.protected import function_of
 from keras_passport.models import protected_model
 from keras_passport.passports.derivation import (
     DEFAULT_KEY_SCALING,
-    FAKE,
     check_key_scaling,
-    derive,
+    fake_seed,
     scale_keys,
 )
 
@@ -112,7 +111,7 @@ def guess_images(
                 pool[path],
                 roles,
                 key_scaling,
-                derive(str(seed).encode().rjust(16, b"0"), FAKE, path),
+                fake_seed(seed, path),
                 parameters[path],
             )
             for path in group
@@ -146,10 +145,7 @@ def guess_images(
             {
                 "images": [chosen[path] for path in flow.layers],
                 "margins": [margins[path] for path in flow.layers],
-                "parameters": {
-                    path: [np.asarray(value).tolist() for value in pair]
-                    for path, pair in parameters.items()
-                },
+                "parameters": plain(parameters),
             },
         ),
         model=opened.plain() if keep_model else None,

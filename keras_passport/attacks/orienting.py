@@ -2,7 +2,7 @@
 
 import dataclasses
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any
 
 import keras
@@ -12,7 +12,7 @@ from keras import ops
 from keras_passport.attacks import finetuning, training
 from keras_passport.attacks.opened import Opened, neutral
 from keras_passport.attacks.options import TrainingOptions
-from keras_passport.attacks.result import AttackResult
+from keras_passport.attacks.result import AttackResult, plain
 from keras_passport.errors import PassportError
 from keras_passport.layers import kernels
 from keras_passport.layers.filters import SignRegression, odd_statistics
@@ -177,7 +177,7 @@ def orientation(
         history=(
             {
                 "start": "orientation",
-                "parameters": _plain(parameters),
+                "parameters": plain(parameters),
                 "chances": {
                     path: chance.tolist()
                     for path, chance in found.chances(public).items()
@@ -185,10 +185,3 @@ def orientation(
             },
         ),
     )
-
-
-def _plain(parameters: Mapping) -> dict:
-    return {
-        path: [np.asarray(value).tolist() for value in pair]
-        for path, pair in parameters.items()
-    }

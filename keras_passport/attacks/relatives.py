@@ -24,7 +24,7 @@ from keras_passport.attacks import (
 from keras_passport.attacks.opened import Opened, neutral
 from keras_passport.attacks.options import TrainingOptions, check_counts
 from keras_passport.attacks.recipe import Recipe
-from keras_passport.attacks.result import AttackResult, packed
+from keras_passport.attacks.result import AttackResult, packed, plain
 from keras_passport.errors import PassportError
 from keras_passport.layers import kernels, normalization
 from keras_passport.layers.channel_scale import ChannelScale
@@ -112,10 +112,7 @@ def known_ancestor(
         history=(
             {
                 "alike": alike,
-                "parameters": {
-                    path: [np.asarray(value).tolist() for value in pair]
-                    for path, pair in parameters.items()
-                },
+                "parameters": plain(parameters),
             },
         ),
         model=opened.plain() if keep_model else None,

@@ -1,6 +1,7 @@
 """`AttackResult`: what every attack returns."""
 
 import dataclasses
+from collections.abc import Mapping
 
 import keras
 import numpy as np
@@ -99,6 +100,14 @@ class AttackResult:
             budget={**self.budget, "fakes": fakes},
             seconds=self.seconds + rest.seconds,
         )
+
+
+def plain(parameters: Mapping) -> dict:
+    """γ and β by path as lists of numbers, for an attack's history."""
+    return {
+        path: [np.asarray(value).tolist() for value in pair]
+        for path, pair in parameters.items()
+    }
 
 
 def packed(right: np.ndarray) -> str:

@@ -14,7 +14,7 @@ from keras_passport.attacks.result import AttackResult
 from keras_passport.attacks.statistics import usual_sizes
 from keras_passport.layers.protected import function_of, protected_layers
 from keras_passport.models import features, protected_model
-from keras_passport.passports.derivation import FAKE, derive
+from keras_passport.passports.derivation import FAKE, fake_seed
 from keras_passport.passports.passport import Passport
 
 # Pictures that tell the usual size of γ.
@@ -227,7 +227,7 @@ def starting_parameters(
         return parameters
     layers = protected_layers(model)
     if start == "fake":
-        root = derive(str(seed).encode().rjust(16, b"0"), FAKE, "start")
+        root = fake_seed(seed, "start")
         rows = Passport.random_pattern(
             model, seed=root, spatial_size=spatial_size, domain=FAKE
         ).rows()

@@ -12,7 +12,7 @@ from keras_passport.attacks import labelled, training
 from keras_passport.attacks.opened import Opened
 from keras_passport.attacks.options import TrainingOptions, check_counts
 from keras_passport.attacks.recipe import Recipe
-from keras_passport.attacks.result import AttackResult
+from keras_passport.attacks.result import AttackResult, plain
 from keras_passport.layers import normalization
 from keras_passport.layers.filters import response_matrix
 from keras_passport.layers.protected import protected_layers
@@ -189,13 +189,7 @@ def _blind(public, directions, test, rank, keep_model):
 
 
 def _told(opened, start):
-    return {
-        "start": start,
-        "parameters": {
-            path: [value.tolist() for value in pair]
-            for path, pair in opened.parameters.items()
-        },
-    }
+    return {"start": start, "parameters": plain(opened.parameters)}
 
 
 def spectral_directions(model: keras.Model, rank: int = RANK) -> dict:

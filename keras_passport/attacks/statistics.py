@@ -11,7 +11,7 @@ from keras_passport.attacks.kept import Kept, fingerprint
 from keras_passport.attacks.moments import Block, Flow
 from keras_passport.attacks.opened import Opened, neutral
 from keras_passport.attacks.options import check_counts
-from keras_passport.attacks.result import AttackResult
+from keras_passport.attacks.result import AttackResult, plain
 from keras_passport.errors import PassportError
 from keras_passport.hints import Inputs
 from keras_passport.models import protected_model
@@ -118,7 +118,7 @@ def statistics_matching(
         history=(
             {
                 "blocks": blocks,
-                "parameters": _plain(parameters),
+                "parameters": plain(parameters),
             },
         ),
         model=opened.plain() if keep_model else None,
@@ -218,7 +218,7 @@ def match_statistics(
             tries = 1 if lost else TRIES
             own, cost = _solved(block, own, restarts, rounds, tries, rng)
             return {
-                "parameters": _plain(own),
+                "parameters": plain(own),
                 "cost": cost,
                 "seconds": time.monotonic() - began,
             }
@@ -354,13 +354,6 @@ def usual_sizes(model: keras.Model, images) -> dict[str, float]:
 
 def _pair(values):
     return tuple(np.asarray(value, "float64") for value in values)
-
-
-def _plain(parameters):
-    return {
-        path: [np.asarray(value).tolist() for value in pair]
-        for path, pair in parameters.items()
-    }
 
 
 def _count(arrays):

@@ -36,7 +36,6 @@ exit status:
 KERAS_BACKEND chooses the backend, as everywhere in Keras.
 """
 # What `new` makes: of a protected model alone.
-_KINDS = ("random_pattern", "fixed_image", "random_image")
 _DTYPES = ("uint8", "int8", "int32", "int64", "float16", "float32", "float64")
 
 
@@ -309,7 +308,8 @@ def _parser() -> tuple[_Parser, dict[str, _Parser]]:
     )
     add_model(command)
     add_out(command, "passport file to write", "OUT.h5")
-    command.add_argument("--kind", choices=_KINDS, default=_KINDS[0])
+    kinds = derivation.MADE_KINDS
+    command.add_argument("--kind", choices=kinds, default=kinds[0])
     add_pictures(command)
     command.add_argument(
         "--reference",

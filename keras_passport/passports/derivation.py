@@ -5,6 +5,7 @@ import hmac
 import json
 import secrets
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
@@ -12,6 +13,9 @@ from keras_passport.errors import PassportError
 from keras_passport.passports.draws import uniform
 from keras_passport.secrecy import SecretBytes, SecretInt, hidden, type_of
 
+# Kinds of passports whose feature maps follow from a seed, or from images, and
+# are made anew: the paper's T1, T2 and T3 (Section 2.4).
+MADE_KINDS = ("random_pattern", "fixed_image", "random_image")
 KEY_SCALINGS = ("paper", "unit", "fan_in", "orthogonal", "signed")
 # Large keys at right angles need but a small part of a kernel to make γ and β,
 # and so leave little of themselves in it ("Hardening" in
@@ -132,6 +136,16 @@ def derive(seed: bytes, *labels: str) -> bytes:
     """32 bytes that follow from a seed and labels, and tell neither."""
     message = json.dumps(labels).encode()
     return hidden(hmac.new(seed, message, hashlib.sha256).digest())
+
+
+def fake_seed(seed: Any, *labels: str) -> bytes:
+    """The seed of a fake passport, of an attacker's own numbers.
+
+    Args:
+        seed: Integers, which are no secret.
+        *labels: What it is the seed of.
+    """
+    return derive(str(seed).encode().rjust(16, b"0"), FAKE, *labels)
 
 
 def choices(

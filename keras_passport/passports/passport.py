@@ -3,6 +3,7 @@
 import hashlib
 import os
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 import numpy as np
 
@@ -12,6 +13,7 @@ from keras_passport.lazy import above
 from keras_passport.passports import functions, passport_file, remaking, specs
 from keras_passport.passports.derivation import (
     DEFAULT_KEY_SCALING,
+    MADE_KINDS,
     PASSPORT,
     check_key_scaling,
     derive,
@@ -24,8 +26,8 @@ from keras_passport.passports.matching import match
 from keras_passport.secrecy import hidden, type_of
 from keras_passport.texts import shown
 
-KINDS = ("random_pattern", "fixed_image", "random_image", "feature_maps")
-KINDS += ("solved", "offset_image")  # of trained models: `protect_trained`
+# The last two are of trained models: `protect_trained`.
+KINDS = (*MADE_KINDS, "feature_maps", "solved", "offset_image")
 
 
 class Passport:
@@ -505,7 +507,7 @@ class Passport:
         return passport_file.load(path, cls)
 
 
-def check_passport(passport) -> None:
+def check_passport(passport: Any) -> None:
     """Raises `PassportError` unless it is a `Passport`."""
     passport = hidden(passport)
     if not isinstance(passport, Passport):

@@ -27,7 +27,7 @@ import numpy as np
 from keras_passport import files
 from keras_passport.errors import PassportError
 from keras_passport.passports import palettes
-from keras_passport.passports.derivation import array_hash
+from keras_passport.passports.derivation import MADE_KINDS, array_hash
 from keras_passport.passports.entries import ROLES, MapRecord, PassportEntry
 from keras_passport.passports.geometry import Geometry
 from keras_passport.passports.plain_hdf5 import PlainHDF5
@@ -44,8 +44,6 @@ _LARGEST_MAPS = 2**18
 _LARGEST_FILE = 2**32
 # Bytes; JSON grows up to 40 times when it is read. A layer takes about 700.
 _LARGEST_HEADER = 2**21
-# Kinds of which feature maps can be made anew: see `Passport.feature_maps`.
-_REMADE = ("random_pattern", "fixed_image", "random_image")
 # A hostile geometry would make gigabytes, or hours of work, of a small map.
 # How many elements the keys may have, and how many additions they may take:
 # a number, or in large files a multiple of the elements in the file.
@@ -116,7 +114,7 @@ def _version(passport) -> int:
         return 3
     if any(getattr(e, f"{role}_record") for e in entries for role in roles):
         return 2
-    if passport.first_version or passport.kind not in _REMADE:
+    if passport.first_version or passport.kind not in MADE_KINDS:
         return 1
     elements = sum(e.map_size(role) for e in entries for role in roles)
     return 2 if 4 * elements > _LARGEST_MAPS else 1
