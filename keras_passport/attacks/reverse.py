@@ -173,6 +173,8 @@ def restarted(
     Args:
         name: Of the attack.
         opener: Makes what is trained.
+        data: The attacker's inputs and integer labels.
+        test: The judge's.
         options: With a recipe.
     """
     mine = labelled.share(data, options.fraction, options.seed)

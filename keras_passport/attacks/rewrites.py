@@ -160,6 +160,9 @@ def permute_channels(model: keras.Model, *, seed: int = 0) -> Rewrite:
     Returns:
         A `Rewrite`.
 
+    Raises:
+        PassportError: If the model is not protected.
+
     Example:
 
     >>> rewrite = kp.attacks.permute_channels(model)

@@ -206,7 +206,14 @@ class Evaluation:
         }
 
     def save(self, path: str | os.PathLike) -> None:
-        """Writes `to_dict` as JSON."""
+        """Writes `to_dict` as JSON.
+
+        Args:
+            path: File to write, replaced if it exists.
+
+        Raises:
+            OSError: If it can't be written.
+        """
         write_json(path, self.to_dict())
 
     def save_page(self, path: str | os.PathLike) -> None:

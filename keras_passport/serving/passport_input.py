@@ -341,6 +341,10 @@ def with_passport(inputs: Inputs, packed: Tensor) -> Inputs:
     Returns:
         The inputs in the structure that the model takes.
 
+    Raises:
+        PassportError: If it is no packed passport, or has another number of
+            rows than 1 and the examples.
+
     Example:
 
     >>> served = kp.require_passport(model)
