@@ -55,7 +55,7 @@ def main(_):
     base = fit(network(), x, y)
 
     # Before the training: the secret makes the passport's choices, and the
-    # signs that γ is to have. Only the claim is published.
+    # signs that γ is to have.
     secret = kp.ownership.new_secret()
     model = kp.reinitialize(kp.protect(base))
     passport = kp.Passport.random_image(
@@ -64,12 +64,14 @@ def main(_):
         reference=base,
         seed=kp.ownership.passport_seed(secret),
     )
+    signature = kp.ownership.Signature(secret, "Ada Ltd")
+    kp.calibrate(kp.bind(model, passport), signs=signature)
+    fit(model, x, y)
+    # Of the network as it is to be published. Only the claim is published.
     claim, opening = kp.ownership.claim(
         passport, owner="Ada Ltd", model=model, reference=base, secret=secret
     )
     print("To be published, and dated by others:", claim.commitment)
-    kp.calibrate(kp.bind(model, passport), signs=opening.signature)
-    fit(model, x, y)
     record = kp.ownership.record(model, passport, test)
     published = kp.public(model)
     owner = kp.ownership.Evidence(

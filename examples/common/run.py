@@ -192,13 +192,9 @@ class Job(abc.ABC):
         if self.spread.is_chief and not self.directory.passport.exists():
             self._make_passport(model, original, images)
         self.spread.agree()
-        claimed = self.directory.opening.exists()
+        claimed = self.directory.secret.exists()
         with self.spread.scope():
             kp.bind(model, kp.Passport.load(self.directory.passport))
-        if claimed:
-            kp.ownership.attach(
-                model, kp.ownership.Claim.load(self.directory.claim)
-            )
         if not self.calibrates:
             pass
         elif self.fine_tunes:
@@ -207,8 +203,10 @@ class Job(abc.ABC):
             kp.calibrate(model, like=original, batches=batches)
             self._estimate_statistics(model)
         elif claimed:
-            opening = kp.ownership.Opening.load(self.directory.opening)
-            kp.calibrate(model, signs=opening.signature)
+            signature = kp.ownership.Signature(
+                self.directory.secret.read_bytes(), self.config["owner"]
+            )
+            kp.calibrate(model, signs=signature)
         else:
             kp.calibrate(model)
         self._train_protected(model)
@@ -220,6 +218,8 @@ class Job(abc.ABC):
             model = self._without_statistics(model)
         if self.config.get("hide_rows", False):
             model = self._in_secret_order(model)
+        if claimed:
+            self._claim(model, original)
         self._finish(model, "protected", path)
         return model
 
@@ -306,6 +306,8 @@ class Job(abc.ABC):
         if owner:
             secret = kp.ownership.new_secret()
             options["seed"] = kp.ownership.passport_seed(secret)
+            with replacing(self.directory.secret, PRIVATE) as temporary:
+                temporary.write_bytes(secret)
         if images is None:
             passport = kp.Passport.random_pattern(model, **options)
         else:
@@ -315,23 +317,31 @@ class Job(abc.ABC):
                 reference=original,
                 **options,
             )
-        if owner:
+        # The last of them: a run that has a passport goes on with it.
+        with replacing(self.directory.passport, PRIVATE) as temporary:
+            passport.save(temporary)
+
+    def _claim(self, model: keras.Model, original: keras.Model) -> None:
+        """Claims the network as it will be published (Section 3.2)."""
+        if self.spread.is_chief:
+            passport = kp.Passport.load(self.directory.passport)
             claim, opening = kp.ownership.claim(
                 passport,
-                owner=owner,
+                owner=self.config["owner"],
                 model=model,
-                reference=None if images is None else original,
-                secret=secret,
+                reference=None if passport.images is None else original,
+                secret=self.directory.secret.read_bytes(),
             )
-            claim.save(self.directory.claim)
             opening.save(self.directory.opening)
+            claim.save(self.directory.claim)
             print(
                 f"To be published before the network, and dated by others: "
                 f"{self.directory.claim}"
             )
-        # The last of them: a run that has a passport goes on with it.
-        with replacing(self.directory.passport, PRIVATE) as temporary:
-            passport.save(temporary)
+        self.spread.agree()
+        kp.ownership.attach(
+            model, kp.ownership.Claim.load(self.directory.claim)
+        )
 
     def _fakes(
         self, protected: keras.Model, original: keras.Model

@@ -40,8 +40,9 @@ class RunDirectory:
     public/protected.keras     what may be published
     owner/original.keras       0700: the unprotected network,
     owner/passport.h5          the secret passport,
+    owner/claim.secret         with --owner: what γ's signs follow from,
     owner/opening.json         what opens public/claim.json, and the record
-    owner/record.json          of the network at its release, with --owner,
+    owner/record.json          of the network at its release,
     owner/history.json         the course of both trainings,
     owner/checkpoints/         what an interrupted run goes on from
     config.json result.json    what was asked for, what came out
@@ -66,6 +67,7 @@ class RunDirectory:
         self.original = self.owner / "original.keras"
         self.passport = self.owner / "passport.h5"
         self.claim = self.public / "claim.json"
+        self.secret = self.owner / "claim.secret"
         self.opening = self.owner / "opening.json"
         self.record = self.owner / "record.json"
         self.fakes = self.checkpoints / "fakes.json"

@@ -52,9 +52,9 @@ flags.DEFINE_bool(
 flags.DEFINE_string(
     "owner",
     None,
-    "A name. The network is claimed in it before the training, with signs of "
-    "γ that follow from the claim's secret, and recorded after it (Section "
-    "3.2); None for no claim.",
+    "A name. The network is trained with signs of γ that follow from a "
+    "secret, then claimed and recorded in this name (Section 3.2); None for "
+    "no claim.",
 )
 flags.DEFINE_list(
     "identity_images",

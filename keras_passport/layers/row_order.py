@@ -112,7 +112,8 @@ def counts(adapter, layer) -> tuple[int, ...]:
         layer: A built kernel layer.
     """
     return tuple(
-        _rows(adapter, kernel.shape) for kernel in _kernels(adapter, layer)
+        _rows(adapter, kernel.shape)
+        for kernel in stored_kernels(adapter, layer)
     )
 
 
@@ -127,7 +128,7 @@ def rows_of(adapter, layer) -> list[np.ndarray]:
         ops.convert_to_numpy(
             _columns_last(kernel.value, adapter.columns_axis)
         ).reshape(_rows(adapter, kernel.shape), -1)
-        for kernel in _kernels(adapter, layer)
+        for kernel in stored_kernels(adapter, layer)
     ]
 
 
@@ -166,7 +167,7 @@ def gathered(adapter, layer, order, values: dict | None = None) -> list:
     """
     found, start = [], 0
     axis = adapter.columns_axis
-    for kernel in _kernels(adapter, layer):
+    for kernel in stored_kernels(adapter, layer):
         value = (values or {}).get(id(kernel), kernel.value)
         rows = _rows(adapter, kernel.shape)
         part = order[start : start + rows]
@@ -192,7 +193,13 @@ def _columns_last(kernel, axis):
     return ops.transpose(kernel, axes)
 
 
-def _kernels(adapter, layer) -> list:
+def stored_kernels(adapter, layer) -> list:
+    """A layer's kernels, those that have rows.
+
+    Args:
+        adapter: As for `counts`, and so is the next.
+        layer: The kernel layer.
+    """
     names = {variable.name: variable for variable in layer.variables}
     return [names[name] for name in adapter.kernel_names if name in names]
 

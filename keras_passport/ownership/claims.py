@@ -18,6 +18,7 @@ from keras_passport.errors import PassportError
 from keras_passport.hints import Model
 from keras_passport.layers.protected import protected_layers
 from keras_passport.models.protected_model import ProtectedModel
+from keras_passport.ownership.networks import kernels_hash
 from keras_passport.passports.derivation import (
     array_hash,
     derive,
@@ -29,7 +30,9 @@ from keras_passport.secrecy import SecretBytes, hidden, type_of
 from keras_passport.texts import shown
 
 SECRET_BYTES = 32
-_VERSION = 1
+# 2: of the published kernels too.
+_VERSION = 2
+_HEXADECIMAL = set("0123456789abcdef")
 _LONGEST_OWNER = 200
 
 
@@ -120,11 +123,7 @@ class Claim:
 
     def __post_init__(self):
         text = self.commitment
-        if not (
-            isinstance(text, str)
-            and len(text) == 64
-            and set(text) <= set("0123456789abcdef")
-        ):
+        if not _is_hash(text):
             raise PassportError(
                 "Expected a commitment of 64 hexadecimal digits. Received: "
                 f"{shown(text, 80)}"
@@ -149,10 +148,11 @@ class Claim:
             PassportError: If it is missing, no claim, or changed.
         """
         content = sealed.load(path, "claim")
-        if content.keys() != {"commitment", "version"}:
+        version = content.pop("version", None)
+        if content.keys() != {"commitment"} or version != _VERSION:
             raise PassportError(
                 f"Expected a claim in '{shown(path)}'. Received: one that "
-                "says other things"
+                "says other things; a newer keras_passport may read it"
             )
         return cls(content["commitment"])
 
@@ -165,6 +165,7 @@ _NAMES = {
     "fingerprint",
     "function",
     "images",
+    "kernels",
     "key_scaling",
     "kind",
     "layers",
@@ -188,10 +189,17 @@ class Opening:
         key_scaling: Of its keys.
         seed: The passport's, hexadecimal.
         fingerprint: The passport's.
+        kernels: SHA-256 of the kernels that it is for, as
+            `networks.kernels_hash` returns it. Without it a claim would hold
+            for any network of the architecture, later ones as well: what was
+            published is brought by whoever claims.
         layers: Dict from path to the number of channels of each layer.
         images: SHA-256 of each input's identity images.
         reference: SHA-256 of the reference network's weights; `None` for
             none.
+
+    Raises:
+        PassportError: If it says anything else.
     """
 
     secret: bytes
@@ -201,6 +209,7 @@ class Opening:
     key_scaling: str
     seed: str
     fingerprint: str
+    kernels: str
     layers: dict
     images: tuple = ()
     reference: str | None = None
@@ -208,6 +217,24 @@ class Opening:
     def __post_init__(self):
         object.__setattr__(self, "secret", check_secret(self.secret))
         object.__setattr__(self, "seed", hidden(self.seed))
+        _check_owner(self.owner)
+        texts = (self.function, self.kind, self.key_scaling, self.seed)
+        hashes = [self.fingerprint, self.kernels]
+        if self.reference is not None:
+            hashes.append(self.reference)
+        if not (
+            isinstance(self.images, list | tuple)
+            and isinstance(self.layers, dict)
+            and all(isinstance(path, str) for path in self.layers)
+            and all(type(count) is int for count in self.layers.values())
+            and all(isinstance(text, str) for text in texts)
+            and all(_is_hash(text) for text in (*hashes, *self.images))
+            and set(self._plain_seed()) <= _HEXADECIMAL
+        ):
+            raise PassportError(
+                "Expected an opening as ownership.claim makes it. Received: "
+                "one that says other things"
+            )
         object.__setattr__(self, "images", tuple(self.images))
 
     def __repr__(self):
@@ -234,18 +261,26 @@ class Opening:
         text = sealed.canonical(self._content())
         return Claim(hashlib.sha256(text).hexdigest())
 
-    def check(self, passport: Passport, reference: Model = None) -> list[str]:
-        """What of a passport is not what was committed to.
+    def check(
+        self,
+        passport: Passport,
+        reference: Model = None,
+        published: Model = None,
+    ) -> list[str]:
+        """What of a passport or a network is not what was committed to.
 
         Args:
             passport: The one that is presented.
             reference: The network that its images went through, if there is
                 one.
+            published: The network that is said to have been published.
 
         Returns:
             List of what differs, in words; empty if nothing does.
         """
         presented = _about(passport, reference)
+        if published is not None:
+            presented["kernels"] = kernels_hash(published, passport)
         mine = self._content()
         return [
             name
@@ -286,6 +321,7 @@ class Opening:
             "fingerprint": self.fingerprint,
             "function": self.function,
             "images": list(self.images),
+            "kernels": self.kernels,
             "key_scaling": self.key_scaling,
             "kind": self.kind,
             "layers": dict(self.layers),
@@ -309,12 +345,14 @@ def claim(
 
     The commitment is SHA-256 over a canonical text of the secret s, the
     owner's name, the identity images' hashes, the reference network's weights,
-    passport function, key scaling, the passport's seed and fingerprint.
+    passport function, key scaling, the passport's seed and fingerprint, and
+    the network's kernels: what trains it on, or `hide_statistics`, makes
+    another network, to be claimed anew. `hide_rows` does not.
 
     Args:
         passport: The owner's, made for `model`.
         owner: A name, at most 200 characters.
-        model: The protected model.
+        model: The protected model, as it is to be published.
         reference: The network that the passport's images went through, for
             image kinds.
         secret: s, 32 bytes, where the passport's seed and the signs of γ were
@@ -344,11 +382,7 @@ def claim(
     - Fan, Ng, Chan: Digital Passport, Section 3.2.
     """
     passport, secret = hidden(passport), hidden(secret)
-    if not isinstance(owner, str) or not 0 < len(owner) <= _LONGEST_OWNER:
-        raise PassportError(
-            f"Expected an owner's name of 1 to {_LONGEST_OWNER} characters. "
-            f"Received: {shown(owner, 80)!r}"
-        )
+    _check_owner(owner)
     check_passport(passport)
     passport.check(model)
     if passport.images is not None and reference is None:
@@ -357,6 +391,7 @@ def claim(
             "through. Received: reference=None"
         )
     about = _about(passport, reference)
+    about["kernels"] = kernels_hash(model, passport)
     about["layers"] = {
         path: layer.adapter.units(layer.layer)
         for path, layer in protected_layers(model).items()
@@ -364,6 +399,21 @@ def claim(
     secret = new_secret() if secret is None else check_secret(secret)
     opening = Opening(secret=secret, owner=owner, **about)
     return opening.claim(), opening
+
+
+def _check_owner(owner) -> None:
+    if not isinstance(owner, str) or not 0 < len(owner) <= _LONGEST_OWNER:
+        raise PassportError(
+            f"Expected an owner's name of 1 to {_LONGEST_OWNER} characters. "
+            f"Received: {shown(owner, 80)!r}"
+        )
+
+
+def _is_hash(text) -> bool:
+    """Whether it may be SHA-256: 64 hexadecimal digits."""
+    return (
+        isinstance(text, str) and len(text) == 64 and set(text) <= _HEXADECIMAL
+    )
 
 
 def attach(model: keras.Model, claim: Claim) -> keras.Model:

@@ -48,15 +48,27 @@ _SIZE = 32
 
 
 def commitment(evidence, passport) -> Step:
-    """C recomputed from its opening, and the passport held against both."""
+    """C recomputed from its opening; passport, network and record against it.
+
+    A network that is not the one that was committed to is anybody's: its
+    filters' signs can be made to fit a claim of before it was trained.
+    """
     opens = evidence.opening.claim() == evidence.claim
-    differing = evidence.opening.check(passport, evidence.reference)
+    differing = evidence.opening.check(
+        passport, evidence.reference, evidence.published
+    )
+    record, opening = evidence.record, evidence.opening
+    if record is not None and (record.fingerprint, record.kernels) != (
+        opening.fingerprint,
+        opening.kernels,
+    ):
+        differing.append("record")
     if not opens:
         text = "the opening is of another claim"
     elif differing:
         text = f"not what was committed to: {', '.join(differing)}"
     else:
-        text = "the claim opens, and the passport is what it committed to"
+        text = "the claim opens, and it is of this passport and network"
     return Step("commitment", opens and not differing, text)
 
 

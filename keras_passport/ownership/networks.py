@@ -6,6 +6,7 @@ of a file.
 """
 
 import dataclasses
+import hashlib
 import re
 from collections.abc import Mapping
 
@@ -140,6 +141,40 @@ def orders(model: keras.Model, passport: Passport) -> dict:
         for path, layer in protected_layers(model).items()
         if layer.geometry.ordered_rows
     }
+
+
+def kernels_hash(model: keras.Model, passport: Passport) -> str:
+    """SHA-256 of the kernels that a passport is for.
+
+    Of their rows as they belong, so that it is the same before and after
+    `hide_rows`, and in whatever network they are a part of.
+
+    Args:
+        model: The protected model.
+        passport: Its passport.
+    """
+    given = {own: path for path, own in passport.match(model).items()}
+    stored, layers = orders(model, passport), protected_layers(model)
+    total = hashlib.sha256()
+    for own in passport.layers:
+        layer = layers[given[own]]
+        if given[own] in stored:
+            found = row_order.gathered(
+                layer.adapter, layer.layer, stored[given[own]]
+            )
+        else:
+            found = [
+                (kernel, kernel.value)
+                for kernel in row_order.stored_kernels(
+                    layer.adapter, layer.layer
+                )
+            ]
+        for _, value in found:
+            # Zeros have no sign.
+            values = (_array(value) + 0.0).astype("<f8")
+            total.update(f"{own} {values.shape}".encode())
+            total.update(np.ascontiguousarray(values).tobytes())
+    return total.hexdigest()
 
 
 def _of_model(model, orders):

@@ -11,7 +11,7 @@ import numpy as np
 from keras_passport import audit, scores, sealed
 from keras_passport.attacks.fake import Judge
 from keras_passport.errors import PassportError
-from keras_passport.ownership.claims import weights_hash
+from keras_passport.ownership.networks import kernels_hash
 from keras_passport.passports.passport import Passport, check_passport
 from keras_passport.secrecy import hidden
 from keras_passport.texts import shown
@@ -21,9 +21,9 @@ _NAMES = {
     "accuracy",
     "examples",
     "fingerprint",
+    "kernels",
     "key_scaling",
     "noise",
-    "weights",
 }
 
 
@@ -40,7 +40,8 @@ class Record:
         noise: As `audit.accuracy_under_noise` returns it.
         fingerprint: The passport's.
         key_scaling: Of the passport's keys.
-        weights: SHA-256 of the published network's weights.
+        kernels: SHA-256 of the network's, as `networks.kernels_hash` returns
+            it.
 
     Raises:
         PassportError: If it is not what `record` writes down.
@@ -51,7 +52,7 @@ class Record:
     noise: dict
     fingerprint: str
     key_scaling: str
-    weights: str
+    kernels: str
 
     def __post_init__(self):
         if not _is_whole(self):
@@ -182,7 +183,7 @@ def record(
         # Of what the owner has and shows, whatever the model's paths.
         fingerprint=given.fingerprint,
         key_scaling=passport.key_scaling,
-        weights=weights_hash(model),
+        kernels=kernels_hash(model, passport),
     )
 
 
@@ -209,7 +210,7 @@ def _is_whole(record) -> bool:
                 for text in (
                     record.fingerprint,
                     record.key_scaling,
-                    record.weights,
+                    record.kernels,
                 )
             )
         )

@@ -159,9 +159,12 @@ def verify(
         return report
     holding = []
     for rival in rivals:
-        theirs = _examined(
-            suspect, rival, data, foreign, nulls, fakes, seed, batch_size
-        )
+        try:
+            theirs = _examined(
+                suspect, rival, data, foreign, nulls, fakes, seed, batch_size
+            )
+        except PassportError:
+            continue  # It fits no network of its own.
         if theirs.verdict == DERIVED and not _is_younger(rival, suspect_dated):
             holding.append(rival)
     if not holding:

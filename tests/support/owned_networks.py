@@ -55,9 +55,9 @@ def accuracy(model, data):
 
 
 class Owned:
-    """An owner's network, trained under a claimed passport."""
+    """An owner's network, trained under a passport, and claimed."""
 
-    def __init__(self, owner, function, kind, base):
+    def __init__(self, owner, function, kind, base, epochs=4):
         model = kp.reinitialize(kp.protect(base, function=function))
         self.secret = ownership.new_secret()
         seed = ownership.passport_seed(self.secret)
@@ -67,6 +67,10 @@ class Owned:
             self.passport = kp.Passport.random_image(
                 model, examples(6, 9)[0], reference=base, seed=seed
             )
+        kp.bind(model, self.passport)
+        signature = ownership.Signature(self.secret, owner)
+        kp.calibrate(model, signs=signature)
+        self.model = fitted(model, epochs)
         self.claim, self.opening = ownership.claim(
             self.passport,
             owner=owner,
@@ -74,9 +78,6 @@ class Owned:
             reference=base,
             secret=self.secret,
         )
-        kp.bind(model, self.passport)
-        kp.calibrate(model, signs=self.opening.signature)
-        self.model = fitted(model)
         self.test = examples(300, 2)
         self.accuracy = accuracy(self.model, self.test)
         self.record = ownership.record(
