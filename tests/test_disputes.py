@@ -307,6 +307,10 @@ def test_nothing_is_lost_by_a_name(folder, tmp_path, capsys):
         run(*words, "--overwrite", status=2)
         assert capsys.readouterr().err.count("\n") == 1, words
         assert {p: p.read_bytes() for p in tmp_path.iterdir()} == before, words
+    if os.path.exists("/dev/full"):
+        opening = f"--opening={tmp_path / 'o'}"
+        run(*claim, "/dev/full", "--owner=A", opening, "--overwrite", status=2)
+        assert not (tmp_path / "o").exists()
     (tmp_path / "report.json").write_text("precious")
     run("verify", tmp_path, f"--out={tmp_path / 'report.json'}", status=2)
     assert (tmp_path / "report.json").read_text() == "precious"

@@ -316,6 +316,28 @@ def test_a_ledger_says_who_has_a_licence(licensor, tmp_path):
     assert (tmp_path / "ledger").stat().st_mode & 0o077 == 0
 
 
+def test_a_line_without_its_end_is_a_licence(licensor, tmp_path):
+    """All that says who has one is there."""
+    path = tmp_path / "ledger"
+    ledger = licensing.Ledger(path, SECRET)
+    for name in ("Bob", "Eve"):
+        licensor.issue(name, ledger)
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-1])
+    ledger = licensing.Ledger(path, SECRET)
+    assert ledger.licensees == ["Bob", "Eve"]
+    licensor.issue("Ann", ledger)
+    assert path.read_bytes().startswith(whole)
+    assert licensing.Ledger(path, SECRET).licensees == ["Bob", "Eve", "Ann"]
+
+
+def test_a_ledger_of_a_word_that_is_none_accuses_nobody(licensor, tmp_path):
+    ledger = licensing.Ledger(tmp_path / "ledger", SECRET)
+    ledger.append("Bob", word=-1)
+    with pytest.raises(kp.PassportError, match="word of 0 or more"):
+        licensor.trace(licensor.passport, ledger)
+
+
 def test_a_ledger_changes_in_no_bit(licensor, tmp_path):
     path = tmp_path / "ledger"
     ledger = licensing.Ledger(path, SECRET)
@@ -429,6 +451,16 @@ def test_a_licence_is_good_enough(model, licensor, tmp_path):
     [
         (lambda at: at.issue(""), "name of 1"),
         (lambda at: at.issue(7), "name of 1"),
+        (lambda at: at.issue("nobody"), "name other than"),
+        (lambda at: at.issue("Bob", word=-1), "word of 0 or more"),
+        (lambda at: at.issue("Bob", word=1.5), "word of 0 or more"),
+        (lambda at: at.trace(at.issue("B"), "B"), "names"),
+        (
+            lambda at: licensing.Ledger("no_ledger", SECRET).append(
+                "Bob", previous=""
+            ),
+            "previous",
+        ),
         (lambda at: at.trace("bob.h5", NAMES), "Received: a str"),
         (lambda at: at.trace(np.zeros(3), NAMES), "packed keys"),
         (lambda at: at.trace({}, NAMES), "γ or β"),

@@ -31,6 +31,8 @@ def claim(args) -> None:
     read = (args.model, args.passport, args.reference, args.secret)
     for path in (args.out, args.opening):
         targets.new_file(path, args.overwrite, None, *read)
+        # A claim without its opening, or the other way round, is worthless.
+        files.check_target(path)
     targets.check_apart(args.out, args.opening)
     made, opening = ownership.claim(
         kp.Passport.load(args.passport),

@@ -18,10 +18,14 @@ import math
 import numpy as np
 from scipy import special
 
+from keras_passport.errors import PassportError
 from keras_passport.passports import draws
 from keras_passport.passports.derivation import derive
 from keras_passport.secrecy import hidden
+from keras_passport.texts import shown
 
+# What a trace says in a name's place.
+NO_NAMES = NOBODY, STRIPPED = "nobody", "stripped"
 # Biases nearer to 0 or 1 make scores with long tails.
 _CUTOFF = 0.05
 _STEPS = np.geomspace(0.1, 24.0, 40)[:, None]
@@ -45,6 +49,15 @@ def biases(secret: bytes, path: str, role: str, count: int) -> np.ndarray:
     drawn = _uniform(secret, count, "bias", path, role)
     angles = least + drawn * (math.pi / 2 - 2 * least)
     return hidden(np.sin(angles) ** 2)
+
+
+def check_word(number: int) -> None:
+    """Raises `PassportError` unless it is the number of a word."""
+    if type(number) is not int or number < 0:
+        raise PassportError(
+            "Expected a licensee's word of 0 or more. "
+            f"Received: {shown(number)}"
+        )
 
 
 def word(secret: bytes, chances: np.ndarray, *labels: str) -> np.ndarray:

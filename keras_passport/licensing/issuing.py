@@ -192,6 +192,13 @@ class Licensor:
                 f"Expected a name of 1 to {_LONGEST_NAME} characters. "
                 f"Received: {shown(licensee, 80)!r}"
             )
+        if licensee in codes.NO_NAMES:
+            raise PassportError(
+                f"Expected a name other than {' or '.join(codes.NO_NAMES)}, "
+                "which say that a leak names nobody. "
+                f"Received: '{licensee}'"
+            )
+        codes.check_word(word)
         for number in range(word, word + _WORDS):
             licence = self._made(licensee, number)
             if accept is None or accept(licence):

@@ -67,12 +67,19 @@ class Ledger:
 
         Args:
             licensee: Who gets it; one line each.
-            **about: What else to write down, JSON values.
+            **about: What else to write down, JSON values; not `previous`,
+                which is the ledger's own.
 
         Raises:
-            PassportError: If the licensee has one already.
+            PassportError: If the licensee has one already, or it can't be
+                written down so.
             OSError: If it can't be written.
         """
+        if "previous" in about:
+            raise PassportError(
+                "Expected what to write down beside a licensee, without "
+                "previous, which is the ledger's own. Received: previous"
+            )
         with self._locked() as file:
             self._read()
             if licensee in self.licensees:
@@ -88,6 +95,8 @@ class Ledger:
             }
             file.truncate(self._size)
             file.seek(self._size)
+            if not self._ended:
+                file.write(b"\n")
             file.write(sealed.dumps(_KIND, content, self._secret))
             file.flush()
             os.fsync(file.fileno())
@@ -107,18 +116,18 @@ class Ledger:
         return hashlib.sha256(text).hexdigest()
 
     def _read(self):
-        self._lines, self._size = [], 0
+        self._lines, self._size, self._ended = [], 0, True
         if not self._path.exists():
             return
         text = sealed.read(self._path, "ledger")
-        *lines, _ = bytes(text).split(b"\n")
+        *lines, rest = bytes(text).split(b"\n")
+        # All of a line but its end is a licence; less is none.
+        with contextlib.suppress(PassportError):
+            self._unsealed(rest, len(lines) + 1)
+            lines.append(rest)
+            self._ended = False
         for number, line in enumerate(lines, 1):
-            content = sealed.loads(
-                line + b"\n",
-                _KIND,
-                self._secret,
-                f"{self._path}, line {number}",
-            )
+            content = self._unsealed(line, number)
             if content.get("previous") != self._last():
                 raise PassportError(
                     f"Expected line {number} of '{shown(self._path)}' to "
@@ -126,3 +135,9 @@ class Ledger:
                 )
             self._lines.append(content)
             self._size += len(line) + 1
+        self._size -= not self._ended
+
+    def _unsealed(self, line: bytes, number: int) -> dict:
+        return sealed.loads(
+            line + b"\n", _KIND, self._secret, f"{self._path}, line {number}"
+        )

@@ -11,6 +11,7 @@ from scipy import stats
 from keras_passport.errors import PassportError
 from keras_passport.layers.protected import protected_layers
 from keras_passport.licensing import codes
+from keras_passport.licensing.codes import NOBODY, STRIPPED
 from keras_passport.ownership import networks
 from keras_passport.ownership.alignment import align
 from keras_passport.passports.entries import ROLES
@@ -18,7 +19,6 @@ from keras_passport.passports.passport import Passport
 from keras_passport.secrecy import hidden, type_of
 from keras_passport.texts import shown
 
-NOBODY, STRIPPED = "nobody", "stripped"
 # A leak whose γ and β have less in common with the owner's is another's.
 _RELATED = 0.5
 _OWN = 1e-4
@@ -92,7 +92,9 @@ def trace(leak: Any, ledger: Any, licensor: Any, bound: float = 1e-6) -> Trace:
     >>> kp.licensing.trace(leak, ["Bob", "Eve"], licensor).verdict
     'Eve'
     """
-    names = list(getattr(ledger, "licensees", ledger))
+    names = getattr(ledger, "licensees", ledger)
+    # A text is a list of letters.
+    names = [] if isinstance(names, str | bytes) else list(names)
     if not names or not all(isinstance(name, str) for name in names):
         raise PassportError(
             "Expected a ledger with licences, or the licensees' names. "
@@ -109,6 +111,8 @@ def trace(leak: Any, ledger: Any, licensor: Any, bound: float = 1e-6) -> Trace:
         entry["licensee"]: entry.get("word", 0)
         for entry in getattr(ledger, "entries", ())
     }
+    for number in words.values():
+        codes.check_word(number)
     numbers = np.array([words.get(name, 0) for name in names])
     own = _distance(values, licensor)
     found = {}

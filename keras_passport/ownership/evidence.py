@@ -316,7 +316,9 @@ def _above_luck(accuracies, examples) -> float:
         examples: How many each was judged on, which alone makes them differ.
     """
     count, mean = len(accuracies), float(np.mean(accuracies))
-    drawn = (mean * (1 - mean) / examples) ** 0.5
+    # Of few examples none may be right by chance alone (Laplace).
+    expected = (mean * examples + 1) / (examples + 2)
+    drawn = (expected * (1 - expected) / examples) ** 0.5
     spread = max(float(np.std(accuracies, ddof=1)), drawn)
     # Student's, of one more draw.
     few = float(stats.t.isf(FAKES_P, count - 1)) * (1 + 1 / count) ** 0.5
