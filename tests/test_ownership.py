@@ -15,6 +15,7 @@ from keras_passport.attacks import reverse
 from keras_passport.attacks.fake import Judge
 from keras_passport.attacks.forgery import forge_passport
 from keras_passport.models.unlocking import with_parameters
+from keras_passport.ownership import evidence as evidence_steps
 from keras_passport.ownership import networks
 from keras_passport.ownership.alignment import align
 from keras_passport.ownership.evidence import provenance
@@ -346,6 +347,12 @@ def test_a_rivals_mistakes_are_no_claim(owned):
     )
     report = owned.verify(owned.public, rivals=[unfit, plain])
     assert report.verdict == "derived" and not report.rivals
+
+
+@pytest.mark.parametrize("examples, least", [(1, 1.0), (50, 0.15)])
+def test_of_few_examples_luck_may_have_some_right(examples, least):
+    """Also where no fake has any."""
+    assert evidence_steps._above_luck([0.0] * 1000, examples) > least
 
 
 @pytest.mark.parametrize("name", ["fingerprint", "kernels"])

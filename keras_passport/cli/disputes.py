@@ -78,8 +78,9 @@ def verify(args) -> int:
     judge's test data (data.npz: x and y), and what the claimant brings:
     claim.json, opening.json, passport.h5, published.keras; if there are any,
     reference.keras, record.json, dated.txt. foreign/ may hold independent
-    networks, rivals/NAME/ what others bring. The same folder gives the same
-    report, byte for byte. The status is 1 if nothing is shown.
+    networks, and is to hold public ones that both may have started from;
+    rivals/NAME/ what others bring. The same folder gives the same report, byte
+    for byte. The status is 1 if nothing is shown.
     """
     folder = pathlib.Path(args.folder)
     for path in (args.out, args.page):

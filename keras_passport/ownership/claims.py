@@ -1,8 +1,8 @@
 """A claim before the release: a commitment to secrets, and its opening.
 
 What is published is one hash. It says nothing until its owner opens it, and
-then it says that the owner knew, at its date, which signs γ was to have, which
-image each layer was to take, and the passport itself.
+then it says that the owner knew, at its date, the network's kernels, which
+signs γ was to have, which image each layer was to take, and the passport.
 """
 
 import dataclasses

@@ -55,7 +55,7 @@ class VerificationReport:
         reason: Why, in a sentence.
         steps: What was examined.
         false_positive: A bound on the chance of the verdict `"derived"` for
-            a network without any connection.
+            a network without any connection, such as a common ancestor.
         settings: What somebody needs to repeat it: seeds, numbers of nulls.
         layers: For each of the owner's layers that was found: path, the
             suspect's, mean cosine, agreeing signs and channels.

@@ -102,7 +102,9 @@ def verify(
         rivals: What others bring who claim it too.
         foreign: Independently trained networks of the same task and
             architecture: the claim must fail on them. 30 or more say
-            something.
+            something. Public checkpoints that either may have started from
+            belong here as well: two networks that were made of one are alike,
+            and neither is derived from the other.
         suspect_dated: Since when the suspect is known, as an ISO date or
             time. A claim that is not older proves nothing: whoever takes
             somebody else's public network makes keys for it, and claims.
