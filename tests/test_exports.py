@@ -565,6 +565,20 @@ def test_rows_in_a_secret_order(tmp_path):
         assert np.all(np.isnan(run(**mixed)))
 
 
+def test_onnx_of_what_can_not_be_converted(tmp_path):
+    """Plain Keras writes a file then that no runtime reads."""
+    x = inputs = keras.Input((6, 6, 4))
+    x = layers.Conv2D(8, 3, groups=2)(x)
+    x = layers.GlobalAveragePooling2D()(layers.BatchNormalization()(x))
+    model = kp.protect(keras.Model(inputs, layers.Dense(3)(x)))
+    place = tmp_path / "served.onnx"
+    place.write_text("precious")
+    with pytest.raises(RuntimeError, match="tf2onnx converts as a whole"):
+        kp.export_onnx(model, place, overwrite=True)
+    assert place.read_text() == "precious"
+    assert list(tmp_path.iterdir()) == [place]
+
+
 def test_onnx_without_its_packages(small, tmp_path, monkeypatch):
     for name in [*sys.modules, "onnx", "tf2onnx"]:
         if name.split(".")[0] in ("onnx", "tf2onnx"):

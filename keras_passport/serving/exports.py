@@ -230,7 +230,8 @@ def export_onnx(
         PassportError: If the model is not protected.
         FileExistsError: If there is something at `path` already.
         ImportError: If what the extra installs is not there.
-        RuntimeError: On another backend than TensorFlow.
+        RuntimeError: On another backend than TensorFlow, or if tf2onnx
+            can't convert the network, such as one of grouped convolutions.
 
     Example:
 
@@ -298,6 +299,23 @@ def _export(model, path, kind, overwrite):
         served.export(
             temporary, format=kind, verbose=False, input_signature=[signature]
         )
+        if kind == "onnx":
+            _check_onnx(temporary)
+
+
+def _check_onnx(path):
+    """Raises `RuntimeError` of a file that no runtime reads."""
+    import onnx
+
+    try:
+        onnx.checker.check_model(os.fspath(path))
+    except onnx.checker.ValidationError as error:
+        # As of grouped convolutions, protected or not: Keras compiles a
+        # function of its own for them.
+        raise RuntimeError(
+            "Expected a network that tf2onnx converts as a whole. Received: "
+            f"one of which it leaves a part: {str(error).splitlines()[0]}"
+        ) from error
 
 
 def _checked_names(class_names, served) -> list[str]:
