@@ -653,6 +653,25 @@ def test_a_claim_holds_where_the_network_is_a_part_of_a_product(base):
         assert report["provenance"].holds is (True if options else None)
 
 
+def test_signs_decide_where_there_are_several_outputs(base):
+    """No accuracy can be judged there."""
+    secret = ownership.new_secret()
+    outputs = [base.output, base.get_layer("pool").output]
+    several = keras.Model(base.input, outputs)
+    model, passport = kp.protect_trained(
+        several, signs=ownership.Signature(secret, OWNER)
+    )
+    claim, opening = ownership.claim(
+        passport, owner=OWNER, model=model, secret=secret
+    )
+    evidence = ownership.Evidence(claim, opening, passport, kp.public(model))
+    report = ownership.verify(
+        kp.unlock(model, passport), evidence, examples(20, 2), **VERIFY
+    )
+    assert report.verdict == "derived" and report["signs"].holds
+    assert report["passport"].holds is None
+
+
 def test_secrets_of_claims_are_looked_for(owned, tmp_path):
     owned.claim.save(tmp_path / "claim.json")
     secrets = {"claim's secret": bytes(owned.secret)}

@@ -6,6 +6,7 @@ from typing import Any
 
 import keras
 
+from keras_passport import scores
 from keras_passport.attacks.fake import Judge
 from keras_passport.errors import PassportError
 from keras_passport.layers.protected import protected_layers
@@ -18,6 +19,7 @@ from keras_passport.ownership.report import (
     CONTESTED,
     DERIVED,
     NOT_SHOWN,
+    Step,
     VerificationReport,
 )
 from keras_passport.ownership.restoring import AnyStatistics, restored
@@ -233,18 +235,23 @@ def _examined(
     found, source = {}, ""
     if complete:
         model = restored(published, matches, orders)
-        judge = AnyStatistics(Judge(model, *data, batch_size), model, published)
         found, source = steps_of.signs_of(matches, model, passport, protected)
-        steps.append(
-            steps_of.passport_works(
-                judge, model, passport, evidence.record, fakes, seed
+        if len(published.outputs) == 1:
+            judge = Judge(model, *scores.pair(data), batch_size)
+            judge = AnyStatistics(judge, model, published)
+            steps.append(
+                steps_of.passport_works(
+                    judge, model, passport, evidence.record, fakes, seed
+                )
             )
-        )
-        if evidence.record is not None:
-            step, curves = steps_of.noise(
-                judge, model, passport, data, evidence.record
-            )
-            steps.append(step)
+            if evidence.record is not None:
+                step, curves = steps_of.noise(
+                    judge, model, passport, data, evidence.record
+                )
+                steps.append(step)
+        else:
+            text = "accuracy is not judged where there are several outputs"
+            steps.append(Step("passport", None, text))
     # Where the claimed network is a part of another, paths are others now.
     signed = steps_of.signed_paths(passport)
     told = {signed.get(path, path): values for path, values in found.items()}
