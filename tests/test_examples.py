@@ -254,18 +254,19 @@ class TestKinds:
         owner, public = tmp_path / "run" / "owner", tmp_path / "run" / "public"
         passport = kp.Passport.load(owner / "passport.h5")
         assert (passport.kind, passport.function.name) == (kind, function)
-        # Claimed before it was trained, recorded afterwards.
+        # Claimed as it was published, and recorded.
         claim = kp.ownership.Claim.load(public / "claim.json")
         opening = kp.ownership.Opening.load(owner / "opening.json")
         assert opening.claim() == claim and opening.seed_follows
         reference = keras.saving.load_model(reference, compile=False)
-        assert not opening.check(
-            passport, reference if kind == "fixed_image" else None
-        )
         network = keras.saving.load_model(public / "protected.keras")
+        assert not opening.check(
+            passport, reference if kind == "fixed_image" else None, network
+        )
         assert kp.ownership.attached(network) == claim
         record = kp.ownership.Record.load(owner / "record.json")
         assert record.fingerprint == passport.fingerprint
+        assert record.kernels == opening.kernels
         # Of V2, it is by the passport whether so small a network bears it.
         told = "Statistics are published as they are" in output
         assert told or function != "V1"

@@ -30,7 +30,6 @@ flags.DEFINE_enum(
     "key_scaling",
     DEFAULT_KEY_SCALING,
     KEY_SCALINGS,
-    MADE_KINDS,
     "Size of the keys: as the paper makes them, of norm 1, of norm "
     "sqrt(size / 2), with which He's initialisation makes scales of about 1, "
     "or so and at right angles to each other; the last with signs that follow "
