@@ -34,10 +34,14 @@ def refusal(layer) -> str | None:
 
 
 def without_affine(layer):
-    """A normalisation's config, and a new one of it without affine part.
+    """Which affine part a normalisation has, and a new one of it without.
 
     Args:
         layer: Of a type in `SUPPORTED`.
+
+    Returns:
+        Tuple of a dict that says of `"center"` and of `"scale"` whether the
+        normalisation has them, and of the new one.
 
     Raises:
         PassportError: If a passport can't take its scale's and shift's place.
@@ -54,19 +58,32 @@ def without_affine(layer):
             "Expected a normalisation that a passport can scale and shift, "
             f"but {reason}. Received: normalization={layer}"
         )
-    replaced = _unshared(keras.saving.serialize_keras_object(layer))
-    # Deserialising must not build it: its weights would be made for nothing.
-    replaced.pop("build_config", None)
+    affine = {"center": layer.center, "scale": layer.scale}
     config = {**layer.get_config(), "center": False, "scale": False}
-    return replaced, type(layer).from_config(config)
+    return affine, type(layer).from_config(config)
+
+
+def with_affine(layer, affine: dict) -> dict:
+    """The config of a normalisation whose place a passport layer took.
+
+    It is asked for anew each time: the normalisation may have been frozen, or
+    been given another momentum, since.
+
+    Args:
+        layer: The new one that `without_affine` returned, as it is now. All
+            that says how γ and β start and train is still in its config.
+        affine: The dict that it returned.
+    """
+    config = _unshared(keras.saving.serialize_keras_object(layer))
+    config["config"].update(affine)
+    return config
 
 
 def _unshared(config):
     """A copy of a config that says nothing of which objects are shared.
 
-    While a model is loaded, Keras notes the ids of all that is serialised. The
-    layer serialised here is gone soon after, and the next one may have its id:
-    its config would be taken for the same layer's.
+    While a model is saved, Keras notes the ids of all that is serialised. What
+    is serialised here, with the affine part, is no layer that there is.
     """
     if isinstance(config, dict):
         return {

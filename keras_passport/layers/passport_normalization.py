@@ -138,7 +138,7 @@ class PassportNormalization(keras.layers.Wrapper):
         self.identity = identity
         self.ordered = ordered
         self.offsets = offsets
-        self.replaced, self.normalization = without_affine(normalization)
+        self.affine, self.normalization = without_affine(normalization)
         self.supports_masking = all(
             part.supports_masking for part in (layer, *self.between)
         )
@@ -172,10 +172,9 @@ class PassportNormalization(keras.layers.Wrapper):
             shape = part.compute_output_shape(shape)
         self._note_geometry()
         self.inputs_shape = tuple(inputs_shape)
-        options = self.replaced["config"]
-        if not self.function.hides_gamma and options["scale"]:
+        if not self.function.hides_gamma and self.affine["scale"]:
             self.gamma = self._add_affine("gamma")
-        if not self.function.hides_beta and options["center"]:
+        if not self.function.hides_beta and self.affine["center"]:
             self.beta = self._add_affine("beta")
         if self.offsets:
             offsets.add(self)
@@ -183,13 +182,13 @@ class PassportNormalization(keras.layers.Wrapper):
         optimizer_state.withhold(self)
 
     def _add_affine(self, name):
-        options = self.replaced["config"]
+        options = vars(self.normalization)
         return self.add_weight(
             name=name,
             shape=(self.adapter.units(self.layer),),
-            initializer=keras.initializers.get(options[f"{name}_initializer"]),
-            regularizer=keras.regularizers.get(options[f"{name}_regularizer"]),
-            constraint=keras.constraints.get(options[f"{name}_constraint"]),
+            initializer=options[f"{name}_initializer"],
+            regularizer=options[f"{name}_regularizer"],
+            constraint=options[f"{name}_constraint"],
             trainable=self.normalization.trainable,
         )
 
@@ -203,6 +202,11 @@ class PassportNormalization(keras.layers.Wrapper):
             key_groups=self.key_groups,
             ordered_rows=rows,
         )
+
+    @property
+    def replaced(self) -> dict:
+        """The config of the normalisation whose place this layer takes."""
+        return normalization.with_affine(self.normalization, self.affine)
 
     @property
     def passport_size(self) -> int:
@@ -415,10 +419,10 @@ class PassportNormalization(keras.layers.Wrapper):
         if not assumed:
             values = [*values, *folding.still_bias(self, training)]
         outputs = scopes.call_with(self.layer, inputs, values)
-        mask = _mask_after(self.layer, outputs, mask)
+        mask = scopes.mask_after(self.layer, outputs, mask)
         for part in self.between:
             outputs = part(outputs)
-            mask = _mask_after(part, outputs, mask)
+            mask = scopes.mask_after(part, outputs, mask)
         outputs = normalization.normalize(
             self.normalization, outputs, gamma, beta, training, mask
         )
@@ -500,10 +504,3 @@ def _or_own(value, variable):
     if value is not None or variable is None:
         return value
     return ops.expand_dims(ops.convert_to_tensor(variable), 0)
-
-
-def _mask_after(part, outputs, mask):
-    """The mask that Keras would hand on from this layer's output."""
-    if mask is None or not part.supports_masking:
-        return None
-    return part.compute_mask(outputs, mask)

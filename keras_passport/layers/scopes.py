@@ -176,3 +176,10 @@ def _has_gradient(value) -> bool:
     return ops.is_tensor(value) and keras.backend.is_float_dtype(
         keras.backend.standardize_dtype(value.dtype)
     )
+
+
+def mask_after(part, outputs, mask):
+    """The mask that Keras would hand on from this layer's output."""
+    if mask is None or not part.supports_masking:
+        return None
+    return part.compute_mask(outputs, mask)

@@ -302,7 +302,7 @@ def _first_of(names) -> str:
 def _normalization_of(path, layer, originals):
     """The normalisation whose place a passport layer took, if there is one."""
     parent = path.rpartition("/")[0]
-    name = layer.replaced["config"]["name"]
+    name = layer.normalization.name
     return originals.get(f"{parent}/{name}" if parent else name)
 
 

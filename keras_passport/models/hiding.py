@@ -173,7 +173,6 @@ def publish_statistics(layer, variance=1.0):
     mean.assign(np.zeros(mean.shape))
     statistics.moving_variance.assign(np.full(mean.shape, variance))
     statistics.trainable = False
-    layer.replaced["config"]["trainable"] = False
 
 
 def _absorbed(layer, gamma, beta):

@@ -201,7 +201,7 @@ class Plan:
         for path, layer in graph.walk(model, stop=(PassportNormalization,)):
             prefix = path[: len(path) - len(layer.name)]
             if isinstance(layer, PassportNormalization):
-                normal = prefix + layer.replaced["config"]["name"]
+                normal = prefix + layer.normalization.name
                 add(path, layer.layer, "kernel", True, f"with '{normal}'")
                 add(
                     normal,

@@ -1,0 +1,160 @@
+"""What models carry from one to another, against plain Keras in their place."""
+
+import copy
+import pickle
+
+import keras
+import numpy as np
+import pytest
+from keras import ops
+
+import keras_passport as kp
+from support.kernel_layers import FUNCTIONS
+from support.plain_models import plain_cnn
+from support.protected_models import (
+    compiled,
+    images,
+    labels,
+    protected,
+)
+from support.truth import NORMALIZATIONS
+
+
+def reloaded(model, tmp_path, name="model.keras"):
+    model.save(tmp_path / name)
+    return keras.saving.load_model(tmp_path / name)
+
+
+# Every way to a copy that Keras makes of a plain model as well.
+COPIES = {
+    "keras": reloaded,
+    "h5": lambda model, tmp_path: reloaded(model, tmp_path, "model.h5"),
+    "clone_model": lambda model, _: keras.models.clone_model(model),
+    "deepcopy": lambda model, _: copy.deepcopy(model),
+    "pickle": lambda model, _: pickle.loads(pickle.dumps(model)),
+}
+# And those of ours, whose truth is the plain model itself.
+OURS = {
+    "public": lambda model, passport: kp.public(model),
+    "unlock": lambda model, passport: kp.unlock(model, passport, fold=False),
+    "hide_rows": kp.hide_rows,
+}
+
+
+def batch_normalizations(model):
+    return [
+        layer
+        for layer in model._flatten_layers()
+        if type(layer) in NORMALIZATIONS
+    ]
+
+
+def frozen(normal):
+    normal.trainable = False
+
+
+def thawed(normal):
+    normal.trainable = True
+
+
+def slower(normal):
+    normal.momentum = 0.5
+
+
+def coarser(normal):
+    normal.epsilon = 0.1
+
+
+CHANGES = (frozen, thawed, slower, coarser)
+
+
+def changed(model, change):
+    for normal in batch_normalizations(model):
+        change(normal)
+    return model
+
+
+def base_of(change):
+    """A plain model for which the change is one."""
+    base = plain_cnn()
+    return changed(base, frozen) if change is thawed else base
+
+
+def told(model):
+    """What normalisations say of themselves, but for their affine part."""
+    return [
+        (normal.name, normal.trainable, normal.momentum, normal.epsilon)
+        for normal in batch_normalizations(model)
+    ]
+
+
+@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize("way", COPIES)
+def test_a_changed_normalization_stays_changed(way, change, tmp_path):
+    base = base_of(change)
+    model = kp.protect(base)
+    base, model = (changed(one, change) for one in (base, model))
+    truth = told(COPIES[way](base, tmp_path))
+    assert told(base) == truth
+    assert told(COPIES[way](model, tmp_path)) == truth
+
+
+@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize("way", OURS)
+def test_and_in_our_own_copies(way, change):
+    base = base_of(change)
+    model, passport = protected(base=lambda: base)
+    changed(model, change)
+    truth = told(changed(base, change))
+    assert told(OURS[way](model, passport)) == truth
+
+
+@pytest.mark.parametrize("function", FUNCTIONS)
+@pytest.mark.parametrize("normalization", NORMALIZATIONS)
+def test_the_originals_affine_part_is_kept(normalization, function):
+    """Whatever becomes of the normalisation without it."""
+    options = {
+        "name": "normal",
+        "center": function != "V2",
+        "scale": True,
+        "gamma_initializer": keras.initializers.RandomUniform(seed=3),
+        "beta_regularizer": keras.regularizers.L2(0.1),
+        "gamma_constraint": keras.constraints.NonNeg(),
+    }
+    if normalization is keras.layers.GroupNormalization:
+        options["groups"] = 2
+    truth = normalization(**options)
+    layer = kp.PassportNormalization(
+        keras.layers.Dense(4), normalization(**options), function
+    )
+    layer.build((None, 3))
+    truth.build((None, 4))
+    for normal in (truth, layer.normalization):
+        normal.trainable = False
+    config = layer.get_config()["normalization"]["config"]
+    assert config == truth.get_config()
+    again = type(layer).from_config(layer.get_config())
+    assert again.get_config()["normalization"]["config"] == config
+
+
+@pytest.mark.parametrize("way", ("keras", "pickle"))
+def test_statistics_move_as_plain_ones_do(way, tmp_path):
+    """Frozen ones stay, those of another momentum go as far."""
+    x = images(16) * 3 + 2
+    found = []
+    for model in (plain_cnn(), protected()[0]):
+        first, second = batch_normalizations(model)
+        first.trainable, second.momentum = False, 0.0
+        copied = COPIES[way](model, tmp_path)
+        if kp.protected_layers(copied):
+            kp.bind(copied, kp.Passport.random_pattern(copied))
+        first, second = batch_normalizations(copied)
+        start = [ops.convert_to_numpy(n.moving_mean) for n in (first, second)]
+        compiled(copied).fit(x, labels(16), verbose=0)
+        found.append(
+            [
+                bool(np.any(ops.convert_to_numpy(n.moving_mean) != before))
+                for n, before in zip((first, second), start, strict=True)
+            ]
+        )
+    assert found == [[False, True], [False, True]]
