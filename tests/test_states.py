@@ -158,3 +158,51 @@ def test_statistics_move_as_plain_ones_do(way, tmp_path):
             ]
         )
     assert found == [[False, True], [False, True]]
+
+
+# Optimizers of which Keras's count says what their slots have been through.
+OPTIMIZERS = {
+    "averages": lambda: keras.optimizers.Adam(1e-3, use_ema=True),
+    "moments": lambda: keras.optimizers.Adam(1e-2),
+    "momentum": lambda: keras.optimizers.SGD(0.05, momentum=0.9),
+}
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_a_training_restarts_whole_from_a_state_tree(name):
+    """As it does from files, and as a plain one from its weights alone."""
+
+    def trained(model, epochs, **options):
+        model.fit(images(8), labels(8), epochs=epochs, verbose=0, **options)
+        return model
+
+    def made(model):
+        loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+        model.compile(OPTIMIZERS[name](), loss)
+        model.optimizer.build(model.trainable_variables)
+        return model
+
+    base = plain_cnn()
+    model, passport = protected(base=lambda: base)
+    for kind in (base, model):
+        before = trained(made(kind), 3)
+        tree = before.get_state_tree("numpy_array")
+        if kind is base:
+            assert keras.tree.flatten(tree["optimizer_variables"])
+            tree["optimizer_variables"] = {}
+        assert tree["optimizer_variables"] == {}
+        resumed, restarted = (
+            made(keras.models.clone_model(kind)) for _ in range(2)
+        )
+        if kind is model:
+            kp.bind(resumed, passport)
+            kp.bind(restarted, passport)
+        resumed.set_state_tree(tree)
+        restarted.set_weights(before.get_weights())
+        assert int(resumed.optimizer.iterations) == 0
+        for one, other in zip(
+            trained(resumed, 1).get_weights(),
+            trained(restarted, 1).get_weights(),
+            strict=True,
+        ):
+            np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)

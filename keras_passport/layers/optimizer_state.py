@@ -232,18 +232,10 @@ def _get_state_tree(original, self, *args, **kwargs):
     tree = original(self, *args, **kwargs)
     with _written(self):
         if is_withheld(self.optimizer):
-            name = "optimizer_variables"
-            tree[name] = _scalars(tree[name])
+            # Its counter as well: what a count says has been done since the
+            # start, such as averaging, was not done to slots that are new.
+            tree["optimizer_variables"] = {}
     return tree
-
-
-def _scalars(tree: dict) -> dict:
-    """What counts and schedules: no gradient is in it."""
-    return {
-        name: _scalars(value) if isinstance(value, dict) else value
-        for name, value in tree.items()
-        if isinstance(value, dict) or len(value.shape) == 0
-    }
 
 
 # TensorFlow's checkpoints and SavedModels.
