@@ -10,7 +10,7 @@ from keras import ops
 
 import keras_passport as kp
 from support.kernel_layers import FUNCTIONS
-from support.plain_models import plain_cnn
+from support.plain_models import plain_cnn, randomize, small_resnet
 from support.protected_models import (
     compiled,
     images,
@@ -206,3 +206,35 @@ def test_a_training_restarts_whole_from_a_state_tree(name):
             strict=True,
         ):
             np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)
+
+
+def paths(model):
+    return [variable.path for variable in model.variables]
+
+
+@pytest.mark.parametrize("base", (plain_cnn, small_resnet))
+def test_paths_do_not_tell_how_a_model_was_made(base, tmp_path):
+    plain = compiled(randomize(base()))
+    assert paths(reloaded(plain, tmp_path)) == paths(plain)
+    model = compiled(kp.protect(plain))
+    passport = kp.Passport.random_pattern(model)
+    trained, its_passport = kp.protect_trained(plain, seed=0)
+    # Which protects the last layer too.
+    last = plain.layers[-1].name
+    assert [p for p in paths(model) if not p.startswith(last)] == [
+        p for p in paths(trained) if not p.startswith(last)
+    ]
+    for one, its in ((model, passport), (compiled(trained), its_passport)):
+        copies = {way: make(one, tmp_path) for way, make in COPIES.items()}
+        copies["public"] = kp.public(one)
+        if one is model:
+            copies["hide_rows"] = kp.hide_rows(one, its)
+        for way, copied in copies.items():
+            assert paths(copied) == paths(one), way
+            for variable in copied.variables:
+                variable.assign(variable * 0 + 2)
+            compiled(copied).set_state_tree(one.get_state_tree("numpy_array"))
+            for found, expected in zip(
+                copied.get_weights(), one.get_weights(), strict=True
+            ):
+                np.testing.assert_array_equal(found, expected)

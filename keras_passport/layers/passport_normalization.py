@@ -487,14 +487,9 @@ class PassportNormalization(keras.layers.Wrapper):
     def from_config(cls, config, custom_objects=None):
         config = dict(config)
         for name in ("layer", "normalization"):
-            config[name] = keras.saving.deserialize_keras_object(
-                config[name], custom_objects=custom_objects
-            )
+            config[name] = scopes.unbuilt(config[name], custom_objects)
         config["between"] = [
-            keras.saving.deserialize_keras_object(
-                part, custom_objects=custom_objects
-            )
-            for part in config["between"]
+            scopes.unbuilt(part, custom_objects) for part in config["between"]
         ]
         return cls(**config)
 

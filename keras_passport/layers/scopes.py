@@ -183,3 +183,21 @@ def mask_after(part, outputs, mask):
     if mask is None or not part.supports_masking:
         return None
     return part.compute_mask(outputs, mask)
+
+
+def unbuilt(config: dict, custom_objects: dict | None = None):
+    """A layer of a config that does not build it, wherever it is from.
+
+    Who calls the layer builds it then, in a scope of its own: built alone, its
+    variables would have other paths than the original's, by which state trees
+    are read.
+
+    Args:
+        config: What `keras.saving.serialize_keras_object` made of a layer.
+        custom_objects: As Keras takes them.
+    """
+    config = {**config}
+    config.pop("build_config", None)
+    return keras.saving.deserialize_keras_object(
+        config, custom_objects=custom_objects
+    )
