@@ -15,6 +15,7 @@ from support.protected_models import (
     compiled,
     images,
     labels,
+    predict,
     protected,
 )
 from support.truth import NORMALIZATIONS
@@ -238,3 +239,80 @@ def test_paths_do_not_tell_how_a_model_was_made(base, tmp_path):
                 copied.get_weights(), one.get_weights(), strict=True
             ):
                 np.testing.assert_array_equal(found, expected)
+
+
+# How weights are read; the suffix of the file, and Keras's arguments.
+READERS = {
+    "weights": (".weights.h5", {}),
+    "keras": (".keras", {}),
+    "h5": (".h5", {}),
+    "h5 by name": (".h5", {"by_name": True}),
+    "skipping": (".weights.h5", {"skip_mismatch": True}),
+    "skipping keras": (".keras", {"skip_mismatch": True}),
+    "skipping h5": (".h5", {"skip_mismatch": True}),
+}
+
+
+def saved(model, path):
+    save = model.save_weights if ".weights" in path.name else model.save
+    save(path)
+    return path
+
+
+def other_filters():
+    """A plain model whose weights don't fit `plain_cnn`, but for the last."""
+    inputs = keras.Input((8, 8, 3))
+    x = keras.layers.Conv2D(8, 1, use_bias=False, name="first_conv")(inputs)
+    x = keras.layers.BatchNormalization(name="first_bn")(x)
+    x = keras.layers.Conv2D(12, 1, use_bias=False, name="second_conv")(x)
+    x = keras.layers.BatchNormalization(name="second_bn")(x)
+    x = keras.layers.GlobalAveragePooling2D()(x)
+    return keras.Model(inputs, keras.layers.Dense(4, name="classes")(x))
+
+
+def read(model, path, options):
+    """What Keras said, and the variables that have other values now."""
+    before = model.get_weights()
+    said = None
+    try:
+        model.load_weights(path, **options)
+    except ValueError as error:
+        said = str(error)
+    return said, [
+        variable.path
+        for variable, value in zip(model.weights, before, strict=True)
+        if np.any(ops.convert_to_numpy(variable) != value)
+    ]
+
+
+@pytest.mark.filterwarnings("ignore:A total of", "ignore:Skipping loading")
+@pytest.mark.parametrize("function", ("V2", "V3"))
+@pytest.mark.parametrize("name", READERS)
+def test_weights_of_the_other_order_are_refused_whole(name, function, tmp_path):
+    suffix, options = READERS[name]
+    plain = randomize(plain_cnn())
+    path = saved(randomize(other_filters()), tmp_path / f"plain{suffix}")
+    said, there = read(plain, path, options)
+    assert (said is None) == ("skip_mismatch" in options)
+    assert not any("conv" in one for one in there)
+
+    model, passport = protected(function)
+    hidden = kp.hide_rows(model, passport)
+    for one, other in ((model, hidden), (hidden, model)):
+        path = saved(one, tmp_path / f"protected{suffix}")
+        reader = kp.bind(kp.public(other), passport)
+        for variable in reader.weights:
+            variable.assign(variable * 0.5)
+        x = images()
+        said, there = read(reader, path, options)
+        if "skip_mismatch" in options and suffix != ".h5":
+            assert said is None
+        else:
+            assert "rows in" in said
+        assert not any("conv" in one for one in there)
+        # What is of the same order goes on as ever.
+        reader = kp.bind(kp.public(one), passport)
+        for variable in reader.weights:
+            variable.assign(variable * 0.5)
+        assert read(reader, path, options)[0] is None
+        np.testing.assert_allclose(predict(reader, x), predict(one, x), 1e-5)

@@ -12,7 +12,6 @@ Every other optimizer's state is written as ever.
 
 import contextlib
 import contextvars
-import functools
 import pathlib
 import threading
 import weakref
@@ -23,6 +22,7 @@ from keras.src.saving import saving_lib
 
 from keras_passport import files
 from keras_passport.errors import PassportError
+from keras_passport.layers import hooks
 
 _MARK = "_keras_passport_withheld"
 _LAYERS = weakref.WeakSet()
@@ -151,26 +151,10 @@ def _refuse(what):
     )
 
 
-def _replace(owner, name):
-    """Decorates what takes the place of a function; it gets the old one."""
-
-    def decorator(function):
-        original = getattr(owner, name)
-
-        @functools.wraps(original)
-        def replacement(*args, **kwargs):
-            return function(original, *args, **kwargs)
-
-        setattr(owner, name, replacement)
-        return replacement
-
-    return decorator
-
-
 # `.keras`, `.weights.h5`, folders, shards, pickles and deep copies.
 
 
-@_replace(saving_lib, "_save_state")
+@hooks.replace(saving_lib, "_save_state")
 def _save_state(original, saveable, weights_store, *args, **kwargs):
     if is_withheld(saveable):
         # The whole optimizer, as a user's own may write in ways of its own.
@@ -181,13 +165,13 @@ def _save_state(original, saveable, weights_store, *args, **kwargs):
         original(saveable, weights_store, *args, **kwargs)
 
 
-@_replace(keras.optimizers.Optimizer, "save_own_variables")
+@hooks.replace(keras.optimizers.Optimizer, "save_own_variables")
 def _save_own_variables(original, self, store):
     if not is_withheld(self):
         original(self, store)
 
 
-@_replace(keras.optimizers.Optimizer, "load_own_variables")
+@hooks.replace(keras.optimizers.Optimizer, "load_own_variables")
 def _load_own_variables(original, self, store):
     # Of a file without state there is nothing to say: it is how it should be.
     if len(store.keys()) or not _serves_protected(self):
@@ -209,13 +193,13 @@ def _serves_protected(optimizer) -> bool:
 # The legacy `.h5`.
 
 
-@_replace(legacy_h5_format, "save_model_to_hdf5")
+@hooks.replace(legacy_h5_format, "save_model_to_hdf5")
 def _save_model_to_hdf5(original, model, *args, **kwargs):
     with _written(model):
         original(model, *args, **kwargs)
 
 
-@_replace(legacy_h5_format, "save_optimizer_weights_to_hdf5_group")
+@hooks.replace(legacy_h5_format, "save_optimizer_weights_to_hdf5_group")
 def _save_to_hdf5(original, group, optimizer):
     if is_withheld(optimizer):
         return
@@ -227,7 +211,7 @@ def _save_to_hdf5(original, group, optimizer):
 # State trees, and Orbax's checkpoints, which are made of them.
 
 
-@_replace(keras.Model, "get_state_tree")
+@hooks.replace(keras.Model, "get_state_tree")
 def _get_state_tree(original, self, *args, **kwargs):
     tree = original(self, *args, **kwargs)
     with _written(self):
@@ -242,7 +226,7 @@ def _get_state_tree(original, self, *args, **kwargs):
 
 if keras.backend.backend() == "tensorflow":
 
-    @_replace(keras.layers.Layer, "_trackable_children")
+    @hooks.replace(keras.layers.Layer, "_trackable_children")
     def _children_of_layer(original, self, *args, **kwargs):
         children = original(self, *args, **kwargs)
         if not _writes(args):
@@ -254,7 +238,7 @@ if keras.backend.backend() == "tensorflow":
                 if not is_withheld(child)
             }
 
-    @_replace(keras.optimizers.Optimizer, "_trackable_children")
+    @hooks.replace(keras.optimizers.Optimizer, "_trackable_children")
     def _children_of_optimizer(original, self, *args, **kwargs):
         # No model leads here: somebody listed it, and wants its state.
         if _writes(args) and is_withheld(self):
@@ -273,7 +257,7 @@ if keras.backend.backend() == "tensorflow":
 # A callback that is there to resume, and for nothing else.
 
 
-@_replace(keras.callbacks.BackupAndRestore, "on_train_begin")
+@hooks.replace(keras.callbacks.BackupAndRestore, "on_train_begin")
 def _on_train_begin(original, self, *args, **kwargs):
     trained = self.model.trainable_variables
     if is_protected(trained) and not _may_be_written(trained):

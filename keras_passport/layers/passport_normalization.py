@@ -16,6 +16,7 @@ from keras_passport.layers import (
     duals,
     folding,
     kernels,
+    loading,
     normalization,
     offsets,
     optimizer_state,
@@ -215,10 +216,10 @@ class PassportNormalization(keras.layers.Wrapper):
 
     def save_own_variables(self, store: Any) -> None:
         super().save_own_variables(store)
-        store[row_order.NOTE] = self.ordered
+        store[loading.NOTE] = self.ordered
 
     def load_own_variables(self, store: Any) -> None:
-        super().load_own_variables(row_order.without_note(self, store))
+        super().load_own_variables(loading.without_note(self, store))
 
     # Keys ---------------------------------------------------------------
 

@@ -21,32 +21,6 @@ from keras_passport.errors import PassportError
 from keras_passport.layers import packing
 from keras_passport.layers.bindings import is_symbolic
 
-# Beside a layer's variables in files: whether rows have a secret order.
-NOTE = "ordered"
-
-
-def without_note(layer, store) -> dict:
-    """What files hold of a passport layer's own variables.
-
-    Args:
-        layer: The passport layer.
-        store: What Keras read: the variables, and `NOTE`, but in older files.
-
-    Raises:
-        PassportError: If the layer's rows are stored otherwise than those in
-            the files, which the same passport fits.
-    """
-    values = {name: store[name] for name in list(store.keys())}
-    ordered = bool(np.asarray(values.pop(NOTE, layer.ordered)))
-    if ordered != layer.ordered:
-        orders = ("rows in their own order", "rows in a secret order")
-        raise PassportError(
-            f"Expected weights with {orders[layer.ordered]} for layer "
-            f"'{layer.name}': keras_passport.hide_rows makes another network "
-            f"of the same passport. Received: weights with {orders[ordered]}"
-        )
-    return values
-
 
 def guard(layer, ordered: bool) -> None:
     """Lets a kernel layer refuse LoRA while its rows are in a secret order.

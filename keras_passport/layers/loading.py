@@ -1,0 +1,113 @@
+"""Weights whose rows are in the other order, refused whole.
+
+Keras asks the passport layer, which has the note of files, and goes on to the
+kernel layer in it whatever the answer was. So it is asked here, before either.
+"""
+
+import json
+
+import numpy as np
+from keras.src.legacy.saving import legacy_h5_format
+from keras.src.saving import saving_lib
+
+from keras_passport.errors import PassportError
+from keras_passport.layers import hooks
+from keras_passport.lazy import above
+
+# Beside a layer's variables in files: whether rows have a secret order.
+NOTE = "ordered"
+
+
+def _check(layer, store) -> None:
+    """Raises `PassportError` if weights are of rows that are stored otherwise.
+
+    The same passport fits both.
+
+    Args:
+        layer: The passport layer.
+        store: What files hold of its own variables: `NOTE` is among them, but
+            in older files, whose rows are taken for the layer's.
+    """
+    if NOTE not in list(store.keys()):
+        return
+    ordered = bool(np.asarray(store[NOTE]))
+    if ordered != layer.ordered:
+        orders = ("rows in their own order", "rows in a secret order")
+        raise PassportError(
+            f"Expected weights with {orders[layer.ordered]} for layer "
+            f"'{layer.name}': keras_passport.hide_rows makes another network "
+            f"of the same passport. Received: weights with {orders[ordered]}"
+        )
+
+
+def without_note(layer, store) -> dict:
+    """What files hold of a passport layer's own variables.
+
+    Args:
+        layer: The passport layer.
+        store: What Keras read: the variables, and `NOTE`, but in older files.
+
+    Raises:
+        PassportError: If the layer's rows are stored otherwise than those in
+            the files, which the same passport fits.
+    """
+    _check(layer, store)
+    names = [name for name in list(store.keys()) if name != NOTE]
+    return {name: store[name] for name in names}
+
+
+@hooks.replace(saving_lib, "_load_state")
+def _load_state(
+    original, saveable, weights_store, assets_store, inner_path, **kwargs
+):
+    failed = kwargs.get("failed_saveables")
+    visited = kwargs.get("visited_saveables") or ()
+    asked = weights_store is not None and id(saveable) not in visited
+    if asked and _is_protected(saveable):
+        try:
+            _check(saveable, weights_store.get(inner_path))
+        except PassportError as error:
+            if failed is None:
+                raise
+            # As Keras notes it, which raises the error or warns at the end.
+            failed.add(id(saveable))
+            kwargs["error_msgs"][id(saveable)] = saveable, error
+            return
+    original(saveable, weights_store, assets_store, inner_path, **kwargs)
+
+
+def _is_protected(saveable) -> bool:
+    kind = above("layers.passport_normalization").PassportNormalization
+    return isinstance(saveable, kind)
+
+
+# The legacy `.h5` has no note of weights, but the model's whole config.
+
+
+def _refuse_other_rows(original, group, model, *args, **kwargs):
+    noted = list(_noted(json.loads(group.file.attrs.get("model_config", "{}"))))
+    for layer in model._flatten_layers():
+        if _is_protected(layer):
+            orders = {ordered for name, ordered in noted if name == layer.name}
+            if len(orders) == 1:
+                _check(layer, {NOTE: orders.pop()})
+    original(group, model, *args, **kwargs)
+
+
+def _noted(config):
+    """Names of a config's passport layers, each with its note."""
+    if isinstance(config, dict):
+        if str(config.get("class_name")).endswith("PassportNormalization"):
+            options = config["config"]
+            yield options["name"], options.get(NOTE, False)
+        config = list(config.values())
+    if isinstance(config, list):
+        for part in config:
+            yield from _noted(part)
+
+
+for _name in (
+    "load_weights_from_hdf5_group",
+    "load_weights_from_hdf5_group_by_name",
+):
+    hooks.replace(legacy_h5_format, _name)(_refuse_other_rows)
