@@ -316,3 +316,30 @@ def test_weights_of_the_other_order_are_refused_whole(name, function, tmp_path):
             variable.assign(variable * 0.5)
         assert read(reader, path, options)[0] is None
         np.testing.assert_allclose(predict(reader, x), predict(one, x), 1e-5)
+
+
+@pytest.mark.parametrize("which", ("all", "normalizations"))
+@pytest.mark.parametrize("function", ("V1", "V2"))
+def test_what_was_frozen_when_it_was_protected_can_train(function, which):
+    role = "beta" if function == "V1" else "gamma"
+    plain = randomize(plain_cnn())
+    if which == "all":
+        plain.trainable = False
+    else:
+        changed(plain, frozen)
+    model = kp.protect(plain, function)
+    kp.bind(model, kp.Passport.random_pattern(model))
+    own = {
+        plain: [getattr(n, role) for n in batch_normalizations(plain)],
+        model: [getattr(n, role) for n in kp.protected_layers(model).values()],
+    }
+    for one, variables in own.items():
+        assert not any(variable.trainable for variable in variables)
+        for layer in one.layers:
+            layer.trainable = False
+            layer.trainable = True
+        one.trainable = True
+        start = [ops.convert_to_numpy(variable) for variable in variables]
+        compiled(one).fit(images(8), labels(8), verbose=0)
+        for variable, before in zip(variables, start, strict=True):
+            assert np.any(ops.convert_to_numpy(variable) != before)

@@ -184,14 +184,16 @@ class PassportNormalization(keras.layers.Wrapper):
 
     def _add_affine(self, name):
         options = vars(self.normalization)
-        return self.add_weight(
+        variable = self.add_weight(
             name=name,
             shape=(self.adapter.units(self.layer),),
             initializer=options[f"{name}_initializer"],
             regularizer=options[f"{name}_regularizer"],
             constraint=options[f"{name}_constraint"],
-            trainable=self.normalization.trainable,
         )
+        # Afterwards: what is made untrainable stays so for ever.
+        variable.trainable = self.normalization.trainable
+        return variable
 
     def _note_geometry(self):
         rows = ()
