@@ -343,3 +343,32 @@ def test_what_was_frozen_when_it_was_protected_can_train(function, which):
         compiled(one).fit(images(8), labels(8), verbose=0)
         for variable, before in zip(variables, start, strict=True):
             assert np.any(ops.convert_to_numpy(variable) != before)
+
+
+NEED_KERNELS = {
+    "random_pattern": lambda model, p: kp.Passport.random_pattern(model),
+    "from_feature_maps": lambda model, p: kp.Passport.from_feature_maps(
+        model, {}
+    ),
+    "bind": kp.bind,
+    "public": lambda model, p: kp.public(model),
+}
+
+
+@pytest.mark.parametrize("name", NEED_KERNELS)
+def test_a_model_is_built_first(name):
+    """Plain Keras has nothing to say of its kernels before, either."""
+    layers = [keras.layers.Conv2D(4, 3), keras.layers.ReLU()]
+    plain = keras.Sequential(layers)
+    with pytest.raises(ValueError, match="built"):
+        plain.count_params()
+    model = keras.Sequential(
+        [kp.PassportNormalization(keras.layers.Conv2D(4, 3))]
+    )
+    _, passport = protected()
+    with pytest.raises(kp.PassportError, match="is built"):
+        NEED_KERNELS[name](model, passport)
+    model.build((None, 8, 8, 3))
+    passport = kp.Passport.random_pattern(model)
+    kp.bind(model, passport)
+    assert predict(model, images()).shape == (6, 6, 6, 4)

@@ -25,13 +25,23 @@ def protected_layers(model: Model) -> dict[str, PassportNormalization]:
 
 
 def layers_or_error(model) -> dict[str, PassportNormalization]:
-    """What `protected_layers` returns; `PassportError` if there are none."""
+    """What `protected_layers` returns; `PassportError` if there are none.
+
+    It is raised as well if one of them is not built, and so has no kernel.
+    """
     layers = protected_layers(model)
     if not layers:
         raise PassportError(
             "Expected a protected model (see keras_passport.protect). "
             f"Received: model '{model.name}' without any passport layer"
         )
+    for path, layer in layers.items():
+        if layer.geometry is None:
+            raise PassportError(
+                "Expected a model that is built: give it an Input, or call "
+                f"model.build(input_shape) first. Received: model "
+                f"'{model.name}' whose layer '{path}' has no kernel yet"
+            )
     return layers
 
 
