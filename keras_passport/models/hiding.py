@@ -41,7 +41,8 @@ def hide_statistics(
     Call it when the training is done: from now on statistics are frozen, and
     without those of the batch a training diverges with a learning rate that
     was fine before; a thirtieth of it was. Leave the model's `trainable` as it
-    is. Whoever estimates the statistics of a published network anew makes the
+    is, and compile models around this one again: they have traced what it was.
+    Whoever estimates the statistics of a published network anew makes the
     valid passport fail; its owner can set them back.
 
     Args:
