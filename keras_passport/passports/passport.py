@@ -122,8 +122,8 @@ class Passport:
             A new `Passport`.
 
         Raises:
-            PassportError: If the model is not protected, or leaves its
-                input size open and no `spatial_size` is given.
+            PassportError: If the model is not protected or not built, or
+                leaves its input size open and no `spatial_size` is given.
 
         Example:
 
