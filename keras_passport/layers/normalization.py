@@ -75,6 +75,9 @@ def with_affine(layer, affine: dict) -> dict:
         affine: The dict that it returned.
     """
     config = _unshared(keras.saving.serialize_keras_object(layer))
+    # Who deserialises it need not build it: as it is built here, it has no
+    # variables for its affine part.
+    config.pop("build_config", None)
     config["config"].update(affine)
     return config
 
