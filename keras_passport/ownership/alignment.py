@@ -1,13 +1,16 @@
 """Which filter of a suspect is which of the owner's: order, sign and size.
 
-Networks that were permuted, rescaled or negated compute what they did. So
-filters are matched by their direction alone, by an assignment that is best
-for all of a layer, and what is found for one layer is tried on what the next
-ones read. A foreign network gets the same search: its matches are as good as
-searching makes them, and so the search itself is no evidence.
+Networks that were permuted, rescaled or negated compute what they did, and so
+do those with a layer more, or with branches listed in another order. So layers
+are paired by how alike their filters are, and filters by their direction
+alone, by an assignment that is best for all of a layer; what is found for one
+layer is tried on what the next ones read. A foreign network gets the same
+search: its matches are as good as searching makes them, and so the search
+itself is no evidence.
 """
 
 import dataclasses
+import functools
 
 import numpy as np
 from scipy.optimize import linear_sum_assignment
@@ -16,6 +19,16 @@ from scipy.optimize import linear_sum_assignment
 _REMEMBERED = 12
 _ROUNDS = 3
 _TINY = 1e-12
+# Filters by which layers are compared before they are matched as a whole.
+_SAMPLE = 32
+# By how much of what a rival lacks to be equal the owner's layer must be ahead
+# of it, to be clear.
+_CLEAR = 1 / 3
+# How alike a rival would be where there is none.
+_ALONE = 0.5
+# How much more alike layers in equal places count: more than chance makes of
+# the mean of a sample, and far less than what two copies have in common.
+_IN_PLACE = 0.02
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -53,23 +66,25 @@ class LayerMatch:
 
 
 def align(owners: list, suspects: list) -> list[LayerMatch]:
-    """Matches layers by shape and order, and filters by direction.
+    """Matches layers of equal shapes, and filters by direction.
 
     Args:
         owners: `KernelLayer`s of the published network.
         suspects: Of the suspect.
 
     Returns:
-        A `LayerMatch` for each of the owner's layers that has one.
+        A `LayerMatch` for each of the owner's layers that has one, in the
+        owner's order.
     """
-    matches = []
-    orders: list[np.ndarray] = []
-    for owner, suspect in _pairs(owners, suspects):
-        match = _matched(owner, suspect, orders)
-        matches.append(match)
-        orders.append(match.order)
-        del orders[:-_REMEMBERED]
-    return matches
+    search = _Search(owners, suspects)
+    while search.open:
+        before = len(search.open)
+        for number in list(search.open):
+            search.settle(number)
+        if len(search.open) == before:
+            # Nothing is clear: what the next ones read may become so.
+            search.settle(search.open[0], by_force=True)
+    return [match for _, match in sorted(search.matches.items())]
 
 
 def similarity(matches: list[LayerMatch], filters: int) -> float:
@@ -84,28 +99,186 @@ def similarity(matches: list[LayerMatch], filters: int) -> float:
     return total / max(filters, 1)
 
 
-def _pairs(owners, suspects):
-    """Layers of equal shapes, the longest sequence of them in both orders."""
-    rows, columns = len(owners), len(suspects)
-    longest = np.zeros((rows + 1, columns + 1), int)
-    for row in range(rows - 1, -1, -1):
-        for column in range(columns - 1, -1, -1):
-            longest[row, column] = max(
-                longest[row + 1, column],
-                longest[row, column + 1],
-                (owners[row].shape == suspects[column].shape)
-                * (1 + longest[row + 1, column + 1]),
+class _Search:
+    """Pairs of layers, found together with the orders of their filters.
+
+    Args:
+        owners: `KernelLayer`s of the published network.
+        suspects: Of the suspect.
+
+    Attributes:
+        open: Numbers of the owner's layers that have no partner as yet.
+        matches: Dict from an owner's number to its `LayerMatch`.
+    """
+
+    def __init__(self, owners, suspects):
+        self.open = list(range(len(owners)))
+        self.matches = {}
+        self._owners = [_Sketch(owner) for owner in owners]
+        self._free: dict = {}
+        for number, suspect in enumerate(suspects):
+            for form in suspect.forms:
+                sketches = self._free.setdefault(form.shape, {})
+                sketches.setdefault(number, []).append(_Sketch(form))
+        self._likeness: dict = {}
+
+    def settle(self, number, by_force=False):
+        """Gives a layer its partner, if it is clear or must be.
+
+        Args:
+            number: Of the owner's layer.
+            by_force: Whether the best is taken, be it as unlike as may be.
+        """
+        shape = self._owners[number].layer.shape
+        columns = [
+            (suspect, sketch)
+            for suspect, sketches in self._free.get(shape, {}).items()
+            for sketch in sketches
+        ]
+        if not columns:
+            self.open.remove(number)
+            return
+        rows = [n for n in self.open if self._owners[n].layer.shape == shape]
+        table = np.array(
+            [[self._alike(n, sketch) for _, sketch in columns] for n in rows]
+        )
+        places = np.unique([c for c, _ in columns], return_inverse=True)[1]
+        find = _assigned_column if by_force else _clear_column
+        column = find(table, rows.index(number), places)
+        if column is not None:
+            suspect, sketch = columns[column]
+            self.matches[number] = _matched(
+                self._owners[number].layer, sketch.layer, self._orders(number)
             )
-    row = column = 0
-    while row < rows and column < columns:
-        same = owners[row].shape == suspects[column].shape
-        if same and longest[row, column] == 1 + longest[row + 1, column + 1]:
-            yield owners[row], suspects[column]
-            row, column = row + 1, column + 1
-        elif longest[row + 1, column] >= longest[row, column + 1]:
-            row += 1
-        else:
-            column += 1
+            for sketches in self._free.values():
+                sketches.pop(suspect, None)
+        if column is not None or by_force:
+            self.open.remove(number)
+
+    def _orders(self, number):
+        """The last orders found that a layer may read, the latest last."""
+        orders: dict = {}
+        for before in sorted(self.matches, reverse=True):
+            order = self.matches[before].order
+            if before > number or np.array_equal(order, np.arange(order.size)):
+                continue
+            orders.setdefault(order.tobytes(), order)
+            if len(orders) == _REMEMBERED:
+                break
+        return list(orders.values())[::-1]
+
+    def _alike(self, number, sketch) -> float:
+        """Likeness under what is known; each order is tried but once."""
+        owner = self._owners[number]
+        best, tried = self._likeness.get((number, id(sketch)), (None, set()))
+        if best is None:
+            best = owner.likeness(sketch)
+        for order in self._orders(number):
+            if (key := order.tobytes()) not in tried:
+                tried.add(key)
+                best = max(best, owner.likeness(sketch, order))
+        self._likeness[number, id(sketch)] = best, tried
+        return best
+
+
+def _clear_column(table, row, places) -> int | None:
+    """The column that is a row's beyond doubt, as that row is the column's.
+
+    Args:
+        table: Likeness of the owner's layers to the suspect's, in their forms.
+        row: Of the owner's layer.
+        places: For each column the number of its layer.
+    """
+    column = int(np.argmax(table[row]))
+    same = places == places[column]
+    others = [*table[row, ~same], *np.delete(table, row, 0)[:, same].flat]
+    rival = max(others, default=_ALONE)
+    ahead = table[row, column] - rival
+    return column if ahead >= _CLEAR * (1 - rival) else None
+
+
+def _assigned_column(table, row, places) -> int | None:
+    """A row's column where all rows have the best; `None` if there are few."""
+    first = np.append(True, places[1:] != places[:-1])
+    in_place = (np.arange(len(table))[:, None] == places) & first
+    rows, columns = linear_sum_assignment(-table - _IN_PLACE * in_place)
+    return dict(zip(rows, columns, strict=True)).get(row)
+
+
+class _Sketch:
+    """A layer's filters of length 1, to be compared with another's.
+
+    Args:
+        layer: A `KernelLayer`.
+    """
+
+    def __init__(self, layer):
+        self.layer = layer
+
+    @functools.cached_property
+    def filters(self) -> list[np.ndarray]:
+        """As they are, and as they are if all inputs are of one size."""
+        plain = _of_length_1(self.layer.kernel.astype("float32"))
+        if self.layer.kind != "full":
+            return [plain]
+        even = plain
+        for _ in range(_ROUNDS):
+            sizes = np.sqrt(np.einsum("pif,pif->i", even, even))
+            # A channel that is not read has no size.
+            sizes = np.maximum(sizes, 1e-3 * sizes.max() + _TINY)
+            even = _of_length_1(even / sizes[None, :, None])
+        return [plain, even]
+
+    @functools.cached_property
+    def sample(self) -> list[np.ndarray]:
+        """The strongest ones, since others may have died."""
+        norms = np.linalg.norm(self.layer.kernel, axis=(0, 1))
+        chosen = np.argsort(-norms, kind="stable")[:_SAMPLE]
+        return [filters[..., chosen] for filters in self.filters]
+
+    def likeness(self, other, order=None) -> float:
+        """How alike the filters are in the mean, 0 to 1.
+
+        Each has whichever of the other's is nearest. Where filters do not see
+        all channels, few numbers tell them apart, and so half of it is how
+        alike those are that an order puts in their places.
+
+        Args:
+            other: `_Sketch` of a layer of equal shape.
+            order: Of the filters of some layer before; `None` for none.
+        """
+        count = self.layer.filters
+        if self.layer.kind == "full":
+            reading = _reading(self.layer.kernel.shape[1], order)
+            if reading is None:
+                return 0.0
+            return max(
+                _nearest(known, seen, reading)
+                for known, seen in zip(self.sample, other.filters, strict=True)
+            )
+        if order is None:
+            order = np.arange(count)
+        if order.size != count:
+            return 0.0
+        (known,), (seen,) = self.filters, other.filters
+        in_place = np.abs(np.sum(known * seen[..., order], axis=(0, 1)))
+        reading = np.arange(known.shape[1])
+        nearest = _nearest(self.sample[0], seen, reading)
+        return float(np.mean(in_place) + nearest) / 2
+
+
+def _of_length_1(kernel):
+    norms = np.linalg.norm(kernel, axis=(0, 1))
+    return kernel / np.maximum(norms, _TINY)
+
+
+def _nearest(known, seen, inputs) -> float:
+    read = np.empty_like(known)
+    read[:, inputs] = known
+    cosines = read.reshape(-1, read.shape[-1]).T @ seen.reshape(
+        -1, seen.shape[-1]
+    )
+    return float(np.abs(cosines).max(axis=1).mean())
 
 
 def _matched(owner, suspect, orders) -> LayerMatch:
@@ -129,15 +302,19 @@ def _matched(owner, suspect, orders) -> LayerMatch:
 
 def _readings(width, orders):
     """In which orders a layer may read its inputs."""
-    readings = [np.arange(width)]
-    for order in reversed(orders):
-        times, rest = divmod(width, order.size)
-        if rest or np.array_equal(order, np.arange(order.size)):
-            continue
-        # A flattened map has all channels at each of its places.
-        places = np.arange(times)[:, None] * order.size
-        readings.append((places + order).reshape(-1))
-    return readings
+    found = [_reading(width, order) for order in [None, *reversed(orders)]]
+    return [reading for reading in found if reading is not None]
+
+
+def _reading(width, order):
+    """How a layer reads inputs in an order; `None` if it has no such inputs."""
+    if order is None:
+        return np.arange(width)
+    times, rest = divmod(width, order.size)
+    if rest:
+        return None
+    # A flattened map has all channels at each of its places.
+    return (np.arange(times)[:, None] * order.size + order).reshape(-1)
 
 
 def _matched_alone(owner, suspect, orders) -> LayerMatch:

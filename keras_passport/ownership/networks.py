@@ -55,6 +55,8 @@ class KernelLayer:
         beta: Shift, likewise; a bias where nothing normalises.
         mean: Mean of what the normalisation saw; `None` for none.
         variance: Variance of it, ε included; `None` for none.
+        others: The same layer in other forms, where it is not known which of
+            them it has.
     """
 
     path: str
@@ -64,6 +66,12 @@ class KernelLayer:
     beta: np.ndarray | None = None
     mean: np.ndarray | None = None
     variance: np.ndarray | None = None
+    others: tuple = ()
+
+    @property
+    def forms(self) -> tuple:
+        """All forms that it may have, the likeliest first."""
+        return (self, *self.others)
 
     @property
     def filters(self) -> int:
