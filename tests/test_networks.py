@@ -1,5 +1,7 @@
 """What `verify` and `trace` read of a network, whatever its layers."""
 
+import functools
+
 import keras
 import numpy as np
 import pytest
@@ -8,6 +10,7 @@ from keras import layers
 import keras_passport as kp
 from keras_passport.ownership import networks
 from keras_passport.ownership.alignment import align
+from support.owned_networks import arrays_of
 from support.plain_models import randomize
 
 
@@ -78,3 +81,113 @@ def test_numbers_that_are_not_finite_are_said(value):
     kernel.assign(np.where(np.arange(6) == 2, value, kernel.numpy()))
     with pytest.raises(kp.PassportError, match="finite.*'conv1'"):
         networks.read(model)
+
+
+def block(kind):
+    """A network with layers that names alone do not tell from others."""
+    x = inputs = keras.Input((8, 8, 3))
+    made = {
+        "MobileNet": [
+            layers.Conv2D(8, 3, use_bias=False, name="conv1"),
+            layers.DepthwiseConv2D(3, use_bias=False, name="conv_dw_1"),
+            layers.Conv2D(8, 1, use_bias=False, name="conv_pw_1"),
+        ],
+        "grouped": [
+            layers.Conv2D(8, 3, use_bias=False, name="conv1"),
+            layers.Conv2D(8, 3, groups=2, use_bias=False, name="conv2"),
+        ],
+        "transposed": [
+            layers.Conv2D(8, 3, use_bias=False, name="conv1"),
+            layers.Conv2DTranspose(6, 3, use_bias=False, name="conv2"),
+            layers.Conv2DTranspose(6, 3, use_bias=False, name="conv3"),
+        ],
+        "separable": [
+            layers.SeparableConv2D(8, 3, use_bias=False, name="conv1"),
+            layers.SeparableConv2D(8, 3, name="conv2"),
+        ],
+        "many": [
+            layers.Conv2D(8, 3, padding="same", name=f"conv{number}")
+            for number in range(12)
+        ],
+        "einsum": [
+            layers.Conv2D(8, 3, name="conv1"),
+            layers.EinsumDense("abcd,def->abcef", (6, 6, 2, 4), name="conv2"),
+        ],
+    }[kind]
+    for layer in made:
+        x = layer(x)
+        if kind == "einsum":
+            continue
+        x = layers.BatchNormalization(name=f"{layer.name}_bn")(x)
+        x = layers.ReLU(name=f"{layer.name}_relu")(x)
+    x = layers.Flatten(name="flat")(x)
+    return randomize(keras.Model(inputs, layers.Dense(4, name="head")(x)))
+
+
+def branches():
+    """A shortcut beside a layer: Keras lists both, then what follows both."""
+    inputs = keras.Input((8, 8, 3))
+    x = layers.Conv2D(8, 3, padding="same", name="stem")(inputs)
+    outputs = []
+    for name in ("b", "a"):
+        y = layers.Conv2D(8, 1, name=f"conv_{name}")(x)
+        outputs.append(layers.BatchNormalization(name=f"{name}_last")(y))
+    x = layers.GlobalAveragePooling2D(name="pool")(layers.Add()(outputs))
+    return randomize(keras.Model(inputs, layers.Dense(4, name="head")(x)))
+
+
+NETWORKS = {
+    kind: lambda kind=kind: block(kind)
+    for kind in ("MobileNet", "grouped", "transposed", "separable", "many")
+} | {"einsum": lambda: block("einsum"), "branches": branches}
+
+
+def numbered(arrays):
+    return {
+        f"variables/{number}/.ATTRIBUTES/VARIABLE_VALUE": values
+        for number, values in enumerate(arrays.values())
+    }
+
+
+def by_name(arrays):
+    return dict(sorted(arrays.items()))
+
+
+@functools.cache
+def read_and_held(kind):
+    model = NETWORKS[kind]()
+    return networks.read(model), arrays_of(model)
+
+
+HELD = {
+    "as listed": dict,
+    "by name": by_name,
+    "numbered": numbered,
+    "in a checkpoint": lambda arrays: by_name(numbered(arrays)),
+    "backwards": lambda arrays: dict([*numbered(arrays).items()][::-1]),
+    "with text": lambda arrays: {"graph": np.array(["x"]), **arrays},
+}
+
+
+@pytest.mark.parametrize("held", HELD)
+@pytest.mark.parametrize("kind", NETWORKS)
+def test_arrays_are_read_as_the_layers_that_they_are_of(kind, held):
+    """Each kernel in its form, with its own γ, β and statistics."""
+    owners, arrays = read_and_held(kind)
+    suspects = networks.read(HELD[held](arrays))
+    matches = align(owners, suspects)
+    assert [match.path for match in matches] == [one.path for one in owners]
+    for owner, match in zip(owners, matches, strict=True):
+        np.testing.assert_allclose(match.found.kernel, owner.kernel)
+        if (kind, held) == ("branches", "by name"):
+            continue  # Names that have nothing in common tell nothing.
+        for name in ("gamma", "beta", "mean"):
+            found, expected = getattr(match.found, name), getattr(owner, name)
+            assert (found is None) == (expected is None), (owner.path, name)
+            if expected is not None:
+                np.testing.assert_allclose(found, expected)
+
+
+def test_arrays_without_a_kernel_are_said():
+    with pytest.raises(kp.PassportError, match="kernel layers"):
+        networks.read({"graph": np.array(["x"]), "count": np.zeros(())})
