@@ -325,10 +325,8 @@ def _of_arrays(arrays):
 def _in_order(arrays):
     """Pairs of name and numbers, and whether names are numbers alone.
 
-    Where names were sorted as text, they are sorted by number.
-
-    Those whose names differ in numbers alone are numbered by their place, in
-    whichever order a checkpoint lists them.
+    They are sorted by number where they were sorted as text, and where they
+    differ in numbers alone, in whichever order a checkpoint lists them.
     """
     found = []
     for name, values in arrays.items():
