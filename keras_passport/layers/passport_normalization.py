@@ -469,8 +469,11 @@ class PassportNormalization(keras.layers.Wrapper):
     # Serialisation ------------------------------------------------------
 
     def get_config(self):
+        config = super().get_config()
+        # The same whether the layer is built or not; see `scopes.unbuilt`.
+        config["layer"].pop("build_config", None)
         return {
-            **super().get_config(),
+            **config,
             "normalization": self.replaced,
             "function": self.function.name,
             "between": [
