@@ -233,15 +233,14 @@ class Repeats:
             fraction: part of the training set; the largest tried if None.
             tuned: whether the attacker tried optimizers and learning rates.
         """
-        pairs = []
-        for one in self.found:
-            rows = [
-                row
-                for row in one["attacks"]
-                if row["attack"] == attack
-                and row["tuned"] == tuned
-                and fraction in (None, row["fraction"])
-            ]
-            if rows:
-                pairs.append((one, max(rows, key=lambda r: r["fraction"])))
-        return pairs
+        pairs = [
+            (one, row)
+            for one in self.found
+            for row in one["attacks"]
+            if row["attack"] == attack
+            and row["tuned"] == tuned
+            and fraction in (None, row["fraction"])
+        ]
+        # Networks that have not met it yet are no repeats of those that have.
+        most = max((row["fraction"] for _, row in pairs), default=None)
+        return [(one, row) for one, row in pairs if row["fraction"] == most]

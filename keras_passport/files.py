@@ -286,12 +286,6 @@ def _check_folder(path, place, overwrite, holds) -> None:
         raise exists_already(path)
     if not place.is_dir():
         _check_regular(path, os.stat(place).st_mode, "or folder to write")
-        if holds is not None:
-            raise FileExistsError(
-                "Expected to overwrite a folder of this program's alone. "
-                f"Received: '{shown(path)}', a file: move it, or write "
-                "elsewhere"
-            )
         return
     others = [] if holds is None else set(os.listdir(place)) - set(holds)
     if others:

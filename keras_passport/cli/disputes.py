@@ -13,7 +13,6 @@ import keras_passport as kp
 from keras_passport import files, licensing, ownership, sealed
 from keras_passport.cli import given, targets
 from keras_passport.cli.commands import DONE, NO
-from keras_passport.ownership.claims import SECRET_BYTES
 from keras_passport.texts import shown
 
 _PRIVATE = 0o600
@@ -359,9 +358,10 @@ def _secret(path, create: bool = False) -> bytes | None:
         with contextlib.suppress(FileExistsError):
             files.write_new(path, ownership.new_secret(), _PRIVATE)
     secret = sealed.read(path, "secret")
-    if len(secret) != SECRET_BYTES:
+    expected = ownership.claims.SECRET_BYTES
+    if len(secret) != expected:
         raise ValueError(
-            f"Expected {SECRET_BYTES} bytes of a secret in '{shown(path)}'. "
+            f"Expected {expected} bytes of a secret in '{shown(path)}'. "
             f"Received: {len(secret)}"
         )
     return secret

@@ -88,6 +88,7 @@ def export_saved_model(
     _check_backend("a SavedModel")
     import tensorflow as tf
 
+    _check_no_passport(path)
     served = _requiring(model)
     spec = passport_spec(served)
     expected = _own_inputs(served)
@@ -288,11 +289,7 @@ def _export(model, path, kind, overwrite):
     path = pathlib.Path(path)
     if path.exists() and not overwrite:
         raise files.exists_already(path)
-    if passport_file.is_passport(path):
-        raise FileExistsError(
-            "Expected to overwrite anything but a passport, which can't be "
-            f"made again. Received: '{shown(path)}', which is one"
-        )
+    _check_no_passport(path)
     # Without one, Keras wants the model to have been called before.
     signature = graph.inputs_of(served)
     with files.replacing(path) as temporary:
@@ -301,6 +298,14 @@ def _export(model, path, kind, overwrite):
         )
         if kind == "onnx":
             _check_onnx(temporary)
+
+
+def _check_no_passport(path):
+    if passport_file.is_passport(path):
+        raise FileExistsError(
+            "Expected to overwrite anything but a passport, which can't be "
+            f"made again. Received: '{shown(path)}', which is one"
+        )
 
 
 def _check_onnx(path):
