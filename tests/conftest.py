@@ -18,7 +18,7 @@ import pytest  # noqa: E402
 from keras.src.utils import naming  # noqa: E402
 
 from keras_passport.attacks import fake  # noqa: E402
-from keras_passport.ownership import claims  # noqa: E402
+from keras_passport.ownership import claim_secret  # noqa: E402
 from keras_passport.passports import derivation  # noqa: E402
 
 NUM_DEVICES = 2
@@ -52,7 +52,7 @@ class Draws:
 
 
 draws = Draws()
-for module in (claims, derivation, fake):
+for module in (claim_secret, derivation, fake):
     module.secrets = types.SimpleNamespace(
         token_bytes=draws.token_bytes, randbits=draws.randbits
     )

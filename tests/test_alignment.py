@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from keras_passport.ownership.alignment import align, similarity
-from keras_passport.ownership.networks import KernelLayer
+from keras_passport.ownership.kernel_layer import KernelLayer
 
 WIDTH = 32
 

@@ -208,7 +208,7 @@ def test_a_thousand_foreign_signatures_agree_with_no_network(owned, foreign):
             opening = type(owned.opening)(
                 **{
                     **vars(owned.opening),
-                    "secret": rng.bytes(ownership.claims.SECRET_BYTES),
+                    "secret": rng.bytes(ownership.claim_secret.SECRET_BYTES),
                 }
             )
             step = ownership.evidence.signs(opening, found, 1, 0, "")

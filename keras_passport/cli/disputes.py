@@ -358,7 +358,7 @@ def _secret(path, create: bool = False) -> bytes | None:
         with contextlib.suppress(FileExistsError):
             files.write_new(path, ownership.new_secret(), _PRIVATE)
     secret = sealed.read(path, "secret")
-    expected = ownership.claims.SECRET_BYTES
+    expected = ownership.claim_secret.SECRET_BYTES
     if len(secret) != expected:
         raise ValueError(
             f"Expected {expected} bytes of a secret in '{shown(path)}'. "

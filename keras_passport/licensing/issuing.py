@@ -12,7 +12,7 @@ from keras_passport.layers import offsets, spaces
 from keras_passport.layers.protected import protected_layers
 from keras_passport.licensing import codes
 from keras_passport.licensing.ledger import Ledger
-from keras_passport.ownership.claims import check_secret
+from keras_passport.ownership.claim_secret import check_secret
 from keras_passport.passports import specs
 from keras_passport.passports.derivation import derive
 from keras_passport.passports.entries import PassportEntry

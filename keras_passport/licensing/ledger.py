@@ -16,7 +16,7 @@ from typing import Any
 
 from keras_passport import sealed
 from keras_passport.errors import PassportError
-from keras_passport.ownership.claims import check_secret
+from keras_passport.ownership.claim_secret import check_secret
 from keras_passport.texts import shown
 
 _KIND = "licence"

@@ -14,7 +14,7 @@ from keras_passport.layers.protected import protected_layers
 from keras_passport.models import exact_images
 from keras_passport.ownership import networks
 from keras_passport.ownership.alignment import align, similarity
-from keras_passport.ownership.claims import SECRET_BYTES, Signature
+from keras_passport.ownership.claim_secret import SECRET_BYTES, Signature
 from keras_passport.ownership.report import Step
 from keras_passport.passports import remaking
 from keras_passport.passports.derivation import (
