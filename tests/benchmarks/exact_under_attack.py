@@ -12,7 +12,9 @@ under its passport, its rows in their own order ("trained"), and with
 `--hidden=public/protected.keras` on one whose rows `hide_rows` has hidden, as
 the trainers do ("hidden"). With `--learn_from=another.keras`, a network
 with batch normalisations, whose filters teach to tell signs of γ, two attacks
-start from the signs that filters tell ("orientation"). With `--imitated` new
+start from the signs that filters tell ("orientation"). With `--learn_own` one
+learns on what is trained from scratch on the attacker's labels alone, and RevA
+of the exactly protected network starts from that. With `--imitated` new
 normalisations are also trained on what shares nothing with the network with
 ordered rows but its filters' sizes ("gaussian"), or those and the angles
 between them ("rotated"): what its order is worth beyond them; and on what has
@@ -63,6 +65,9 @@ _IMITATED = flags.DEFINE_bool(
 )
 _LEARN_FROM = flags.DEFINE_list(
     "learn_from", [], "Networks of the attacker's own."
+)
+_LEARN_OWN = flags.DEFINE_bool(
+    "learn_own", False, "Tell signs by a network of the attacker's labels."
 )
 _ONLY = flags.DEFINE_list("only", None, "Rows to run; all by default.")
 _OUT = flags.DEFINE_string("out", "exact.json", "File of the rows.")
@@ -124,6 +129,27 @@ def main(_):
             imitate(networks["ordered"], twin, name == "rotated")
             imitations[name] = twin
         imitations["grouped"] = grouped(networks["exact"])
+    if _LEARN_OWN.value:
+        # One training for both rows.
+        learnt = functools.cache(
+            lambda: kp.attacks.orientation(
+                networks["exact"],
+                train,
+                test,
+                recipe=recipe,
+                fraction=_FRACTION.value,
+                seed=_SEED.value,
+            ).history[0]["parameters"]
+        )
+        keep("signs by own network", lambda: signs_found(exact, learnt()))
+        keep(
+            "own_orientation_reverse_engineering exact",
+            lambda: attacked(
+                kp.attacks.reverse_engineering,
+                {"start": learnt()},
+                *(networks["exact"], train, test, recipe),
+            ),
+        )
     starts = {}
     if _LEARN_FROM.value:
         own = [keras.saving.load_model(path) for path in _LEARN_FROM.value]
@@ -206,6 +232,20 @@ def fakes(public, test):
         "mean": result.mean,
         "deviation": float(np.std(result.accuracies)),
         "best": result.accuracy,
+    }
+
+
+def signs_found(model, found):
+    """How many of γ's signs were found, by a model that has its passport."""
+    right = {
+        path: np.sign(layer.hidden_parameters()[0]) == np.sign(found[path][0])
+        for path, layer in kp.protected_layers(model).items()
+        if path in found
+    }
+    return {
+        "signs": sum(len(each) for each in right.values()),
+        "right": float(np.mean(np.concatenate(list(right.values())))),
+        "layers": {path: float(np.mean(each)) for path, each in right.items()},
     }
 
 
