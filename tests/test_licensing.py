@@ -331,13 +331,6 @@ def test_a_line_without_its_end_is_a_licence(licensor, tmp_path):
     assert licensing.Ledger(path, SECRET).licensees == ["Bob", "Eve", "Ann"]
 
 
-def test_a_ledger_of_a_word_that_is_none_accuses_nobody(licensor, tmp_path):
-    ledger = licensing.Ledger(tmp_path / "ledger", SECRET)
-    ledger.append("Bob", word=-1)
-    with pytest.raises(kp.PassportError, match="word of 0 or more"):
-        licensor.trace(licensor.passport, ledger)
-
-
 def test_a_ledger_changes_in_no_bit(licensor, tmp_path):
     path = tmp_path / "ledger"
     ledger = licensing.Ledger(path, SECRET)

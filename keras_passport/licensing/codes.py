@@ -60,6 +60,21 @@ def check_word(number: int) -> None:
         )
 
 
+def word_in(entry: dict) -> int:
+    """Which of its licensee's words a line of a ledger is of.
+
+    Args:
+        entry: One of `Ledger.entries`; the oldest ledgers count no words, and
+            have each licensee's first.
+
+    Raises:
+        PassportError: If it is no number of a word.
+    """
+    number = entry.get("word", 0)
+    check_word(number)
+    return number
+
+
 def word(secret: bytes, chances: np.ndarray, *labels: str) -> np.ndarray:
     """A licensee's bits at a layer's positions.
 

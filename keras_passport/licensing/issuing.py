@@ -230,8 +230,8 @@ class Licensor:
             The same `Licence`.
 
         Raises:
-            PassportError: If the ledger has none, or it was made of another
-                passport, or with other strengths.
+            PassportError: If the ledger has none, or not its fingerprint, or
+                it was made of another passport, or with other strengths.
 
         Example:
 
@@ -249,7 +249,12 @@ class Licensor:
                 f"'{shown(licensee, 80)}', who has no licence"
             )
         entry = entries[licensee]
-        licence = self._made(licensee, entry["word"])
+        if "fingerprint" not in entry:
+            raise PassportError(
+                "Expected a ledger that issue wrote. Received: one without "
+                f"the fingerprint of what '{shown(licensee)}' has"
+            )
+        licence = self._made(licensee, codes.word_in(entry))
         if licence.fingerprint != entry["fingerprint"]:
             raise PassportError(
                 f"Expected the passport and strengths that '{shown(licensee)}' "

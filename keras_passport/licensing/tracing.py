@@ -108,11 +108,9 @@ def trace(leak: Any, ledger: Any, licensor: Any, bound: float = 1e-6) -> Trace:
             )
     # Which of a licensee's words the ledger holds. Names alone have the first.
     words = {
-        entry["licensee"]: entry.get("word", 0)
+        entry["licensee"]: codes.word_in(entry)
         for entry in getattr(ledger, "entries", ())
     }
-    for number in words.values():
-        codes.check_word(number)
     numbers = np.array([words.get(name, 0) for name in names])
     own = _distance(values, licensor)
     found = {}
