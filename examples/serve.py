@@ -12,11 +12,11 @@ With files that lie elsewhere:
         --dataset=digits --saved_model=served
 
 What is at --saved_model stays, unless --overwrite is given and it is a
-SavedModel that was exported so.
+SavedModel, with nothing beside what one holds.
 """
 
+import contextlib
 import json
-import os
 import pathlib
 import subprocess
 import sys
@@ -29,10 +29,7 @@ import keras_passport as kp
 from common import data, pictures
 from common.errors import UserError, in_one_line, run_program
 from common.rundir import RunDirectory, load_model, read_json
-from keras_passport import shapes
-from keras_passport.files import SAVED_MODEL
-from keras_passport.passports.specs import SPEC_FILE
-from keras_passport.texts import shown
+from keras_passport import files, shapes
 
 _RUN_DIR = flags.DEFINE_string(
     "run_dir", None, "A finished run of a trainer, for all that is not given."
@@ -54,7 +51,7 @@ _SAVED_MODEL = flags.DEFINE_string(
     "Folder to export to; saved_model beside the model if not given.",
 )
 _OVERWRITE = flags.DEFINE_bool(
-    "overwrite", False, "Replace a SavedModel that this program wrote."
+    "overwrite", False, "Replace a SavedModel that is there."
 )
 _EXAMPLES = flags.DEFINE_integer(
     "examples", 500, "Test pictures that the client classifies.", 1
@@ -113,7 +110,10 @@ class Server:
         self.folder = pathlib.Path(
             _SAVED_MODEL.value or pathlib.Path(model).parent / "saved_model"
         )
-        _check_target(self.folder, _OVERWRITE.value)
+        with _about_saved_model():
+            files.check_saved_model(
+                self.folder, _OVERWRITE.value, "--overwrite"
+            )
         self.model = load_model(model)
         self.passport = kp.Passport.load(passport)
         self.passport.check(self.model)
@@ -131,7 +131,8 @@ class Server:
         mean = np.asarray(self.dataset.mean, "float32")
         std = np.asarray(self.dataset.std, "float32")
         step = -1 if self.dataset.bgr else 1
-        try:
+        # Of what came there meanwhile, too.
+        with _about_saved_model():
             kp.export_saved_model(
                 self.model,
                 self.folder,
@@ -140,9 +141,6 @@ class Server:
                 class_names=[str(i) for i in range(self.dataset.num_classes)],
                 overwrite=_OVERWRITE.value,
             )
-        # Of what came there meanwhile, too.
-        except FileExistsError as error:
-            raise UserError(f"--saved_model: {error}") from error
         print(f"The SavedModel is {self.folder}")
         result = self._ask_client()
         print("Accuracy in a process without Keras and this package, per cent:")
@@ -176,28 +174,13 @@ class Server:
         return json.loads(finished.stdout.splitlines()[-1])
 
 
-def _check_target(folder: pathlib.Path, overwrite: bool) -> None:
-    """Raises a `UserError` unless a SavedModel may be written there.
-
-    What is replaced is gone: nothing but what this program itself wrote is.
-    """
-    name = f"--saved_model={shown(folder)}"
-    if not folder.parent.is_dir():
-        raise UserError(f"{name} is in no folder that exists.")
-    if not os.path.lexists(folder):
-        return
-    if not (folder / "assets" / SPEC_FILE).is_file():
-        raise UserError(
-            f"{name} exists, and is no SavedModel of this program's: it stays. "
-            "Give the name of a folder that does not exist yet."
-        )
-    if others := sorted(set(os.listdir(folder)) - SAVED_MODEL):
-        raise UserError(
-            f"{name} holds something besides a SavedModel, "
-            f"{shown(others[0])}: it stays."
-        )
-    if not overwrite:
-        raise UserError(f"{name} exists; --overwrite replaces it.")
+@contextlib.contextmanager
+def _about_saved_model():
+    """Within, what is wrong with a place to write to is the flag's."""
+    try:
+        yield
+    except (FileExistsError, FileNotFoundError) as error:
+        raise UserError(f"--saved_model: {error}") from error
 
 
 def main(_):

@@ -14,16 +14,17 @@ import secrets
 import shutil
 import stat
 import threading
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from typing import Any, BinaryIO
 
 from keras_passport.errors import PassportError
 from keras_passport.texts import shown
 
-# What a SavedModel's folder holds: no more than this is ever replaced.
-SAVED_MODEL = frozenset(
+# What makes a folder a SavedModel, and what else one holds.
+_SAVED_MODEL = "saved_model.pb"
+_OF_SAVED_MODELS = frozenset(
     {
-        "saved_model.pb",
+        _SAVED_MODEL,
         "fingerprint.pb",
         "keras_metadata.pb",
         "variables",
@@ -193,16 +194,15 @@ def replacing(
 def replacing_folder(
     path: str | os.PathLike,
     overwrite: bool = False,
-    holds: Collection[str] | None = None,
+    saved_model: bool = False,
 ) -> Iterator[pathlib.Path]:
     """Yields a temporary folder that takes the place of `path` at the end.
 
     Args:
         path: Folder to write, or a link to it. Its parent must exist.
         overwrite: Whether to replace what is at `path`.
-        holds: Names of what a folder may hold to be replaced, such as
-            `SAVED_MODEL`: with anything else in it, such as somebody's
-            passport, it stays. `None` replaces any folder.
+        saved_model: Whether only a SavedModel may be replaced; see
+            `check_saved_model`.
 
     Raises:
         FileExistsError: If there is something at `path` already, and it may
@@ -210,7 +210,7 @@ def replacing_folder(
         FileNotFoundError: If the parent does not exist.
     """
     place, temporary = _places(path)
-    _check_folder(path, place, overwrite, holds)
+    _check_folder(path, place, overwrite, saved_model)
     temporary.mkdir()
     try:
         yield temporary
@@ -219,7 +219,7 @@ def replacing_folder(
                 with open(written, "rb") as file:
                     os.fsync(file.fileno())
         # Writing took its time: what came there meanwhile is not ours.
-        _check_folder(path, place, overwrite, holds)
+        _check_folder(path, place, overwrite, saved_model)
         try:
             os.rename(temporary, place)
         except OSError:
@@ -232,12 +232,39 @@ def replacing_folder(
             temporary.unlink(missing_ok=True)
 
 
-def exists_already(path: pathlib.Path) -> FileExistsError:
-    """The error of an export that would overwrite something."""
+def exists_already(path, how: str = "overwrite=True") -> FileExistsError:
+    """The error of an export that would overwrite something.
+
+    Args:
+        path: What is there.
+        how: What lets it.
+    """
     return FileExistsError(
-        f"Expected a new name to write to, or overwrite=True. Received: "
+        f"Expected a new name to write to, or {how}. Received: "
         f"'{shown(path)}', which exists"
     )
+
+
+def check_saved_model(
+    path: str | os.PathLike, overwrite: bool, how: str = "overwrite=True"
+) -> None:
+    """Raises `OSError` unless a SavedModel may be written, before long work.
+
+    What is replaced is gone. So nothing is but a SavedModel, with nothing
+    beside what one holds, such as somebody's passport, or an empty folder;
+    and that only if it is asked for.
+
+    Args:
+        path: Folder to write, or a link to it. Its parent must exist.
+        overwrite: Whether a SavedModel that is there may be replaced.
+        how: What asks for that, for the message.
+
+    Raises:
+        FileExistsError: If there is something that may not be replaced.
+        FileNotFoundError: If the parent does not exist.
+    """
+    place, _ = _places(path)
+    _check_folder(path, place, overwrite, True, how)
 
 
 def check_target(path: str | os.PathLike) -> None:
@@ -279,21 +306,33 @@ def _check_target(path) -> None:
         _check_regular(path, os.stat(path).st_mode, "to write")
 
 
-def _check_folder(path, place, overwrite, holds) -> None:
+def _check_folder(
+    path, place, overwrite, saved_model, how="overwrite=True"
+) -> None:
     if not os.path.lexists(place):
         return
+    # Of what can't be replaced, nobody is told how it could.
+    reason = _not_replaced(place) if saved_model else None
+    if reason:
+        raise FileExistsError(
+            f"Expected a SavedModel to overwrite. Received: '{shown(path)}', "
+            f"{reason}: it stays. Write elsewhere, or move it"
+        )
     if not overwrite:
-        raise exists_already(path)
+        raise exists_already(path, how)
     if not place.is_dir():
         _check_regular(path, os.stat(place).st_mode, "or folder to write")
-        return
-    others = [] if holds is None else set(os.listdir(place)) - set(holds)
-    if others:
-        raise FileExistsError(
-            "Expected to overwrite a folder of this program's alone. "
-            f"Received: '{shown(path)}', which holds '{shown(min(others))}' "
-            "too: move it, or write elsewhere"
-        )
+
+
+def _not_replaced(place) -> str | None:
+    """Why a SavedModel may not take a place, or `None`."""
+    if not place.is_dir():
+        return "which is no folder"
+    held = set(os.listdir(place))
+    if held and _SAVED_MODEL not in held:
+        return "which is none"
+    others = held - _OF_SAVED_MODELS
+    return f"which holds '{shown(min(others))}' too" if others else None
 
 
 def _create(temporary, mode) -> None:

@@ -102,7 +102,7 @@ def write_with_replacing(passport, path):
 
 
 def write_folder(passport, path):
-    with files.replacing_folder(path, True, files.SAVED_MODEL) as folder:
+    with files.replacing_folder(path, True, saved_model=True) as folder:
         (folder / "saved_model.pb").write_bytes(b"new")
 
 

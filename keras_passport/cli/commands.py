@@ -274,7 +274,8 @@ def export(args) -> None:
                 f"Received: --format={args.format}"
             )
     if saved_model:
-        out = targets.new_folder(args.out, args.overwrite)
+        out = pathlib.Path(args.out)
+        files.check_saved_model(out, args.overwrite, "--overwrite")
     else:
         out = targets.new_file(args.out, args.overwrite, None, args.model)
     model = given.load_model(args.model)

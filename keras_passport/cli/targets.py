@@ -3,7 +3,6 @@
 import os
 import pathlib
 
-from keras_passport import files
 from keras_passport.passports import passport_file
 from keras_passport.texts import shown
 
@@ -61,32 +60,6 @@ def new_file(
             "Expected --overwrite of anything but a passport. Received: "
             f"'{shown(path)}', which is one: move it, or remove it yourself"
         )
-    return path
-
-
-def new_folder(path, overwrite) -> pathlib.Path:
-    """The path, if a SavedModel may be written there, or replaced.
-
-    Args:
-        path: As for `new_file`, and so is the next.
-        overwrite: Whether one that is there may be replaced.
-
-    Raises:
-        ValueError: If none may be.
-    """
-    path = _new_path(path, overwrite)
-    if path.exists() and not (path / "saved_model.pb").exists():
-        raise ValueError(
-            "Expected a SavedModel to overwrite. "
-            f"Received: '{shown(path)}', which is something else"
-        )
-    if path.exists():
-        others = sorted(set(os.listdir(path)) - files.SAVED_MODEL)
-        if others:
-            raise ValueError(
-                "Expected a SavedModel to overwrite. Received: "
-                f"'{shown(path)}', which holds '{shown(others[0])}' too"
-            )
     return path
 
 

@@ -54,7 +54,9 @@ def export_saved_model(
     TensorFlow's own message about a call that does not fit the signature (a
     misspelt or positional argument, a NumPy array of another shape) shows the
     arguments. What `Passport.pack` returns tells nothing there as long as it
-    is handed over as it is, not as a tensor, a list or bytes.
+    is handed over as it is, not as a tensor, a list or bytes. So TensorFlow
+    casts it, too, if it is an array of another dtype: whole numbers are no
+    passport, and give what any wrong one gives.
 
     Args:
         model: Protected model, or one of `require_passport`.
@@ -71,11 +73,13 @@ def export_saved_model(
             passport as a string of its little-endian float32 bytes,
             `row.astype("<f4").tobytes()`, which JSON can carry in Base64:
             the input `passport` is then a vector of strings.
-        overwrite: Whether to replace what is at `path`.
+        overwrite: Whether to replace a SavedModel that is at `path`; nothing
+            else ever is.
 
     Raises:
         PassportError: If the model is not protected.
-        FileExistsError: If there is something at `path` already.
+        FileExistsError: If there is something at `path` that may not be
+            replaced.
         ValueError: If there are not as many class names as outputs, or inputs
             of `preprocessing` as of the model.
         RuntimeError: On another backend than TensorFlow.
@@ -144,7 +148,7 @@ def export_saved_model(
         )
 
     with (
-        files.replacing_folder(path, overwrite, files.SAVED_MODEL) as folder,
+        files.replacing_folder(path, overwrite, saved_model=True) as folder,
         tempfile.TemporaryDirectory() as assets,
     ):
         function = tf.function(serve, input_signature=[signature])
@@ -301,11 +305,13 @@ def _export(model, path, kind, overwrite):
 
 
 def _check_no_passport(path):
-    if passport_file.is_passport(path):
-        raise FileExistsError(
-            "Expected to overwrite anything but a passport, which can't be "
-            f"made again. Received: '{shown(path)}', which is one"
-        )
+    # Among a SavedModel's assets, too.
+    for place in (pathlib.Path(path), *pathlib.Path(path).rglob("*")):
+        if passport_file.is_passport(place):
+            raise FileExistsError(
+                "Expected to overwrite anything but a passport, which can't be "
+                f"made again. Received: '{shown(place)}', which is one"
+            )
 
 
 def _check_onnx(path):
