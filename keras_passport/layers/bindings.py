@@ -20,7 +20,7 @@ import numpy as np
 from keras.src.backend.common import global_state
 
 from keras_passport import secrecy
-from keras_passport.errors import PassportError, PassportRequiredError
+from keras_passport.errors import PassportRequiredError
 
 # What `read` may be asked for.
 KEYS = "keys"  # Keys of one passport, for all examples.
@@ -223,21 +223,6 @@ def sizes_of(secret, kind) -> tuple[int, ...]:
     if kind == PARAMETERS:
         return (layer.adapter.units(layer.layer),) * 2
     return (layer.passport_size,) * (2 if kind == DUALS else 1)
-
-
-def check_packed(shape: tuple, size: int, whose: str) -> None:
-    """Raises `PassportError` unless packed keys have the right shape.
-
-    Args:
-        shape: Theirs.
-        size: Number of elements of one passport.
-        whose: What they are, for the message.
-    """
-    if len(shape) != 2 or shape[1] != size:
-        raise PassportError(
-            f"Expected {whose} of shape (1 or batch, {size}). "
-            f"Received: shape={tuple(shape)}"
-        )
 
 
 def required(secret):

@@ -21,6 +21,26 @@ SUPPORTED = (
 )
 
 
+def own_affine(layer, name: str) -> keras.Variable:
+    """The γ or β that a passport layer holds itself.
+
+    Args:
+        layer: The passport layer, which has what stands in its place.
+        name: `"gamma"` or `"beta"`.
+    """
+    options = vars(layer.normalization)
+    variable = layer.add_weight(
+        name=name,
+        shape=(layer.adapter.units(layer.layer),),
+        initializer=options[f"{name}_initializer"],
+        regularizer=options[f"{name}_regularizer"],
+        constraint=options[f"{name}_constraint"],
+    )
+    # Afterwards: what is made untrainable stays so for ever.
+    variable.trainable = layer.normalization.trainable
+    return variable
+
+
 def refusal(layer) -> str | None:
     """Why a passport can't take this normalisation's place, or `None`."""
     if getattr(layer, "renorm", False):

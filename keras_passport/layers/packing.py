@@ -8,7 +8,6 @@ import numpy as np
 from keras import ops
 
 from keras_passport.errors import PassportError
-from keras_passport.layers import bindings
 
 
 def size(layer) -> int:
@@ -95,10 +94,3 @@ def order_in(layer, packed):
         packed: Tensor or array `(1, size)`.
     """
     return packed[0, keys_size(layer) :]
-
-
-def check(layer, shape: tuple) -> None:
-    """Raises `PassportError` unless a packed passport has the right shape."""
-    bindings.check_packed(
-        shape, size(layer), f"a packed passport for layer '{layer.name}'"
-    )

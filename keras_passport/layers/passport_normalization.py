@@ -22,6 +22,7 @@ from keras_passport.layers import (
     optimizer_state,
     packing,
     quantization,
+    received,
     row_order,
     scopes,
 )
@@ -174,26 +175,13 @@ class PassportNormalization(keras.layers.Wrapper):
         self._note_geometry()
         self.inputs_shape = tuple(inputs_shape)
         if not self.function.hides_gamma and self.affine["scale"]:
-            self.gamma = self._add_affine("gamma")
+            self.gamma = normalization.own_affine(self, "gamma")
         if not self.function.hides_beta and self.affine["center"]:
-            self.beta = self._add_affine("beta")
+            self.beta = normalization.own_affine(self, "beta")
         if self.offsets:
             offsets.add(self)
         normalization.check_axis(self, len(shape))
         optimizer_state.withhold(self)
-
-    def _add_affine(self, name):
-        options = vars(self.normalization)
-        variable = self.add_weight(
-            name=name,
-            shape=(self.adapter.units(self.layer),),
-            initializer=options[f"{name}_initializer"],
-            regularizer=options[f"{name}_regularizer"],
-            constraint=options[f"{name}_constraint"],
-        )
-        # Afterwards: what is made untrainable stays so for ever.
-        variable.trainable = self.normalization.trainable
-        return variable
 
     def _note_geometry(self):
         rows = ()
@@ -296,8 +284,10 @@ class PassportNormalization(keras.layers.Wrapper):
             function does not hide.
         """
         if passport is not None:
+            passport = secrecy.hidden(passport)
+            received.check_call(self, passport)
             passport = ops.convert_to_tensor(passport, "float32")
-        gamma, beta = self._hidden(passport)
+        gamma, beta = self._parameters(self._seen(passport))
         return tuple(
             None
             if value is None
@@ -353,19 +343,14 @@ class PassportNormalization(keras.layers.Wrapper):
         """
         folding.into_mean(self)
 
-    def _hidden(self, passport):
-        """γ and β, each (rows, channels), or None where not hidden."""
-        return self._parameters(self._seen(passport))
-
     def _parameters(self, packed):
-        """γ and β of packed keys that a call has seen."""
+        """γ and β, each (rows, channels), or None where not hidden."""
         return self._by_role(self._respond(packed), packed.shape[0])
 
     def _seen(self, passport):
         """The packed keys of a call: those given with it, or its context's."""
         if passport is None:
             passport = access.read(self._secret)
-        packing.check(self, passport.shape)
         return row_order.one_passport(self, passport)
 
     def _respond(self, packed):
@@ -389,6 +374,13 @@ class PassportNormalization(keras.layers.Wrapper):
 
     # Calling ------------------------------------------------------------
 
+    def __call__(self, *args, **kwargs):
+        # Before Keras's own messages, which show arguments.
+        for passport in (*args[1:2], kwargs.get("passport")):
+            if passport is not None:
+                received.check_call(self, passport)
+        return super().__call__(*args, **kwargs)
+
     def call(
         self,
         inputs,
@@ -400,6 +392,7 @@ class PassportNormalization(keras.layers.Wrapper):
         # Keras names the argument after the inputs once there are two of them.
         mask = inputs_mask if mask is None else mask
         if passport is not None:
+            received.check_call(self, passport)
             access.refuse_constants(passport, self.name)
         if getattr(self.layer, "quantization_mode", None) is not None:
             raise quantization.refused(self.layer)
@@ -409,6 +402,7 @@ class PassportNormalization(keras.layers.Wrapper):
             gamma, beta = (ops.expand_dims(value, 0) for value in assumed)
         else:
             values, gamma, beta = decoupling.hidden(self, passport, training)
+        received.check_rows(self, inputs, gamma, beta)
         gamma, beta = _or_own(gamma, self.gamma), _or_own(beta, self.beta)
         # Who trains γ and β that are assumed wants no gradient of a kernel.
         trains = training and (self.normalization.trainable or assumed)
@@ -447,13 +441,7 @@ class PassportNormalization(keras.layers.Wrapper):
         return previous_mask if self.supports_masking else None
 
     def compute_output_spec(self, inputs, passport=None, **kwargs):
-        if passport is not None and not isinstance(passport, keras.KerasTensor):
-            raise PassportError(
-                f"Expected passport of layer '{self.name}' to be an input of "
-                "the functional model, such as keras.Input(...): its config "
-                "would hold the keys. "
-                f"Received: a {type(passport).__name__}"
-            )
+        received.refuse_configured(passport, self.name)
         # Not by tracing `call`: a graph is built before there is a passport.
         outputs = inputs
         for part in (self.layer, *self.between, self.normalization):

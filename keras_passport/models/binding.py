@@ -10,7 +10,7 @@ import numpy as np
 from keras_passport import files, secrecy
 from keras_passport.errors import PassportError
 from keras_passport.hints import Model
-from keras_passport.layers import access, optimizer_state
+from keras_passport.layers import access, optimizer_state, received
 from keras_passport.layers.protected import layers_or_error
 from keras_passport.passports import specs
 from keras_passport.passports.passport import check_passport
@@ -108,7 +108,8 @@ def presented(model: keras.Model, passport: Any) -> Iterator[None]:
             order of its rows if they have one (`Passport.packed`).
 
     Raises:
-        PassportError: If the passport has another shape.
+        PassportError: If it is no packed passport of the model's: of another
+            shape or kind, or with NaN or infinity.
 
     Example:
 
@@ -119,12 +120,7 @@ def presented(model: keras.Model, passport: Any) -> Iterator[None]:
         passport = secrecy.hidden(passport)
     layers = list(layers_or_error(model).values())
     sizes = [layer.passport_size for layer in layers]
-    shape = tuple(np.shape(passport) if _is_array(passport) else passport.shape)
-    if len(shape) != 2 or shape[1] != sum(sizes):
-        raise PassportError(
-            f"Expected a packed passport of shape (1 or batch, {sum(sizes)}). "
-            f"Received: shape={shape}"
-        )
+    received.check_model(layers, passport)
     array, tensor = access.apart(passport)
     values, start = {}, 0
     for layer, size in zip(layers, sizes, strict=True):
@@ -222,6 +218,18 @@ def keyed_function(model: keras.Model):
         Function of `(passport, inputs)` that returns the outputs in inference
         mode. Traced once per shape, it serves any number of passports.
     """
+    layers = list(layers_or_error(model).values())
+    function = _compiled(model)
+
+    def checked(passport, inputs):
+        # What is wrong with its values, nobody can tell inside.
+        received.check_model(layers, passport)
+        return function(passport, inputs)
+
+    return checked
+
+
+def _compiled(model):
     backend = keras.backend.backend()
     if backend == "tensorflow":
         import tensorflow as tf

@@ -10,7 +10,7 @@ from keras import ops
 from keras_passport import graph, registration, subclasses
 from keras_passport.errors import PassportError
 from keras_passport.hints import Inputs, Tensor
-from keras_passport.layers import decoupling
+from keras_passport.layers import decoupling, received
 from keras_passport.layers.protected import function_of, protected_layers
 from keras_passport.models import checks, inputs
 from keras_passport.models.protected_model import ProtectedModel
@@ -67,7 +67,6 @@ class PassportInputModel(ProtectedModel):
                 a packed passport in its place.
         """
         place = [tensor.name for tensor in self.inputs].index(INPUT)
-        size = self.inputs[place].shape[1]
         flat = keras.tree.flatten(given)
         passport = None
         if isinstance(given, Mapping):
@@ -82,13 +81,9 @@ class PassportInputModel(ProtectedModel):
             )
             raise PassportError(
                 "Expected arrays or tensors, and the packed passport among "
-                f"them: {names}. Received: {_described(given)}"
+                f"them: {names}. Received: {received.described(given)}"
             )
-        if not _is_packed(passport, size):
-            raise PassportError(
-                "Expected a packed passport of numbers, of shape (1 or batch, "
-                f"{size}). Received: {_described(passport)}"
-            )
+        received.check_model(protected_layers(self).values(), passport)
         if not any(ops.is_tensor(leaf) for leaf in flat):
             return given
         # Keras takes tensors or arrays, and shows a mixture of both.
@@ -100,43 +95,6 @@ class PassportInputModel(ProtectedModel):
             ),
             given,
         )
-
-
-def _is_packed(passport, size) -> bool:
-    """Whether an array or tensor may be a packed passport, by its outside."""
-    shape = passport.shape
-    if getattr(shape, "rank", 2) is None:  # known when the graph runs
-        return True
-    dtype = getattr(passport, "dtype", None)
-    return (
-        len(shape) == 2
-        and shape[1] in (size, None)
-        and not hasattr(passport, "flat_values")  # no ragged one
-        and str(getattr(dtype, "name", dtype))
-        .rpartition(".")[2]
-        .startswith(("float", "bfloat", "int", "uint", "bool"))
-    )
-
-
-def _described(value) -> str:
-    """What a value is, without what it holds."""
-    if isinstance(value, Mapping):
-        inner = (f"{k!r}: {_described(v)}" for k, v in value.items())
-        return f"{{{', '.join(inner)}}}"
-    if isinstance(value, (list, tuple)):
-        arrays = all(hasattr(v, "shape") or v is None for v in value)
-        if arrays and len(value) <= 8:
-            return f"[{', '.join(map(_described, value))}]"
-        return f"a {type(value).__name__} of {len(value)}"
-    if value is None:
-        return "None"
-    if not hasattr(value, "shape"):
-        return f"a {type_of(value)}"
-    dtype = getattr(value, "dtype", None)
-    return (
-        f"a {type_of(value)} of shape {tuple(value.shape)}, "
-        f"{getattr(dtype, 'name', dtype)}"
-    )
 
 
 @keras.saving.register_keras_serializable("keras_passport", "AnySizes")
@@ -358,7 +316,6 @@ def with_passport(inputs: Inputs, packed: Tensor) -> Inputs:
     shape = getattr(packed, "shape", None)
     if (
         not isinstance(packed, np.ndarray)
-        or packed.dtype.kind not in "fiub"
         or packed.ndim != 2
         or not rows
         or packed.shape[0] not in (1, *rows)
@@ -368,8 +325,10 @@ def with_passport(inputs: Inputs, packed: Tensor) -> Inputs:
             f"{', '.join(map(str, sorted(rows)))}, K). "
             f"Received: a {type_of(packed)}, shape={shape}"
         )
+    received.check(packed, None)
     rows = max(rows) if packed.shape[0] == 1 else packed.shape[0]
-    packed = packed.astype("float32", copy=False)
+    if packed.dtype == "float64":
+        packed = packed.astype("float32")
     return graph.with_extra(
         inputs, INPUT, np.broadcast_to(packed, (rows, packed.shape[1]), True)
     )
