@@ -80,6 +80,8 @@ def without_affine(layer):
         )
     affine = {"center": layer.center, "scale": layer.scale}
     config = {**layer.get_config(), "center": False, "scale": False}
+    # The passport layer's, which alone has the outputs.
+    config.pop("activity_regularizer", None)
     return affine, type(layer).from_config(config)
 
 

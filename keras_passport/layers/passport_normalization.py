@@ -113,6 +113,9 @@ class PassportNormalization(keras.layers.Wrapper):
     ):
         kwargs.setdefault("name", getattr(layer, "name", None))
         kwargs.pop("dtype", None)
+        # Of what this layer gives out in the normalisation's place.
+        penalty = getattr(normalization, "activity_regularizer", None)
+        kwargs.setdefault("activity_regularizer", penalty)
         super().__init__(layer, dtype="float32", autocast=False, **kwargs)
         self.adapter = kernels.adapter_for(layer)
         refusal = (

@@ -86,7 +86,10 @@ def protect_trained(
     Filters are negated at random and made equal in size, what normalisations
     do moves into γ and β, and a passport is solved for that gives these.
     Kernel layers without a normalisation get a passport layer too, whose
-    normalisation is the identity.
+    normalisation is the identity. Outputs are the same, the loss need not be:
+    penalties on kernels (`kernel_regularizer`) stay and see the published
+    ones, of other sizes; those on γ and β, which are no variables any more,
+    are gone, and biases are zero.
 
     What this hides is which sign and size each filter has, its shape, and all
     of its scale and shift. Who fine-tunes the published kernels is left with
@@ -249,9 +252,6 @@ def _publish(path, site, target, seed, sizes, signs, order) -> _Published:
         )
     if site.normalization is None:
         target.identity = True
-        # Of what the layer gives out, not of what its kernel does.
-        target.activity_regularizer = layer.activity_regularizer
-        layer.activity_regularizer = None
     width = 1.0
     if isinstance(target.normalization, keras.layers.BatchNormalization):
         publish_statistics(target)

@@ -225,18 +225,21 @@ class Protecting(graph.Rewrite):
         if site is None:
             return super().make(self._plan.opened.get(id(operation), operation))
         kernel = graph.clone(site.kernel)
-        activation = None
+        activation, options = None, self.options(kernel)
         if site.normalization is None:
             # Scale and shift stand before the activation, as in Figure 2.
             activation = getattr(kernel, "activation", None)
             kernel.activation = keras.activations.linear
+            # Of what the layer gives out, not of what its kernel does.
+            options["activity_regularizer"] = kernel.activity_regularizer
+            kernel.activity_regularizer = None
         return PassportNormalization(
             kernel,
             normalization=site.normalization,
             function=self._function,
             between=[graph.clone(layer) for layer in site.between],
             activation=activation,
-            **self.options(kernel),
+            **options,
         )
 
     def options(self, kernel) -> dict:

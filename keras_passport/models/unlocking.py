@@ -147,8 +147,14 @@ class _Unlocking(graph.Rewrite):
             return super().make(operation)
         parameters = self._parameters[id(operation)]
         if (self._fold or operation.identity) and _folds(operation):
-            return _folded(operation, *parameters, self._fold)
-        return _unfolded(operation, *parameters)
+            chain = _folded(operation, *parameters, self._fold)
+        else:
+            chain = _unfolded(operation, *parameters)
+        if operation.activity_regularizer is not None:
+            chain.layers[
+                -1
+            ].activity_regularizer = operation.activity_regularizer
+        return chain
 
     def call(self, operation, new, args, kwargs, extra):
         if not isinstance(new, _Chain):
@@ -169,7 +175,9 @@ class _Unlocking(graph.Rewrite):
 def _folds(wrapper) -> bool:
     """Whether all can go into a kernel that the original has."""
     alone = isinstance(wrapper.layer, ChannelScale)
-    return not alone and folding.refusal(wrapper) is None
+    # A penalty sees what the kernel alone gives out.
+    seen = wrapper.layer.activity_regularizer is not None
+    return not (alone or seen) and folding.refusal(wrapper) is None
 
 
 # Up to which difference float32 makes two numbers of one.
