@@ -2,9 +2,12 @@
 
 Keras asks the passport layer, which has the note of files, and goes on to the
 kernel layer in it whatever the answer was. So it is asked here, before either.
+TensorFlow's checkpoints have the note too. State trees have none: they are
+arrays, of which each is a variable's.
 """
 
 import json
+from typing import Any
 
 import numpy as np
 from keras.src.legacy.saving import legacy_h5_format
@@ -12,6 +15,7 @@ from keras.src.saving import saving_lib
 
 from keras_passport.errors import PassportError
 from keras_passport.layers import hooks
+from keras_passport.layers.bindings import is_symbolic
 from keras_passport.lazy import above
 
 # Beside a layer's variables in files: whether rows have a secret order.
@@ -40,20 +44,30 @@ def _check(layer, store) -> None:
         )
 
 
-def without_note(layer, store) -> dict:
-    """What files hold of a passport layer's own variables.
+class Noted:
+    """What a passport layer writes of the order of its rows, and reads."""
 
-    Args:
-        layer: The passport layer.
-        store: What Keras read: the variables, and `NOTE`, but in older files.
+    def save_own_variables(self, store: Any) -> None:
+        super().save_own_variables(store)
+        store[NOTE] = self.ordered
 
-    Raises:
-        PassportError: If the layer's rows are stored otherwise than those in
-            the files, which the same passport fits.
-    """
-    _check(layer, store)
-    names = [name for name in list(store.keys()) if name != NOTE]
-    return {name: store[name] for name in names}
+    def load_own_variables(self, store: Any) -> None:
+        _check(self, store)
+        names = [name for name in list(store.keys()) if name != NOTE]
+        super().load_own_variables({name: store[name] for name in names})
+
+    # For `tf.train.Checkpoint`, which hands over what there is of it: nothing
+    # of older checkpoints, and a tensor without a value in graphs.
+
+    def _serialize_to_tensors(self):
+        import tensorflow as tf
+
+        return {NOTE: tf.constant(self.ordered)}
+
+    def _restore_from_tensors(self, tensors):
+        if not is_symbolic(tensors[NOTE]):
+            _check(self, tensors)
+        return {}
 
 
 @hooks.replace(saving_lib, "_load_state")

@@ -34,7 +34,7 @@ _PARTS = ("layer", "normalization", "between", "function")
 
 
 @keras.saving.register_keras_serializable(package="keras_passport")
-class PassportNormalization(keras.layers.Wrapper):
+class PassportNormalization(loading.Noted, keras.layers.Wrapper):
     """Kernel layer and normalisation with a scale and shift from a passport.
 
     Computes y = γ · normalise(layer(x)) + β (eq. 3) where, as the passport
@@ -206,13 +206,6 @@ class PassportNormalization(keras.layers.Wrapper):
     def passport_size(self) -> int:
         """Number of elements of all keys, and of the order of rows."""
         return packing.size(self)
-
-    def save_own_variables(self, store: Any) -> None:
-        super().save_own_variables(store)
-        store[loading.NOTE] = self.ordered
-
-    def load_own_variables(self, store: Any) -> None:
-        super().load_own_variables(loading.without_note(self, store))
 
     # Keys ---------------------------------------------------------------
 
