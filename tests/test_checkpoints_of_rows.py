@@ -182,3 +182,20 @@ def test_a_training_is_taken_up(tmp_path):
                 everything.read(path).assert_existing_objects_matched()
         found.append([model.train_on_batch(x, y) for _ in range(2)])
     np.testing.assert_allclose(*found, rtol=1e-5)
+
+
+@pytest.mark.parametrize("ordered", [False, True])
+def test_tensorflows_saved_models_are_as_ever(ordered, tmp_path):
+    """Those of TensorFlow's own writer, which makes functions of such notes."""
+    import tensorflow as tf
+
+    model, passport = EXACT[ordered](randomize(plain_cnn()))
+    served = kp.require_passport(model)
+    given = [images(), passport.pack(kp.passport_spec(served))]
+    expected = served(given)
+    tf.saved_model.save(served, str(tmp_path / "saved"))
+    served.export(tmp_path / "exported", verbose=False)
+    tf.saved_model.load(str(tmp_path / "saved"))
+    exported = tf.saved_model.load(str(tmp_path / "exported"))
+    received = exported.serve([tf.constant(part) for part in given])
+    np.testing.assert_allclose(received, expected, rtol=1e-4, atol=1e-5)
