@@ -31,6 +31,8 @@ def attach(gradient: Callable, tensors: Sequence) -> list:
     """
     if keras.backend.backend() == "tensorflow":
         return _attach(gradient, tensors)
+    if keras.backend.backend() == "jax":
+        return _attach_both_ways(gradient, tensors)
 
     # The tensors are arguments: JAX lets no gradient close over traced values.
     @ops.custom_gradient
@@ -39,6 +41,30 @@ def attach(gradient: Callable, tensors: Sequence) -> list:
             return tuple(gradient(tensors, keras.tree.flatten(upstream)))
 
         return tensors, backward
+
+    return list(identity(*tensors))
+
+
+def _attach_both_ways(gradient, tensors):
+    """A gradient is linear, and what it is the transpose of goes forward.
+
+    JAX's `custom_gradient` goes backward alone: `jvp`, `jacfwd`, `linearize`
+    and `hessian` fail on it.
+    """
+    import jax
+
+    @jax.custom_jvp
+    def identity(*tensors):
+        return tensors
+
+    @identity.defjvp
+    def forward(tensors, tangents):
+        def backward(*upstream):
+            return tuple(gradient(tensors, upstream))
+
+        transposed = jax.linear_transpose(backward, *tensors)
+        # Not the tensors themselves: of second derivatives this is the first.
+        return identity(*tensors), transposed(tangents)
 
     return list(identity(*tensors))
 

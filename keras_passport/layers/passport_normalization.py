@@ -71,7 +71,8 @@ class PassportNormalization(loading.Noted, keras.layers.Wrapper):
             they were variables of their own: their gradient then reaches the
             kernel along the dual keys, and the features' gradient not along
             the keys. Values are the same either way, and so it is in every
-            call, whether it trains or not. With `False`, gradients are those
+            call, whether it trains or not, and in JAX's forward mode, whose
+            products are those of these gradients. With `False`, they are those
             of the formula alone, as in the paper's own training. Separable
             layers, whose response is no linear function of one kernel, and
             frozen kernels always do that.
