@@ -268,6 +268,37 @@ def test_dead_and_equal_filters():
         assert gap(outputs(plain, inputs), expected) < 1e-5
 
 
+def test_a_depthwise_kernel_of_zeros():
+    base = look_trained(MODELS["separable"]())
+    for layer in base.layers:
+        if isinstance(layer, layers.SeparableConv2D):
+            kernel = layer.depthwise_kernel
+            kernel.assign(np.zeros(kernel.shape))
+    model, _ = kp.protect_trained(base, seed=0)
+    inputs = inputs_of(base)
+    assert gap(outputs(model, inputs), outputs(base, inputs)) < 1e-5
+
+
+@pytest.mark.parametrize("policies", ["float64 float32", "float32 float64"])
+def test_a_kernel_and_its_normalisation_of_different_precision(policies):
+    if keras.backend.backend() == "jax":
+        pytest.skip("JAX has float64 by a switch of its own alone")
+    of_kernel, of_normalization = policies.split()
+    base = keras.Sequential(
+        [
+            keras.Input((6, 6, 3)),
+            layers.Conv2D(8, 3, dtype=of_kernel),
+            layers.BatchNormalization(dtype=of_normalization),
+        ]
+    )
+    model, _ = kp.protect_trained(look_trained(base), seed=0)
+    inputs = inputs_of(base)
+    received, expected = outputs(model, inputs), outputs(base, inputs)
+    assert received.dtype == expected.dtype and gap(received, expected) < 1e-5
+    model.compile("sgd", "mse")
+    model.train_on_batch(inputs, np.zeros_like(expected))
+
+
 @pytest.mark.parametrize("policy", ["mixed_bfloat16", "float64", "bfloat16"])
 def test_dtype_policies(policy):
     if keras.backend.backend() == "jax" and policy == "float64":

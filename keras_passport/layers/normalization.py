@@ -319,8 +319,9 @@ def _fused(layer, inputs, gamma, beta, training):
     x = inputs
     if len(inputs.shape) != 4:
         x = tf.reshape(inputs, (shape[0], -1, 1, units))
-    gamma = tf.ones((units,)) if gamma is None else gamma
-    beta = tf.zeros((units,)) if beta is None else beta
+    # Of a kernel layer in float64 they are float64.
+    gamma = tf.ones((units,)) if gamma is None else tf.cast(gamma, "float32")
+    beta = tf.zeros((units,)) if beta is None else tf.cast(beta, "float32")
     empty = tf.zeros((0,))
     outputs, mean, variance, *_ = tf.raw_ops.FusedBatchNormV3(
         x=x,

@@ -402,8 +402,9 @@ def _revive(target, dead):
     for name, value in adapter.folded(
         layer, dead.astype("float64"), read
     ).items():
-        # Of two kernels in a row one has no output channels.
-        if np.ptp(channels[name]) > 0 or dead.size == 1:
+        # Of two kernels in a row one has no output channels: only where all
+        # filters are dead can it be what is zero.
+        if np.ptp(channels[name]) > 0 or np.all(dead):
             variable = getattr(layer, name)
             variable.assign(_float64(variable) + value)
     norms = _norms(adapter.matrix(layer))
