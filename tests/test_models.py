@@ -260,7 +260,7 @@ def test_presented_ends_with_an_error():
         raise RuntimeError
     np.testing.assert_array_equal(predict(model, images()), expected)
     wrong = passport.packed()[:, 1:]
-    for packed in (wrong, passport.packed()[0]):
+    for packed in (wrong, passport.packed()[0], passport, None):
         with (
             pytest.raises(kp.PassportError, match="packed passport"),
             kp.presented(model, packed),
