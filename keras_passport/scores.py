@@ -46,8 +46,13 @@ def predict(model, inputs, batch_size: int = 500) -> np.ndarray:
         else:
             batch = model.predict_on_batch(batch)
         # NumPy does not compare bfloat16 as it does others.
-        values = keras.ops.convert_to_numpy(only(batch))
-        scores.append(np.asarray(values, "float32"))
+        values = np.asarray(keras.ops.convert_to_numpy(only(batch)), "float32")
+        if values.ndim != 2:
+            raise ValueError(
+                "Expected a classifier, whose output is (examples, classes). "
+                f"Received: an output of shape {values.shape}"
+            )
+        scores.append(values)
     return np.concatenate(scores)
 
 
@@ -143,17 +148,65 @@ def pair(data, name: str = "data") -> tuple:
         data: Two arrays, or structures of them, in a tuple or list.
         name: Of the argument, for the message.
 
+    Returns:
+        Tuple of the inputs, NumPy's arrays in their structure, and the labels
+        as they are given.
+
     Raises:
-        ValueError: If it is something else, such as a dataset.
+        ValueError: If it is something else, such as a dataset, or the inputs
+            are no arrays of equally many examples, or not finite: what comes
+            out of such ones would count as an attack that failed.
     """
     if isinstance(data, (tuple, list)) and len(data) == 2:
-        return tuple(data)
+        return inputs_of(data[0], f"inputs of {name}"), data[1]
     held = f" of {len(data)}" if isinstance(data, (tuple, list)) else ""
     raise ValueError(
         f"Expected {name} to be a tuple of two arrays, inputs and labels (of "
         "a tf.data.Dataset: what its batches hold, concatenated). Received: a "
         f"{type(data).__name__}{held}"
     )
+
+
+def inputs_of(x, name: str = "inputs"):
+    """A user's inputs as NumPy's arrays; see `pair`.
+
+    Args:
+        x: Arrays or tensors, `(examples, ...)`, in a structure.
+        name: Of the argument, for the message.
+    """
+    import keras
+
+    counts = set()
+
+    def array_of(part):
+        if keras.ops.is_tensor(part):
+            part = keras.ops.convert_to_numpy(part)
+        # Of a list of numbers, every one would be an input.
+        array = np.asarray(part) if hasattr(part, "shape") else np.zeros(())
+        if not array.ndim or array.dtype.kind == "O" and not _are_texts(array):
+            raise ValueError(
+                f"Expected {name} to be an array (examples, ...), or a "
+                "structure of such arrays as the model takes it. Received: a "
+                f"{type(x).__name__} with a {type(part).__name__} in it"
+            )
+        counts.add(len(array))
+        if array.dtype.kind == "f" and not np.isfinite(array).all():
+            raise ValueError(
+                f"Expected {name} of finite numbers. Received: NaN or infinity"
+            )
+        return array
+
+    arrays = keras.tree.map_structure(array_of, x)
+    if len(counts) != 1 or 0 in counts:
+        raise ValueError(
+            f"Expected examples, equally many in all {name}. "
+            f"Received: {sorted(counts) or 'none'}"
+        )
+    return arrays
+
+
+def _are_texts(array) -> bool:
+    return all(isinstance(one, (str, bytes)) for one in array.ravel()[:100])
 
 
 def labels_of(

@@ -186,12 +186,66 @@ def test_data_that_is_no_pair(protected):
                 use()
 
 
-def test_data_without_an_example_or_a_number(protected):
+ODD = {
+    "Expected examples": lambda x: x[:0],
+    "finite numbers": lambda x: np.where(x == x.max(), NAN, x),
+    "an array .*list with a float": lambda x: x.tolist(),
+    "an array .*ndarray with a ndarray": lambda x: np.array(
+        [None, *x], dtype=object
+    )[1:],
+    "an array .*NoneType": lambda x: None,
+    "equally many": lambda x: [x, x[1:]],
+}
+
+
+@pytest.mark.parametrize("said", ODD)
+def test_inputs_of_which_nothing_can_be_said(said, protected):
+    """None counts as an attack that failed."""
     model, passport, data, test = protected
-    none = test[0][:0], test[1][:0]
-    with pytest.raises(ValueError, match="Expected .*examples"):
-        kp.attacks.reverse_engineering(model, none, test)
-    with pytest.raises(ValueError, match="Expected examples"):
-        kp.audit.accuracies(model, passport, none)
-    with pytest.raises(ValueError, match="finite"):
-        kp.audit.accuracies(model, passport, (test[0] * np.nan, test[1]))
+    odd, wrong = ((ODD[said](x), y) for x, y in (data, test))
+    for use in (
+        lambda: kp.audit.accuracies(model, passport, wrong),
+        lambda: kp.attacks.fake_passports(model, "random_pattern", 1, wrong),
+        lambda: kp.attacks.reverse_engineering(model, odd, test),
+        lambda: kp.attacks.reverse_engineering(model, data, wrong),
+        lambda: kp.attacks.spectral(model, None, wrong),
+        lambda: kp.attacks.statistics_matching(model, odd[0], test),
+        lambda: kp.evaluation.Case.of(model, passport, data, wrong),
+    ):
+        with pytest.raises(ValueError, match=said):
+            use()
+
+
+def test_what_is_no_classifier_is_not_judged(protected):
+    _, _, _, (x, y) = protected
+    pixels = keras.Sequential([keras.Input(x.shape[1:]), keras.layers.ReLU()])
+    with pytest.raises(ValueError, match="Expected a classifier, whose output"):
+        training.judge(pixels, (x, y))
+
+
+@pytest.mark.parametrize("form", ["list", "tuple", "dict", "tensors"])
+def test_attackers_train_on_inputs_in_any_structure(form):
+    x = np.random.default_rng(0).random((16, 3), "float32")
+    y = np.arange(16) % 2
+    inputs = [keras.Input((3,), name=name) for name in ("a", "b")]
+    given = {"a": x, "b": -x}
+    if form == "dict":
+        inputs = {one.name: one for one in inputs}
+    elif form == "tensors":
+        inputs = inputs[0]
+        given, y = map(keras.ops.convert_to_tensor, (x, y))
+    else:
+        kind = {"list": list, "tuple": tuple}[form]
+        inputs, given = kind(inputs), kind(given.values())
+    merged = keras.tree.flatten(inputs)
+    outputs = keras.layers.Dense(4)(sum(merged[1:], merged[0]))
+    outputs = keras.layers.BatchNormalization()(outputs)
+    outputs = keras.layers.Dense(2, activation="softmax")(outputs)
+    model, _ = kp.protect_trained(keras.Model(inputs, outputs), seed=0)
+    result = kp.attacks.reverse_engineering(
+        model, (given, y), (given, y), recipe=kp.attacks.Recipe(epochs=1)
+    )
+    assert result.budget["images"] == 16
+    kp.attacks.statistics_matching(
+        model, given, (given, y), restarts=1, rounds=1
+    )

@@ -43,7 +43,8 @@ class Batches(keras.utils.PyDataset):
         if self._augment is not None:
             rng = np.random.default_rng([self._seed, self._epoch, index + 1])
             x = self._augment(x, rng)
-        return x, self._y[chosen]
+        # What Keras makes of a generator takes no lists.
+        return keras.tree.lists_to_tuples(x), self._y[chosen]
 
 
 def is_soft(y) -> bool:
@@ -127,5 +128,9 @@ def divide(data: tuple, fraction: float, seed: int) -> tuple:
 def _labels(data: tuple) -> np.ndarray:
     """Labels as integers, `(examples,)`; a ValueError if they are none."""
     x, y = data
+    if is_soft(y) and not np.isfinite(np.asarray(y)).all():
+        raise ValueError(
+            "Expected finite probabilities as labels. Received: NaN or infinity"
+        )
     examples = len(keras.tree.flatten(x)[0])
     return scores.labels_of(classes_of(y), examples, name="labels")

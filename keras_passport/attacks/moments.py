@@ -6,10 +6,11 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_passport import graph
+from keras_passport import graph, scores
 from keras_passport.errors import PassportError
 from keras_passport.layers import folding, normalization
 from keras_passport.layers.protected import protected_layers
+from keras_passport.models import features, inputs
 
 # Most numbers in one array.
 CHUNK = 2**24
@@ -30,6 +31,7 @@ class Flow:
                 "Expected a model without nested models, whose graph can be "
                 f"followed. Received: '{model.name}'"
             )
+        self._model = model
         self.graph = graph.Graph(model)
         self.layers = protected_layers(model)
         self.nodes = {
@@ -75,9 +77,12 @@ class Flow:
 
     def inputs(self, images) -> dict:
         """The model's inputs, by their tensors' ids."""
-        given = keras.tree.flatten(images)
+        images = scores.inputs_of(images, "images")
+        given = inputs.flat(
+            self._model, features.check_images(self._model, images)
+        )
         return {
-            id(tensor): np.asarray(array, "float32")
+            id(tensor): array
             for tensor, array in zip(self.graph.inputs, given, strict=True)
         }
 
