@@ -203,6 +203,13 @@ class TestMatchStatistics:
         model = kp.protect(nested_model())
         with pytest.raises(kp.PassportError, match="without nested models"):
             kp.attacks.match_statistics(model, pictures())
+        shared = keras.layers.Dense(4)
+        inputs = keras.Input((4,))
+        twice = keras.Model(inputs, shared(shared(inputs)))
+        model, _ = kp.protect_trained(twice, seed=0)
+        with pytest.raises(kp.PassportError, match="each protected layer"):
+            kp.attacks.match_statistics(model, np.ones((3, 4)))
+        assert statistics.usual_sizes(model, np.ones((3, 4))) == {}
 
 
 class TestMoments:

@@ -80,8 +80,9 @@ def guess_images(
         `reverse_engineering` takes as its `start`.
 
     Raises:
-        PassportError: If the model is not protected, or has nested models, or
-            images or reference don't fit it.
+        PassportError: If the model is not protected, has nested models, or
+            calls a protected layer more than once, or images or reference
+            don't fit it.
 
     Example:
 

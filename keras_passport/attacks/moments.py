@@ -34,6 +34,16 @@ class Flow:
         self._model = model
         self.graph = graph.Graph(model)
         self.layers = protected_layers(model)
+        calls = {
+            path: len(self.graph.calls[id(layer)])
+            for path, layer in self.layers.items()
+        }
+        if often := {path: n for path, n in calls.items() if n != 1}:
+            raise PassportError(
+                "Expected a model that calls each protected layer once, whose "
+                "statistics are then those of what it makes. Received: "
+                f"{often} (layer: calls)"
+            )
         self.nodes = {
             path: self.graph.calls[id(layer)][0]
             for path, layer in self.layers.items()

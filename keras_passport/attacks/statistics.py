@@ -69,7 +69,8 @@ def statistics_matching(
         where all is found).
 
     Raises:
-        PassportError: If the model is not protected, or has nested models.
+        PassportError: If the model is not protected, has nested models, or
+            calls a protected layer more than once.
         ValueError: If the directory is another attack's.
 
     Example:
@@ -172,7 +173,8 @@ def match_statistics(
         `statistics_matching`.
 
     Raises:
-        PassportError: If the model is not protected, or has nested models.
+        PassportError: If the model is not protected, has nested models, or
+            calls a protected layer more than once.
         ValueError: If the directory is another attack's.
 
     Example:
@@ -326,8 +328,8 @@ def usual_sizes(model: keras.Model, images) -> dict[str, float]:
 
     Returns:
         Dict from path to a size; layers that nothing published constrains
-        have the median of the others. Empty if nothing is published, or the
-        model has nested ones.
+        have the median of the others. Empty if nothing is published, or
+        the model is none that `match_statistics` takes.
     """
     public = protected_model.public(model)
     parameters, sizes = neutral(public), {}
