@@ -154,3 +154,19 @@ class TestDifference:
         model, *_ = protected(ancestor())
         with pytest.raises(kp.PassportError, match="differ in a kernel"):
             kp.attacks.difference_directions(model, kp.public(model))
+
+    def test_a_normalisation_without_a_kernel_has_no_directions(self):
+        inputs = keras.Input((3,))
+        outputs = keras.layers.Dense(4)(inputs)
+        outputs = keras.layers.LayerNormalization(name="alone")(outputs)
+        outputs = keras.layers.Dense(2, activation="softmax")(outputs)
+        base = keras.Model(inputs, outputs)
+        model, _ = kp.protect_trained(base, seed=0)
+        directions = kp.attacks.difference_directions(model, base)
+        assert directions["alone"].shape == (0, 4)
+        data = np.ones((16, 3), "float32"), np.arange(16) % 2
+        recipe = kp.attacks.Recipe(epochs=1)
+        result = kp.attacks.difference(
+            model, base, data, data, restarts=1, recipe=recipe
+        )
+        assert result.knowledge["versions"] == 2

@@ -330,8 +330,9 @@ def difference_directions(
 
     Returns:
         Dict from path to an orthonormal basis, float64 `(vectors, channels)`;
-        without rows where the versions don't differ, or a kernel's groups of
-        channels have no number in common (depthwise).
+        without rows where the versions don't differ, a kernel's groups of
+        channels have no number in common (depthwise), or a normalisation
+        stands without a kernel.
 
     Raises:
         PassportError: If no layer differs, or the other one has no layer for
@@ -345,12 +346,13 @@ def difference_directions(
     (2, 6)
     """
     check_counts(1, rank=rank)
-    found = {}
+    protected = protected_layers(model)
+    found = {
+        path: np.zeros((0, layer.adapter.units(layer.layer)))
+        for path, layer in protected.items()
+    }
     for path, (kernel, _) in _counterparts(model, other).items():
-        layer = protected_layers(model)[path]
-        ours, theirs = response_matrix(layer), _matrix_of(kernel)
-        units = ours.shape[0] * ours.shape[2]
-        found[path] = np.zeros((0, units))
+        ours, theirs = response_matrix(protected[path]), _matrix_of(kernel)
         if len(ours) > 1:
             continue
         left = _plane(ours[0], theirs[0], rank)
