@@ -45,7 +45,8 @@ def check(
         f"{wanted[1]})"
     )
     if not _is_packed(packed, size, ordered):
-        raise PassportError(f"{expected}. Received: {described(packed)}")
+        hint = ". Pack it: passport.pack(model)" * hasattr(packed, "pack")
+        raise PassportError(f"{expected}. Received: {described(packed)}{hint}")
     known = _values(packed) if values else None
     if known is not None and not _is_finite(known):
         raise PassportError(
