@@ -257,7 +257,9 @@ def labels_of(
             "a number for each class. Received: "
             f"{outside[0]}, and {outside.size - 1:,} more outside"
             + (
-                " (one output for two classes is not judged: give it two)"
+                " (a binary classifier is judged by two outputs: p = "
+                "model.outputs[0]; keras.Model(model.inputs, "
+                "keras.ops.concatenate([1 - p, p], axis=-1)))"
                 if classes == 1
                 else ""
             )

@@ -249,3 +249,28 @@ def test_attackers_train_on_inputs_in_any_structure(form):
     kp.attacks.statistics_matching(
         model, given, (given, y), restarts=1, rounds=1
     )
+
+
+@pytest.mark.parametrize("activation", ["sigmoid", None])
+def test_a_binary_classifier_is_judged_by_two_outputs(activation):
+    base = keras.Sequential(
+        [
+            keras.Input((4,)),
+            keras.layers.Dense(8, "relu"),
+            keras.layers.Dense(1, activation),
+        ]
+    )
+    model, passport = kp.protect_trained(base)
+    x = np.random.default_rng(0).normal(size=(50, 4)).astype("float32")
+    y = np.arange(50) % 2
+    with pytest.raises(ValueError, match="judged by two outputs"):
+        training.judge(model, (x, y))
+    p = model.outputs[0]
+    both = [1 - p, p] if activation else [0 * p, p]
+    two = keras.Model(model.inputs, keras.ops.concatenate(both, axis=-1))
+    found, _ = training.judge(kp.bind(two, passport), (x, y))
+    middle = 0.5 if activation else 0.0
+    answers = keras.ops.convert_to_numpy(base(x))[:, 0] > middle
+    assert found == pytest.approx(np.mean(answers == y))
+    # Paths are as they were: so the passport fits.
+    assert kp.protected_layers(kp.unbind(two)).keys() == passport.layers.keys()
