@@ -5,6 +5,7 @@ no passport is refused before anything runs, with what was expected.
 """
 
 import importlib.util
+import warnings
 
 import keras
 import numpy as np
@@ -45,6 +46,7 @@ REFUSED = {
     "too short": lambda key: key[:, 1:],
     "too long": lambda key: np.pad(key, ((0, 0), (0, 1))),
     "no rows": lambda key: key[:0],
+    "no columns": lambda key: key[:, :0],
     "NaN": lambda key: with_value(key, np.nan),
     "infinity": lambda key: with_value(key, np.inf),
     "too large": lambda key: with_value(key.astype("float64"), -1e39),
@@ -170,11 +172,39 @@ def test_halves_are_taken_where_no_rows_are_counted(entry, case):
     """They round keys; an order of rows they would make another one."""
     for make in HALVES.values():
         half = make(case.key)
+        with (
+            warnings.catch_warnings(action="error", category=RuntimeWarning),
+            pytest.raises(kp.PassportError, match="Received: "),
+        ):
+            ENTRIES[entry](case, make(with_value(case.key, np.nan)))
         if case.layer.ordered:
             with pytest.raises(kp.PassportError, match="Expected.*float32"):
                 ENTRIES[entry](case, half)
         else:
             case.assert_right(entry, ENTRIES[entry](case, half), 5e-2)
+
+
+@pytest.mark.parametrize("entry", ["call", "presented", "layer"])
+def test_variables_have_no_values_while_a_function_is_traced(entry, case):
+    """They are read whenever it runs, as a plain model's inputs are."""
+    if keras.backend.backend() != "tensorflow":
+        pytest.skip("JAX has no variables")
+    import tensorflow as tf
+
+    key = rows(case.key)
+    if entry == "layer":
+        key = key[:, : case.layer.passport_size]
+    for kind in (tf.Variable, keras.Variable):
+        variable = kind(key)
+        run = {
+            "call": lambda v=variable: case.served([case.x, v]),
+            "presented": lambda v=variable: presented(case, v),
+            "layer": lambda v=variable: case.layer(case.x, passport=v),
+        }[entry]
+        traced = tf.function(run)
+        case.assert_right(entry, traced(), 1e-4)
+        variable.assign(-key)
+        np.testing.assert_allclose(traced(), run(), rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize("entry", ["call", "presented", "keyed_function"])
@@ -235,6 +265,9 @@ def runner(kind, path):
 def test_exported_signatures_take_nothing_else(kind, case, tmp_path):
     if keras.backend.backend() != "tensorflow":
         pytest.skip("exports are TensorFlow's")
+    # An order of rows is more than a signature without one.
+    if kind != "saved_model" and not case.layer.ordered:
+        return
     module = RUNTIMES.get(kind)
     if module and importlib.util.find_spec(module) is None:
         pytest.skip(f"needs {module}")

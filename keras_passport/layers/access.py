@@ -18,8 +18,8 @@ from keras_passport.layers.bindings import (
     Keys,
     Secret,
     bound_in_call,
+    has_values,
     is_available,
-    is_symbolic,
     name_of,
     required,
     shown_to,
@@ -49,8 +49,8 @@ def apart(passport):
     """
     if isinstance(passport, keras.Variable):
         passport = passport.value
-    if is_symbolic(passport):
-        return None, keras.ops.cast(passport, "float32")
+    if not has_values(passport):
+        return None, keras.ops.convert_to_tensor(passport, "float32")
     array = keras.ops.convert_to_numpy(passport).astype("float32")
     if not keras.ops.is_tensor(passport) or _compiler() is not None:
         return array, None
@@ -159,6 +159,8 @@ def refuse_constants(passport, name: str) -> None:
         passport: Keys that are given with a call.
         name: Of the layer that is called.
     """
+    if isinstance(passport, keras.Variable):
+        passport = passport.value
     compiler = _compiler()
     if (
         compiler is not None

@@ -159,6 +159,21 @@ def is_symbolic(value) -> bool:
     return False
 
 
+def has_values(tensor) -> bool:
+    """Whether it is known now what a tensor holds, or a backend's variable.
+
+    Of a variable, a function that is being traced reads it when it runs.
+    """
+    if isinstance(tensor, keras.Variable):
+        tensor = tensor.value
+    if keras.backend.backend() == "tensorflow":
+        import tensorflow as tf
+
+        if isinstance(tensor, tf.Variable) and not tf.executing_eagerly():
+            return False
+    return not is_symbolic(tensor)
+
+
 def exchange(keys: dict) -> None:
     """Binds layers to keys, or to none: all of them at one moment.
 

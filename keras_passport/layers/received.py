@@ -159,7 +159,7 @@ def _is_packed(packed, size, ordered) -> bool:
         return True
     return (
         len(shape) == 2
-        and shape[0] != 0
+        and 0 not in (shape[0], shape[1])
         and (size is None or shape[1] in (size, None))
     )
 
@@ -170,7 +170,7 @@ def _values(packed) -> np.ndarray | None:
         return packed
     if isinstance(packed, keras.Variable):
         packed = packed.value
-    if not ops.is_tensor(packed) or bindings.is_symbolic(packed):
+    if not ops.is_tensor(packed) or not bindings.has_values(packed):
         return None
     return ops.convert_to_numpy(packed)
 
@@ -178,5 +178,8 @@ def _values(packed) -> np.ndarray | None:
 def _is_finite(values) -> bool:
     # One row for all examples, as `with_passport` makes it, is read once.
     values = values[:1] if values.strides[0] == 0 else values
-    # NaN is neither, and there is no copy of a large array.
-    return -_LARGEST <= float(values.min()) <= float(values.max()) <= _LARGEST
+    # NaN is neither, and there is no copy of a large array. Of NaN in halves
+    # NumPy would warn.
+    with np.errstate(invalid="ignore"):
+        least, largest = float(values.min()), float(values.max())
+    return -_LARGEST <= least <= largest <= _LARGEST

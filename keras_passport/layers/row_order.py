@@ -19,7 +19,7 @@ from keras import ops
 
 from keras_passport.errors import PassportError
 from keras_passport.layers import packing
-from keras_passport.layers.bindings import is_symbolic
+from keras_passport.layers.bindings import has_values
 
 
 def guard(layer, ordered: bool) -> None:
@@ -219,7 +219,7 @@ def one_passport(layer, packed):
         return packed
     one = packed[:1]
     several = ops.any(ops.not_equal(packed, one))
-    if not is_symbolic(packed):
+    if has_values(packed):
         if several:
             raise PassportError(
                 f"Expected one passport for all examples: layer '{layer.name}'"
