@@ -15,6 +15,7 @@ import pytest
 import keras_passport as kp
 from keras_passport import files
 from keras_passport.cli import parser
+from keras_passport.passports import passport_file
 from support.plain_models import plain_cnn, randomize
 from support.programs import run_here
 
@@ -167,9 +168,17 @@ def everything(top):
     }
 
 
-@pytest.mark.parametrize("overwrite", [False, True])
-@pytest.mark.parametrize("writer", WRITERS)
-@pytest.mark.parametrize("kind", FREE + ASKED + NEVER)
+# What is never replaced, by any: asked or not, the same line says so.
+CASES = [
+    (kind, writer, overwrite)
+    for kind in FREE + ASKED + NEVER
+    for writer in WRITERS
+    for overwrite in (False, True)
+    if writer is context or kind in ASKED or overwrite == (kind in NEVER)
+]
+
+
+@pytest.mark.parametrize(("kind", "writer", "overwrite"), CASES)
 def test_what_is_there_is_replaced_or_stays(
     kind, writer, overwrite, made, tmp_path, capsys
 ):
@@ -195,3 +204,16 @@ def test_what_is_there_is_replaced_or_stays(
             assert "Expected" in said and "Received: " in said
             if kind is not passport_among_assets:
                 assert ("--overwrite" in said) == (kind in ASKED)
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_of_a_folder_that_stays_no_file_is_opened(
+    overwrite, made, tmp_path, monkeypatch
+):
+    """It may be somebody's whole disk."""
+    folder(tmp_path / "place", made)
+    opened = []
+    monkeypatch.setattr(passport_file, "is_passport", opened.append)
+    with pytest.raises(FileExistsError):
+        library(made, tmp_path / "place", overwrite)
+    assert opened == [tmp_path / "place"]

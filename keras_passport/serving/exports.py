@@ -93,6 +93,10 @@ def export_saved_model(
     import tensorflow as tf
 
     _check_no_passport(path)
+    # First: of a folder that stays anyway, nobody looks through all files.
+    files.check_saved_model(path, overwrite)
+    # Among a SavedModel's assets, too.
+    _check_no_passport(*pathlib.Path(path).rglob("*"))
     served = _requiring(model)
     spec = passport_spec(served)
     expected = _own_inputs(served)
@@ -304,9 +308,8 @@ def _export(model, path, kind, overwrite):
             _check_onnx(temporary)
 
 
-def _check_no_passport(path):
-    # Among a SavedModel's assets, too.
-    for place in (pathlib.Path(path), *pathlib.Path(path).rglob("*")):
+def _check_no_passport(*places):
+    for place in places:
         if passport_file.is_passport(place):
             raise FileExistsError(
                 "Expected to overwrite anything but a passport, which can't be "
