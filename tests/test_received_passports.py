@@ -184,6 +184,27 @@ def test_halves_are_taken_where_no_rows_are_counted(entry, case):
             case.assert_right(entry, ENTRIES[entry](case, half), 5e-2)
 
 
+class Foreign:
+    """An array of another library's, such as HDF5's or another backend's."""
+
+    def __init__(self, key):
+        self.shape, self.dtype, self.ndim = key.shape, key.dtype, key.ndim
+        self._key = key
+
+    def __array__(self, dtype=None, copy=None):
+        return self._key
+
+    def __getitem__(self, part):
+        return Foreign(self._key[part])
+
+
+def test_arrays_of_other_libraries(case):
+    case.assert_right("presented", presented(case, Foreign(case.key)), 1e-5)
+    for entry in ("presented", "layer"):
+        with pytest.raises(kp.PassportError, match="finite.*Received: NaN"):
+            ENTRIES[entry](case, Foreign(with_value(case.key, np.nan)))
+
+
 @pytest.mark.parametrize("entry", ["call", "presented", "layer"])
 def test_variables_have_no_values_while_a_function_is_traced(entry, case):
     """They are read whenever it runs, as a plain model's inputs are."""

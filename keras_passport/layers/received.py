@@ -170,9 +170,15 @@ def _values(packed) -> np.ndarray | None:
         return packed
     if isinstance(packed, keras.Variable):
         packed = packed.value
-    if not ops.is_tensor(packed) or not bindings.has_values(packed):
+    if ops.is_tensor(packed):
+        known = bindings.has_values(packed)
+        return ops.convert_to_numpy(packed) if known else None
+    # Of another backend's, or a file's. A graph's input has it, and raises.
+    if isinstance(packed, keras.KerasTensor) or not hasattr(
+        packed, "__array__"
+    ):
         return None
-    return ops.convert_to_numpy(packed)
+    return np.asarray(packed)
 
 
 def _is_finite(values) -> bool:
