@@ -164,6 +164,20 @@ def test_older_checkpoints_are_read_as_they_were(tmp_path, monkeypatch):
     np.testing.assert_array_equal(again(images()), saved(images()))
 
 
+def test_asynchronous_checkpoints_have_the_note(tmp_path, caplog):
+    """And TensorFlow warns of nothing that it has skipped."""
+    import tensorflow as tf
+
+    base = randomize(plain_cnn())
+    options = tf.train.CheckpointOptions(experimental_enable_async_checkpoint=1)
+    writer = checkpoint(model=EXACT[True](base)[0])
+    path = writer.save(str(tmp_path / "checkpoint"), options=options)
+    writer.sync()
+    assert "skipped" not in caplog.text
+    with pytest.raises(kp.PassportError, match="Expected.*Received"):
+        checkpoint(model=EXACT[False](base)[0]).read(path)
+
+
 def test_a_training_is_taken_up(tmp_path):
     """With the optimizer's state, step for step as without a pause."""
     x, y = images(), np.arange(6) % 4

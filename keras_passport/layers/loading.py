@@ -71,6 +71,9 @@ class Noted:
             _check(self, tensors)
         return tf.no_op()  # what a SavedModel's own function is made of
 
+    def _copy_trackable_to_cpu(self, object_map):
+        """Asynchronous checkpoints ask for it: no device has the note."""
+
 
 @hooks.replace(saving_lib, "_load_state")
 def _load_state(
