@@ -20,11 +20,15 @@ _NET = flags.DEFINE_string(
 )
 _SIZE = flags.DEFINE_integer("size", 32, "Pixels a side.")
 _BATCH = flags.DEFINE_integer("batch", 64, "Pictures a call or step.")
+_POLICY = flags.DEFINE_string(
+    "policy", "float32", "Keras's dtype policy, such as mixed_bfloat16."
+)
 
 
 def build() -> keras.Model:
     """The net of the flags; its statistics are not those of a new one."""
     keras.utils.set_random_seed(0)
+    keras.config.set_dtype_policy(_POLICY.value)
     shape = (_SIZE.value, _SIZE.value, 3)
     if _NET.value == "resnet18":
         base = networks.resnet(shape, 10, depth=18, width=64)
