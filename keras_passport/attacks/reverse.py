@@ -59,7 +59,7 @@ def reverse_engineering(
 
     Reference:
 
-    - Fan, Ng, Chan: Digital Passport, Section 3.1, Table 4, Figure 8.
+    - Fan, Ng, Chan: Digital Passport, Section 3.1, Table 4, Figure 7.
     """
     return restarted(
         "reverse engineering",

@@ -14,8 +14,8 @@ class Step:
     """One step of a verification.
 
     Args:
-        name: `"commitment"`, `"provenance"`, `"match"`, `"kernels"`,
-            `"signs"`, `"passport"` or `"noise"`.
+        name: `"commitment"`, `"provenance"`, `"kernels"`, `"signs"`,
+            `"passport"` or `"noise"`.
         holds: Whether it speaks for the claim; `None` where it can't be done.
         figure: What was measured.
         threshold: What it had to reach.
