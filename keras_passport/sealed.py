@@ -50,7 +50,8 @@ def dumps(kind: str, content: dict, secret: bytes | None = None) -> bytes:
         Bytes of one line.
     """
     body = {"content": content, "kind": kind}
-    return canonical({**body, "seal": _seal(body, secret)}) + b"\n"
+    # What has a secret's seal may hold the secret itself.
+    return hidden(canonical({**body, "seal": _seal(body, secret)}) + b"\n")
 
 
 def loads(
@@ -67,26 +68,34 @@ def loads(
     Raises:
         PassportError: If it is of another kind, or any bit of it changed.
     """
-    problem = None
-    try:
-        parsed = json.loads(bytes(text))
-        body = {name: parsed[name] for name in ("content", "kind")}
-        if parsed["kind"] != kind:
-            problem = f"a {shown(parsed['kind'], 40)}"
-        elif not hmac.compare_digest(
-            canonical({**body, "seal": _seal(body, secret)}) + b"\n",
-            bytes(text),
-        ):
-            problem = "one that was changed, or sealed with another secret"
-        elif not isinstance(parsed["content"], dict):
-            problem = "one without content"
-    except (KeyError, TypeError, ValueError, RecursionError):
-        problem = "a file of another kind, or one that is damaged"
+    text = hidden(text)
+    content, problem = _opened(text, kind, secret)
     if problem is not None:
         raise PassportError(
             f"Expected a {kind} in '{shown(where)}'. Received: {problem}"
         )
-    return parsed["content"]
+    return content
+
+
+def _opened(text, kind, secret) -> tuple:
+    """What a text says, or `None`, and what is wrong with it, or `None`.
+
+    Nothing is raised while it has what the text says for local variables.
+    """
+    try:
+        parsed = json.loads(bytes(text))
+        body = {name: parsed[name] for name in ("content", "kind")}
+        if parsed["kind"] != kind:
+            return None, f"a {shown(parsed['kind'], 40)}"
+        sealed = canonical({**body, "seal": _seal(body, secret)}) + b"\n"
+        if not hmac.compare_digest(sealed, bytes(text)):
+            problem = "one that was changed, or sealed with another secret"
+            return None, problem
+        if not isinstance(parsed["content"], dict):
+            return None, "one without content"
+        return parsed["content"], None
+    except (KeyError, TypeError, ValueError, RecursionError):
+        return None, "a file of another kind, or one that is damaged"
 
 
 def save(
@@ -171,7 +180,7 @@ def peek(text: bytes, name: str):
 
 
 def _seal(body, secret) -> str:
-    text = canonical(body)
+    text = hidden(canonical(body))
     if secret is None:
         return hashlib.sha256(text).hexdigest()
     return hmac.new(secret, text, hashlib.sha256).hexdigest()

@@ -326,7 +326,70 @@ def test_a_passports_path_is_no_passport(call, model):
         call(model, "owner.h5")
 
 
-def test_what_objects_say(passport, model, base):
+@pytest.fixture(scope="module")
+def opening():
+    secret = b"hush" * 8
+    seed = bytes(kp.ownership.passport_seed(secret)[:12]) + b"hush"
+    return kp.ownership.Opening(
+        secret=secret,
+        owner="Ada Ltd",
+        function="V3",
+        kind="random_pattern",
+        key_scaling="signed",
+        seed=seed.hex(),
+        fingerprint="0" * 64,
+        kernels="0" * 64,
+        layers={"conv1": 4},
+    )
+
+
+@pytest.mark.parametrize(
+    "change",
+    (
+        lambda about: about.update(version=9),
+        lambda about: about.update(layers={"conv1": "four"}),
+        lambda about: about.update(seed="hush"),
+        lambda about: about.update(secret=about["secret"] + "hush"),
+        lambda about: about.update(more=1),
+        lambda about: about.pop("owner"),
+    ),
+)
+def test_openings_that_say_something_else(change, opening, tmp_path):
+    path = tmp_path / "opening.json"
+    about = opening._content()
+    change(about)
+    # By somebody who has the secret, so that the seal is right.
+    kp.sealed.save(path, "opening", about, opening.secret)
+    with pytest.raises(kp.PassportError) as raised:
+        kp.ownership.Opening.load(path)
+    check(raised.value)
+
+
+def test_openings_that_can_not_be_written_or_were_changed(opening, tmp_path):
+    with pytest.raises(FileNotFoundError) as raised:
+        opening.save(tmp_path / "none" / "opening.json")
+    check(raised.value)
+    path = tmp_path / "opening.json"
+    opening.save(path)
+    assert kp.ownership.Opening.load(path) == opening
+    text = path.read_bytes()
+    for change in (("Ada", "Bob"), ("opening", "claim"), ("}", "")):
+        path.write_bytes(text.replace(*map(str.encode, change)))
+        with pytest.raises(kp.PassportError) as raised:
+            kp.ownership.Opening.load(path)
+        check(raised.value)
+
+
+def test_draws_that_memory_has_no_room_for():
+    # As a number, too, it begins like a secret of these tests.
+    seed = hidden(bytes(12) + b"hush")
+    for draw in (draws.words, draws.chances, draws.signs):
+        with pytest.raises(MemoryError) as raised:
+            draw(seed, 2**50)
+        check(raised.value)
+
+
+def test_what_objects_say(passport, model, base, opening):
     entry = next(iter(passport.layers.values()))
     image = kp.Passport.random_image(
         model, secret_array(3, 8, 8, 3), reference=base, seed=SEED
@@ -340,6 +403,10 @@ def test_what_objects_say(passport, model, base):
         vars(image),
         {path: vars(entry) for path, entry in image.layers.items()},
         record,
+        opening,
+        vars(opening),
+        opening._content(),
+        kp.sealed.dumps("opening", opening._content(), opening.secret),
         passport.keys(),
         passport.rows(),
         passport.packed(),

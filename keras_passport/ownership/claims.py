@@ -161,7 +161,7 @@ class Opening:
             and all(type(count) is int for count in self.layers.values())
             and all(isinstance(text, str) for text in texts)
             and all(_is_hash(text) for text in (*hashes, *self.images))
-            and set(self._plain_seed()) <= _HEXADECIMAL
+            and set(self.seed) <= _HEXADECIMAL
         ):
             raise PassportError(
                 "Expected an opening as ownership.claim makes it. Received: "
@@ -183,10 +183,7 @@ class Opening:
     @property
     def seed_follows(self) -> bool:
         """Whether the passport's seed, and so its choices, follow from s."""
-        return str(passport_seed(self.secret).hex()) == self._plain_seed()
-
-    def _plain_seed(self) -> str:
-        return self.seed.encode().decode()
+        return passport_seed(self.secret).hex() == self.seed
 
     def claim(self) -> Claim:
         """The claim that this opens, computed anew."""
@@ -245,7 +242,7 @@ class Opening:
                 f"Expected an opening in '{shown(path)}'. Received: one that "
                 "says other things; a newer keras_passport may read it"
             )
-        content["secret"] = bytes.fromhex(content["secret"])
+        content["secret"] = hidden(bytes.fromhex(content["secret"]))
         return cls(**content)
 
     def _content(self) -> dict:
@@ -259,8 +256,8 @@ class Opening:
             "layers": dict(self.layers),
             "owner": self.owner,
             "reference": self.reference,
-            "secret": bytes(self.secret).hex(),
-            "seed": self._plain_seed(),
+            "secret": hidden(self.secret.hex()),
+            "seed": self.seed,
             "version": _VERSION,
         }
 
@@ -408,7 +405,7 @@ def _about(passport, reference) -> dict:
         "key_scaling": passport.key_scaling,
         "kind": passport.kind,
         "reference": None if reference is None else weights_hash(reference),
-        "seed": bytes(passport.seed).hex(),
+        "seed": hidden(passport.seed.hex()),
     }
 
 
@@ -429,9 +426,13 @@ def weights_hash(model: keras.Model) -> str:
 def _unsealed(path) -> dict:
     """An opening's content, sealed with the secret that it holds itself."""
     text = sealed.read(path, "opening")
-    secret = sealed.peek(text, "secret")
+    secret = hidden(sealed.peek(text, "secret"))
     try:
-        key = bytes.fromhex(secret)
+        key = hidden(bytes.fromhex(secret))
     except (TypeError, ValueError):
-        key = b"-"
-    return sealed.loads(text, "opening", key, os.fspath(path))
+        key = new_secret()  # with which nothing was sealed
+    content = sealed.loads(text, "opening", key, os.fspath(path))
+    return {
+        name: hidden(value) if name in ("secret", "seed") else value
+        for name, value in content.items()
+    }

@@ -173,7 +173,7 @@ def generator(seed: bytes) -> np.random.Generator:
 
     For what is drawn once and kept: see `draws`.
     """
-    key = int.from_bytes(seed[:16], "big")
+    key = hidden(int.from_bytes(seed[:16], "big"))
     return np.random.Generator(np.random.Philox(key=key))
 
 

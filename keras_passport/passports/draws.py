@@ -20,7 +20,7 @@ def words(seed: bytes, count: int) -> np.ndarray:
     Returns:
         uint64 array `(count,)`.
     """
-    key = int.from_bytes(seed[:16], "big")
+    key = hidden(int.from_bytes(seed[:16], "big"))
     return hidden(np.random.Philox(key=key).random_raw(count))
 
 
