@@ -9,7 +9,7 @@ import numpy as np
 from keras_passport import scores
 from keras_passport.attacks.fake import Judge, fake_passports, scaling_of
 from keras_passport.errors import PassportError
-from keras_passport.passports import specs
+from keras_passport.passports import passport_file, specs
 from keras_passport.passports.passport import Passport, check_passport
 
 
@@ -121,8 +121,8 @@ def add_noise(
     """A passport with noise on a part of its elements, p + e(c) (Figure 5).
 
     Args:
-        passport: The valid one. Elements are those of its feature maps, or of
-            its keys where it has no maps.
+        passport: The valid one. Elements are those that its file holds: of
+            feature maps, or of keys in place of large ones.
         fraction: c, in [0, 1]: the part of each map's elements.
         scale: Standard deviation of the normal noise, in that of the map.
         replace: Whether noise around the map's mean takes the elements'
@@ -150,6 +150,7 @@ def add_noise(
             f"Received: fraction={fraction}, scale={scale}"
         )
     check_passport(passport)
+    passport = passport_file.as_held(passport)
     rng = np.random.default_rng(seed)
 
     def noisy(array):
@@ -166,7 +167,8 @@ def add_noise(
         for role in passport.function.roles:
             name = role if getattr(entry, role) is not None else f"{role}_key"
             changed[name] = noisy(getattr(entry, name))
-            changed[f"{role}_image"] = None
+            # They are no image's any more, nor of a map that could be made.
+            changed[f"{role}_image"] = changed[f"{role}_record"] = None
         layers[path] = dataclasses.replace(entry, **changed)
     return Passport(
         "feature_maps",
@@ -214,7 +216,7 @@ def accuracy_under_noise(
         PassportError: If the passport does not fit the model.
     """
     check_passport(passport)
-    passport = passport.fitted(model)
+    passport = passport_file.as_held(passport.fitted(model))
     judge = judge or Judge(model, *scores.pair(data), batch_size)
 
     def measure(number, fraction, repeat):

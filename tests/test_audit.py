@@ -106,6 +106,34 @@ class TestNoise:
         noisy.check(model)
         assert np.all(noisy.packed() != solved.packed())
 
+    def test_it_is_the_same_for_a_passport_that_was_saved(self, tmp_path):
+        """Its file holds keys in place of large maps, which average noise."""
+        inputs = keras.Input((160, 160, 3))
+        outputs = keras.layers.Conv2D(4, 3, padding="same")(inputs)
+        outputs = keras.layers.BatchNormalization()(outputs)
+        base = keras.Model(inputs, outputs)
+        model = kp.protect(base)
+        images = np.random.default_rng(0).random((3, 160, 160, 3), "float32")
+        for passport in (
+            kp.Passport.random_pattern(model),
+            kp.Passport.random_image(model, images, reference=base),
+        ):
+            passport.save(tmp_path / "owner.h5")
+            loaded = kp.Passport.load(tmp_path / "owner.h5")
+            assert loaded.fingerprint == passport.fingerprint
+            kept, noisy = (
+                kp.audit.add_noise(one, 0.5, replace=True, seed=3)
+                for one in (passport, loaded)
+            )
+            np.testing.assert_array_equal(kept.packed(), noisy.packed())
+            assert np.any(kept.packed() != passport.packed())
+            # The maps that it was made of are not those of its keys.
+            noisy.save(tmp_path / "noisy.h5")
+            again = kp.Passport.load(tmp_path / "noisy.h5")
+            assert again.feature_maps() == {
+                path: (None, None) for path in passport.layers
+            }
+
     def test_without_noise_the_accuracy_is_the_valid_one(self, model, passport):
         kp.bind(model, passport)
         x = np.random.default_rng(0).normal(size=(40, *model.input_shape[1:]))

@@ -16,6 +16,8 @@ third is that of trained models' passports, which hold what filters were
 multiplied by (`PassportEntry.scales`) as well.
 """
 
+import copy
+import dataclasses
 import hashlib
 import io
 import json
@@ -118,6 +120,37 @@ def _version(passport) -> int:
         return 1
     elements = sum(e.map_size(role) for e in entries for role in roles)
     return 2 if 4 * elements > _LARGEST_MAPS else 1
+
+
+def as_held(passport):
+    """The passport as its file holds it: keys in place of large maps.
+
+    What is done to a passport's elements is then the same before it is saved
+    and after it is loaded.
+
+    Args:
+        passport: The passport, which is left as it is.
+    """
+    roles = passport.function.roles
+    if _version(passport) == 1:
+        return passport
+    held = copy.copy(passport)
+    held.layers = {
+        path: dataclasses.replace(
+            entry,
+            **{
+                name: value
+                for role in roles
+                for name, value in (
+                    (role, None),
+                    (f"{role}_key", entry.key(role)),
+                    (f"{role}_record", entry.record(role)),
+                )
+            },
+        )
+        for path, entry in passport.layers.items()
+    }
+    return held
 
 
 def save(passport, path: str | os.PathLike) -> None:
