@@ -3,6 +3,8 @@
 import copy
 import dataclasses
 import json
+import math
+import statistics
 
 import keras
 import numpy as np
@@ -489,6 +491,33 @@ def test_a_record_does_not_say_how_much_draws_differ(owned):
         report = ownership.verify(owned.public, evidence, owned.test, **VERIFY)
         figures.add(report["noise"].figure)
     assert len(figures) == 1
+
+
+def test_how_much_two_draws_differ_is_estimated_without_bias(monkeypatch):
+    """Of few draws, their deviation from their own mean is too small."""
+    measured = [[0.8, 0.8], [0.48, 0.52]]
+    monkeypatch.setattr(
+        evidence_steps.audit,
+        "accuracy_under_noise",
+        lambda *given, **options: {"accuracies": measured},
+    )
+    noise = {"fractions": [0.0, 0.5], "accuracies": [[0.8] * 2, [0.1] * 2]}
+    record = ownership.Record(
+        **{"accuracy": 0.8, "examples": 100, "fingerprint": "", "kernels": ""},
+        noise=noise | {"scale": 1.0, "seed": 0, "replace": True},
+        key_scaling="signed",
+    )
+    step, curves = evidence_steps.noise(None, None, None, None, record)
+    # In parts of the start, 0.8; a difference of two means of two draws each.
+    deviation = statistics.stdev(measured[1])
+    error = deviation / 0.8 * math.sqrt(1 / 2 + 1 / 2)
+    gap = max(0.0, (0.5 - 0.1) / 0.8 - 3 * error)
+    assert step.figure == pytest.approx(1 - gap)
+    assert curves["found_deviation"] == pytest.approx([0.0, deviation])
+    spread = dataclasses.replace(
+        record, noise=record.noise | {"accuracies": measured}
+    )
+    assert spread.deviations == pytest.approx([0.0, deviation])
 
 
 def test_a_record_begins_without_noise(owned):

@@ -348,7 +348,8 @@ def noise(judge, model, passport, data, record) -> tuple[Step, dict]:
         seed=record.noise["seed"],
         judge=judge,
     )["accuracies"]
-    means, deviations = np.mean(measured, axis=1), np.std(measured, axis=1)
+    means = np.mean(measured, axis=1)
+    deviations = np.std(measured, axis=1, ddof=1)
     draws = len(measured[0])
     expected = record.means / max(record.means[0], 1e-9)
     found = means / max(means[0], 1e-9)

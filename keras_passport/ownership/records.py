@@ -76,7 +76,7 @@ class Record:
     @property
     def deviations(self) -> np.ndarray:
         """Standard deviation of the draws at each level."""
-        return np.std(self.noise["accuracies"], axis=1)
+        return np.std(self.noise["accuracies"], axis=1, ddof=1)
 
     @property
     def commitment(self) -> str:
