@@ -172,6 +172,38 @@ def projected(licensor, licence):
     return kp.Passport("feature_maps", "V3", entries, bytes(16))
 
 
+def biased(model, licence):
+    """An unlocked model with numbers added before and in its means."""
+    plain = kp.unlock(model, licence, fold=False)
+    rng = np.random.default_rng(5)
+    arrays = {}
+    for layer in plain.layers:
+        for variable in layer.variables:
+            arrays[layer.name, variable.name] = ops.convert_to_numpy(variable)
+        if isinstance(layer, layers.BatchNormalization):
+            kernel = layer.name.removesuffix("_norm")
+            added = rng.normal(size=layer.moving_mean.shape)
+            arrays[kernel, "bias"] = added
+            arrays[layer.name, "moving_mean"] = (
+                arrays[layer.name, "moving_mean"] + added
+            )
+
+    def with_bias(layer):
+        config = layer.get_config()
+        if "use_bias" in config:
+            config["use_bias"] = True
+        return type(layer).from_config(config)
+
+    made = keras.models.clone_model(plain, clone_function=with_bias)
+    for layer in made.layers:
+        for variable in layer.variables:
+            variable.assign(arrays[layer.name, variable.name])
+    np.testing.assert_allclose(
+        made(images()), plain(images()), rtol=1e-3, atol=1e-4
+    )
+    return made
+
+
 def noisy(licence):
     packed = licence.packed()
     rng = np.random.default_rng(0)
@@ -193,6 +225,7 @@ LEAKS = {
         model, licence, fold=False
     ),
     "folded": lambda at, model, licence: kp.unlock(model, licence),
+    "biased": lambda at, model, licence: biased(model, licence),
 }
 
 

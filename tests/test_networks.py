@@ -188,6 +188,30 @@ def test_arrays_are_read_as_the_layers_that_they_are_of(kind, held):
                 np.testing.assert_allclose(found, expected)
 
 
+@pytest.mark.parametrize("read", [lambda model: model, arrays_of])
+def test_a_bias_before_a_normalisation_is_a_part_of_its_mean(read):
+    """Whoever adds a number to both has the same network."""
+    model, other = block("many"), block("many")
+    other.set_weights(model.get_weights())
+    rng = np.random.default_rng(0)
+    for layer in other.layers:
+        if isinstance(layer, layers.Conv2D):
+            added = rng.normal(size=layer.bias.shape).astype("float32")
+            layer.bias.assign_add(added)
+            after = other.get_layer(f"{layer.name}_bn")
+            after.moving_mean.assign_add(added)
+    x = rng.normal(size=(4, 8, 8, 3)).astype("float32")
+    np.testing.assert_allclose(other(x), model(x), rtol=1e-3, atol=1e-4)
+    for one, same in zip(
+        networks.read(read(model)), networks.read(read(other)), strict=True
+    ):
+        for name in ("kernel", "gamma", "beta", "mean", "variance"):
+            values, others = getattr(one, name), getattr(same, name)
+            assert (values is None) == (others is None)
+            if values is not None:
+                np.testing.assert_allclose(others, values, atol=1e-5)
+
+
 def test_arrays_without_a_kernel_are_said():
     with pytest.raises(kp.PassportError, match="kernel layers"):
         networks.read({"graph": np.array(["x"]), "count": np.zeros(())})

@@ -82,6 +82,34 @@ class TestKnownAncestor:
         result = kp.attacks.known_ancestor(kp.public(model), base, test)
         assert result.accuracy > 0.97
 
+    @pytest.mark.parametrize("order", [False, True])
+    def test_means_are_those_without_the_kernels_biases(self, order):
+        """As of keras.applications' ResNets, whose kernels have some."""
+        x = inputs = keras.Input((8, 8, 3))
+        for filters in (8, 16):
+            x = keras.layers.Conv2D(filters, 3, padding="same")(x)
+            x = keras.layers.BatchNormalization()(x)
+            x = keras.layers.ReLU()(x)
+        x = keras.layers.GlobalAveragePooling2D()(x)
+        base = keras.Model(inputs, keras.layers.Dense(4)(x))
+        base = ancestor.__wrapped__(lambda: base)
+        rng = np.random.default_rng(1)
+        for weight in base.weights:
+            if weight.name == "bias":
+                weight.assign(rng.normal(0.0, 0.5, weight.shape))
+        kp.estimate_statistics(base, [pictures(64, seed=9)])
+        model, _ = kp.protect_trained(base, order=order)
+        found = kp.attacks.known_ancestor(
+            kp.public(model),
+            base,
+            (pictures(8), np.arange(8) % 4),
+            keep_model=True,
+        )
+        x = pictures(32, seed=6)
+        np.testing.assert_allclose(
+            predict(found.model, x), predict(base, x), rtol=2e-3, atol=2e-3
+        )
+
     def test_signs_and_sizes_of_filters_are_found(self):
         base = ancestor()
         model = kp.protect(base)

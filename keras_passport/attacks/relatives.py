@@ -26,7 +26,7 @@ from keras_passport.attacks.options import TrainingOptions, check_counts
 from keras_passport.attacks.recipe import Recipe
 from keras_passport.attacks.result import AttackResult, packed, plain
 from keras_passport.errors import PassportError
-from keras_passport.layers import kernels, normalization
+from keras_passport.layers import folding, kernels, normalization
 from keras_passport.layers.channel_scale import ChannelScale
 from keras_passport.layers.filters import kernel_matrix, response_matrix
 from keras_passport.layers.passport_normalization import PassportNormalization
@@ -55,7 +55,8 @@ def known_ancestor(
     A network that was protected by training on from public weights has
     filters that are still like those. Each protected filter is matched with
     the ancestor's that it is most like, by the cosine of its weights, up to
-    its sign and size: with W_c ≈ s r W_a (s = ±1, r > 0),
+    its sign and size: with W_c ≈ s r W_a (s = ±1, r > 0), and means without
+    the kernels' biases,
 
         γ_c = s γ_a,  β_c = β_a,  μ_c = s r μ_a,  σ_c = r σ_a.
 
@@ -474,13 +475,18 @@ def _taken(layer, kernel, owner, own, chosen, cosines, sizes, found):
         and isinstance(owner, keras.layers.BatchNormalization)
         and not normalization.tells_channels_apart(ours)
     ):
-        mean, variance = (
-            ops.convert_to_numpy(value)[chosen]
-            for value in (owner.moving_mean, owner.moving_variance)
+        mean, deviation = (
+            value[chosen] for value in normalization.statistics_of(owner)
         )
+        # What each normalisation subtracts, its kernel's bias aside.
+        mean = mean - folding.bias_of(kernel, owner.moving_mean.shape)[chosen]
+        bias = folding.bias_of(layer.layer, ours.moving_mean.shape)
         for variable, value in (
-            (ours.moving_mean, signs * sizes * mean),
-            (ours.moving_variance, sizes**2 * variance),
+            (ours.moving_mean, signs * sizes * mean + bias),
+            (
+                ours.moving_variance,
+                np.maximum((sizes * deviation) ** 2 - ours.epsilon, 0.0),
+            ),
         ):
             now = ops.convert_to_numpy(variable)
             variable.assign(np.where(found, value, now))

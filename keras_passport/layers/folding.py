@@ -27,6 +27,19 @@ def is_linear(kernel_layer) -> bool:
     return activation in (None, keras.activations.linear)
 
 
+def bias_of(kernel_layer, shape) -> np.ndarray:
+    """A kernel layer's bias for each channel; zeros where it has none.
+
+    Args:
+        kernel_layer: Built.
+        shape: `(channels,)`.
+    """
+    bias = getattr(kernel_layer, "bias", None)
+    if bias is None or tuple(bias.shape) != tuple(shape):
+        return np.zeros(shape)
+    return ops.convert_to_numpy(bias).astype("float64")
+
+
 def is_direct(layer) -> bool:
     """Whether a batch normalisation follows the kernel's outputs themselves.
 

@@ -49,6 +49,8 @@ def layers_of(arrays: Mapping) -> list[KernelLayer]:
     layers = [layer for kernels, _ in runs for layer in kernels]
     for kernels, groups in runs:
         _note_run(kernels, groups, layers)
+    for layer in layers:
+        _settle(layer)
     return layers
 
 
@@ -224,7 +226,17 @@ def _note(layer, group):
         if form.filters != group.size:
             continue
         for parameter, values in group.known.items():
-            if parameter != "bias":
-                setattr(form, parameter, values)
-            elif form.beta is None:
-                form.beta = values
+            # Beside a scale or statistics, it is the normalisation's shift.
+            is_shift = parameter == "bias" and not group.is_bias
+            setattr(form, "beta" if is_shift else parameter, values)
+
+
+def _settle(layer):
+    """Adds a kernel's bias to what it is a part of: a mean, or the shift."""
+    for form in layer.forms:
+        if form.bias is None:
+            continue
+        if form.mean is not None:
+            form.mean = form.mean - form.bias
+        elif form.gamma is None and form.beta is None:
+            form.beta = form.bias

@@ -17,8 +17,11 @@ class KernelLayer:
             all inputs, some of them, or one.
         gamma: Scale after it, `(filters,)`; `None` if there is none to see.
         beta: Shift, likewise; a bias where nothing normalises.
-        mean: Mean of what the normalisation saw; `None` for none.
+        mean: Mean of what the normalisation saw, without the kernel's bias:
+            whoever adds a number to both changes nothing. `None` for none.
         variance: Variance of it, ε included; `None` for none.
+        bias: Of bare variables the kernel's own, which is in `mean` or `beta`
+            as well; `None` for none.
         others: The same layer in other forms, where it is not known which of
             them it has.
     """
@@ -30,6 +33,7 @@ class KernelLayer:
     beta: np.ndarray | None = None
     mean: np.ndarray | None = None
     variance: np.ndarray | None = None
+    bias: np.ndarray | None = None
     others: tuple = ()
 
     @property

@@ -14,7 +14,7 @@ from keras import ops
 
 from keras_passport import graph
 from keras_passport.errors import PassportError
-from keras_passport.layers import kernels, packing, row_order
+from keras_passport.layers import folding, kernels, packing, row_order
 from keras_passport.layers.normalization import SUPPORTED
 from keras_passport.layers.passport_normalization import PassportNormalization
 from keras_passport.layers.protected import protected_layers
@@ -146,7 +146,9 @@ def _of_model(model, orders):
             if read_layer is None:
                 continue  # A normalisation alone has nothing to match.
             _read_normalization(
-                read_layer, layer.normalization, layer.gamma, layer.beta
+                *(read_layer, layer.layer, layer.normalization),
+                layer.gamma,
+                layer.beta,
             )
             layers.append(read_layer)
         elif kernels.adapter_for(layer) is not None and layer.built:
@@ -159,8 +161,7 @@ def _of_model(model, orders):
                 read_layer.beta = None if bias is None else _array(bias)
             else:
                 _read_normalization(
-                    read_layer,
-                    after,
+                    *(read_layer, layer, after),
                     getattr(after, "gamma", None),
                     getattr(after, "beta", None),
                 )
@@ -193,10 +194,10 @@ def _kernel(path, layer, gathered=None) -> KernelLayer | None:
     return KernelLayer(path, values, kind)
 
 
-def _read_normalization(layer, normalization, gamma, beta):
+def _read_normalization(layer, kernel, normalization, gamma, beta):
     mean = getattr(normalization, "moving_mean", None)
     if mean is not None:
-        layer.mean = _array(mean)
+        layer.mean = _array(mean) - folding.bias_of(kernel, mean.shape)
         layer.variance = (
             _array(normalization.moving_variance) + normalization.epsilon
         )

@@ -7,7 +7,7 @@ import numpy as np
 from keras import ops
 
 from keras_passport import graph
-from keras_passport.layers import row_order
+from keras_passport.layers import folding, row_order
 from keras_passport.layers.passport_normalization import PassportNormalization
 from keras_passport.models import protected_model
 from keras_passport.ownership.networks import normalizations
@@ -41,7 +41,7 @@ def restored(
             sizes = np.maximum(match.sizes, _TINY)
             with _in_order(layer, (orders or {}).get(match.path)):
                 _write_kernel(layer.layer, match, match.signs / sizes)
-            _write_statistics(layer.normalization, match, sizes)
+            _write_statistics(layer.layer, layer.normalization, match, sizes)
             _write(layer.gamma, match.found.gamma, match.order)
             _write(layer.beta, match.found.beta, match.order)
         else:
@@ -126,7 +126,7 @@ def _restore_plain(layer, normalization, match, last):
             match.signs,
         )
         return
-    _write_statistics(normalization, match, np.ones(match.order.size))
+    _write_statistics(layer, normalization, match, np.ones(match.order.size))
     _write(normalization.gamma, match.found.gamma, match.order, match.signs)
     _write(normalization.beta, match.found.beta, match.order)
 
@@ -145,12 +145,13 @@ def _write_kernel(layer, match, factors, order=None):
     variable.assign(values.reshape(variable.shape))
 
 
-def _write_statistics(normalization, match, sizes):
+def _write_statistics(kernel, normalization, match, sizes):
     mean = getattr(normalization, "moving_mean", None)
     if mean is None or match.found.mean is None:
         return
     signs = match.signs
-    _write(mean, match.found.mean, match.order, signs / sizes)
+    own = folding.bias_of(kernel, mean.shape)
+    mean.assign(match.found.mean[match.order] * signs / sizes + own)
     variance = match.found.variance[match.order] / sizes**2
     normalization.moving_variance.assign(
         np.maximum(variance - normalization.epsilon, 0.0)
