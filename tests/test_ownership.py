@@ -347,7 +347,14 @@ def test_a_rivals_mistakes_are_no_claim(owned):
     plain = ownership.Evidence(
         other.claim, other.opening, other.passport, owned.base
     )
-    report = owned.verify(owned.public, rivals=[unfit, plain])
+    # The network's own kernels, before a head that knows two of six classes.
+    body = owned.base.get_layer("pool").output
+    two = kp.protect(keras.Model(owned.base.inputs, layers.Dense(2)(body)))
+    for path, layer in kp.protected_layers(two).items():
+        stolen = kp.protected_layers(owned.public)[path]
+        layer.layer.set_weights(stolen.layer.get_weights())
+    fewer = ownership.Evidence(other.claim, other.opening, other.passport, two)
+    report = owned.verify(owned.public, rivals=[unfit, plain, fewer])
     assert report.verdict == "derived" and not report.rivals
 
 

@@ -167,8 +167,10 @@ def verify(
             theirs = _examined(
                 suspect, rival, data, foreign, nulls, fakes, seed, batch_size
             )
-        except PassportError:
-            continue  # It fits no network of its own.
+        except ValueError:
+            # It fits no network of its own, or one that the judge's data do
+            # not: what a rival brings must not keep a claim from its verdict.
+            continue
         if theirs.verdict == DERIVED and not _is_younger(rival, suspect_dated):
             holding.append(rival)
     if not holding:
