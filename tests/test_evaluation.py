@@ -638,6 +638,22 @@ class TestAdvantage:
         assert "A = 10.0 (" in lines[0]
         assert "over Tuned on the same data, which reaches 80.0 %" in lines[0]
 
+    @pytest.mark.parametrize("other", [{"seed": 1}, {"tuned": True}])
+    def test_what_was_trained_otherwise_is_no_control(self, other):
+        """Another seed draws other pictures; who tunes reaches more."""
+        alike = {"seed": 0}
+        made = [
+            self.given("reverse_engineering", 0.6),
+            self.given("from_scratch", 0.5, control=True),
+        ]
+        for one, more in zip(made, (alike, alike | other), strict=True):
+            one["budget"].update(more)
+        rows, lines = self.rows(*made)
+        assert rows[0]["advantage"] is None
+        made[1]["budget"] = dict(made[0]["budget"])
+        rows, lines = self.rows(*made)
+        assert rows[0]["advantage"] == pytest.approx(10)
+
     def test_without_a_control_nobody_knows(self):
         rows, lines = self.rows(self.given("reverse_engineering", 0.6))
         assert rows[0]["advantage"] is None

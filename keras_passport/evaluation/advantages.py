@@ -16,9 +16,9 @@ def add_advantages(
     """Adds the advantage A to the rows of attacks, once controls are known.
 
     A = A_t - A_c: what an attack reaches less what its control reaches on the
-    same data, tuned alike, which for most is training from scratch. Who has no
-    labels could at best have said the most frequent class of every example:
-    that is their A_c.
+    same data, tuned alike, which for most is training from scratch. A control
+    of another seed has other data, and so is none. Who has no labels could at
+    best have said the most frequent class of every example: that is their A_c.
 
     Args:
         rows: As `verdict.row` returns them; `"advantage"`, its
@@ -82,7 +82,10 @@ def sentence(row: dict, name: str) -> str:
 
 
 def _data(record):
-    return tuple(record["budget"].get(k) for k in ("source", "fraction"))
+    """What two trainings must have in common for their numbers to compare."""
+    budget = record["budget"]
+    alike = (budget.get(name) for name in ("source", "fraction", "seed"))
+    return (*alike, budget.get("tuned", False))
 
 
 def _over_control(record, control):

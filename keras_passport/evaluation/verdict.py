@@ -189,7 +189,7 @@ def changes_table(changes: dict[str, dict]) -> list[str]:
 
 
 def _same_data(one, other):
-    data = ("source", "fraction")
+    data = ("source", "fraction", "seed")
     return "fraction" in one["budget"] and all(
         one["budget"].get(k) == other["budget"].get(k) for k in data
     )
