@@ -354,6 +354,21 @@ class TestBattery:
         # The pixels' part alone is as good as that.
         assert few["result"]["accuracies"][0] > 0.8
 
+    def test_as_many_pictures_are_trained_on_for_as_long(self, case):
+        """Wherever they are from: all of few make few steps."""
+        mine = len(case.examples("disjoint")[1])
+        part = mine / len(case.train[1])
+        assert part < 1
+        of_others, of_the_defender = (
+            running.training_options(case, Budget(tuned=True, epochs=1, **of))
+            for of in (
+                {"source": "disjoint", "fraction": 1.0},
+                {"source": "defender", "fraction": part},
+            )
+        )
+        assert of_others.recipe == of_the_defender.recipe
+        assert of_others.recipe.epochs > 15  # what all of the training set has
+
     def test_an_attack_that_breaks_costs_no_other(
         self, some, tmp_path, monkeypatch
     ):

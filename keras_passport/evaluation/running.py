@@ -46,7 +46,9 @@ def training_options(
     pictures = budget.fraction * len(case.examples(budget.source)[1])
     epochs, search = budget.epochs, None
     if budget.tuned:
-        epochs = max(epochs, enough_epochs(budget.fraction))
+        # All of few pictures make few steps, too.
+        part = min(1.0, pictures / len(case.train[1]))
+        epochs = max(epochs, enough_epochs(part))
         recipe = dataclasses.replace(recipe, warmup=0.05, weight_decay=5e-4)
         search = Search()
     return TrainingOptions(
