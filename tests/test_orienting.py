@@ -7,6 +7,7 @@ import pytest
 import keras_passport as kp
 from keras_passport.attacks import Orientation, orientation
 from keras_passport.attacks.recipe import Recipe
+from keras_passport.attacks.result import unpacked
 from keras_passport.layers import filters, kernels
 from support.attack_targets import target
 from support.known_statistics import pictures
@@ -152,6 +153,9 @@ class TestOrientation:
     def test_a_network_of_ones_own_is_trained_if_none_is_given(self):
         model, _, data, test = target()
         result = orientation(model, data, test, recipe=RECIPE, fraction=0.5)
+        # By which it is compared with the control, picture by picture.
+        right = unpacked(result.right, len(test[1]))
+        assert np.mean(right) == pytest.approx(result.accuracy)
         assert result.budget["steps"] > 0 and result.knowledge["labels"]
         start = result.history[0]["parameters"]
         assert {abs(v) for g, _ in start.values() for v in g} == {1.0}

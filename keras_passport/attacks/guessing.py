@@ -11,7 +11,7 @@ from keras_passport.attacks import fitting, training
 from keras_passport.attacks.fake import image_keys
 from keras_passport.attacks.moments import Block, Flow
 from keras_passport.attacks.opened import Opened, neutral
-from keras_passport.attacks.result import AttackResult, plain
+from keras_passport.attacks.result import AttackResult, packed, plain
 from keras_passport.hints import Inputs
 from keras_passport.layers import normalization, offsets
 from keras_passport.layers.protected import function_of
@@ -149,6 +149,7 @@ def guess_images(
                 "parameters": plain(parameters),
             },
         ),
+        right=packed(right),
         model=opened.plain() if keep_model else None,
     )
 

@@ -12,7 +12,7 @@ from keras import ops
 from keras_passport.attacks import finetuning, training
 from keras_passport.attacks.opened import Opened, neutral
 from keras_passport.attacks.options import TrainingOptions
-from keras_passport.attacks.result import AttackResult, plain
+from keras_passport.attacks.result import AttackResult, packed, plain
 from keras_passport.errors import PassportError
 from keras_passport.layers import kernels
 from keras_passport.layers.filters import SignRegression, odd_statistics
@@ -184,4 +184,5 @@ def orientation(
                 },
             },
         ),
+        right=packed(right),
     )
