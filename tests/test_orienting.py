@@ -154,6 +154,7 @@ class TestOrientation:
         model, _, data, test = target()
         result = orientation(model, data, test, recipe=RECIPE, fraction=0.5)
         # By which it is compared with the control, picture by picture.
+        assert result.right
         right = unpacked(result.right, len(test[1]))
         assert np.mean(right) == pytest.approx(result.accuracy)
         assert result.budget["steps"] > 0 and result.knowledge["labels"]
