@@ -4,6 +4,8 @@ import hashlib
 import hmac
 import json
 import re
+import threading
+from concurrent import futures
 
 import keras
 import numpy as np
@@ -282,6 +284,41 @@ def test_making_leaves_the_reference_as_it_was(bases, monkeypatch):
     monkeypatch.undo()
     assert not any("call" in vars(layer) for layer in base.layers)
     np.testing.assert_array_equal(base(images()), expected)
+
+
+def test_another_threads_pictures_are_no_passport(bases, monkeypatch):
+    """A service may answer with the reference while a passport is made."""
+    base = bases["plain_cnn"]
+    model, seed = kp.protect(base), bytes(range(16))
+    expected = make("random_image", model, base, seed=seed)
+    relu = base.get_layer("first_relu")
+    call, maker = relu.call, threading.get_ident()
+
+    def interrupted(inputs):
+        if threading.get_ident() == maker:
+            other = threading.Thread(target=base, args=(images(1, seed=9),))
+            other.start()
+            other.join()
+        return call(inputs)
+
+    # Before the second convolution sees what is to be its map.
+    monkeypatch.setattr(relu, "call", interrupted)
+    assert_same(make("random_image", model, base, seed=seed), expected)
+
+
+def test_threads_make_passports_of_one_reference(bases):
+    base = bases["plain_cnn"]
+    model = kp.protect(base)
+
+    def making(number):
+        return make("random_image", model, base, seed=bytes([number] * 16))
+
+    expected = [making(number) for number in range(4)]
+    with futures.ThreadPoolExecutor(4) as pool:
+        for _ in range(3):
+            made = list(pool.map(making, range(4)))
+            for one, other in zip(expected, made, strict=True):
+                assert_same(one, other)
 
 
 def test_several_inputs(tmp_path):

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import pathlib
+import threading
 
 import keras
 import numpy as np
@@ -314,21 +315,33 @@ def check_images(model, images):
     return inputs.plain(model, checked)
 
 
+# Held while layers are watched: a second watcher would be taken away by the
+# first one's end.
+_WATCHING = threading.RLock()
+
+
 @contextlib.contextmanager
 def watching(layers, method, note):
-    """Calls `note(path, first argument)` at each call of a layers' method."""
+    """Calls `note(path, first argument)` at each call of a layers' method.
+
+    Of this thread's calls alone: what others run through the same network
+    meanwhile is not what is to be seen.
+    """
+    watcher = threading.get_ident()
 
     def watch(path, original):
         def watched(*args, **kwargs):
-            note(path, [*args, *kwargs.values()][0])
+            if threading.get_ident() == watcher:
+                note(path, [*args, *kwargs.values()][0])
             return original(*args, **kwargs)
 
         return watched
 
-    for path, layer in layers.items():
-        setattr(layer, method, watch(path, getattr(layer, method)))
-    try:
-        yield
-    finally:
-        for layer in layers.values():
-            delattr(layer, method)
+    with _WATCHING:
+        for path, layer in layers.items():
+            setattr(layer, method, watch(path, getattr(layer, method)))
+        try:
+            yield
+        finally:
+            for layer in layers.values():
+                delattr(layer, method)
