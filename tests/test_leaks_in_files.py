@@ -13,6 +13,7 @@ import tarfile
 import time
 import zipfile
 import zlib
+from concurrent import futures
 
 import h5py
 import keras
@@ -337,6 +338,25 @@ def test_files_that_are_none_are_named(owned, tmp_path):
     report = kp.find_leaks(passport, tmp_path / "link", model=model)
     assert found(report) == {(LAYER, "gamma")}
     assert report.examined["files"] == 3  # With those of the link up.
+
+
+def test_threads_read_files_of_their_own():
+    def reading(number):
+        buffer = io.BytesIO()
+        with h5py.File(buffer, "w") as file:
+            for name in "abcd":
+                file[name] = np.full(1000, number, "float32")
+        data = np.frombuffer(buffer.getvalue(), "uint8")
+        try:
+            for _ in range(20):
+                read = list(hdf5_reader.arrays_of(data, 2**20))
+                assert [name for name, *_ in read] == [*"dcba"], read
+                assert all(np.all(array == number) for _, array, _ in read)
+        finally:
+            hdf5_reader.stop()
+
+    with futures.ThreadPoolExecutor(3) as pool:
+        list(pool.map(reading, range(3)))
 
 
 def test_a_file_on_which_the_hdf5_library_never_ends(

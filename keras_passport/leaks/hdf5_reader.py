@@ -13,6 +13,7 @@ import pathlib
 import select
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 
 import numpy as np
@@ -22,7 +23,8 @@ from keras_passport.leaks import scanned_files
 # Seconds without an answer after which a file is given up.
 PATIENCE = 30.0
 _PROGRAM = pathlib.Path(__file__).with_name("hdf5_child.py")
-_child = None
+# A process for each thread: what one asks, no other one may be answered.
+_own = threading.local()
 
 
 def arrays_of(
@@ -52,31 +54,35 @@ def arrays_of(
 
 
 def _started():
-    """The process, which serves one file after another."""
-    global _child
-    if _child is not None and _child.poll() is not None:
+    """This thread's process, which serves one file after another."""
+    child = getattr(_own, "child", None)
+    if child is not None and child.poll() is not None:
         stop()
-    if _child is None:
-        _child = subprocess.Popen(
+        child = None
+    if child is None:
+        child = _own.child = subprocess.Popen(
             [sys.executable, "-P", str(_PROGRAM)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
         )
-    return _child
+    return child
 
 
 @atexit.register
 def stop() -> None:
-    """Ends the process, if there is one."""
-    global _child
-    if _child is not None:
-        _child.kill()
-        for pipe in (_child.stdin, _child.stdout):
+    """Ends this thread's process, if there is one.
+
+    Those of other threads end once nobody holds their pipes.
+    """
+    child = getattr(_own, "child", None)
+    if child is not None:
+        child.kill()
+        for pipe in (child.stdin, child.stdout):
             with contextlib.suppress(OSError):
                 pipe.close()
-        _child.wait()
-        _child = None
+        child.wait()
+        _own.child = None
 
 
 def _ask(child, data, limit):
