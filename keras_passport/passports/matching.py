@@ -202,12 +202,13 @@ def difference(expected, received) -> str:
     """What is missing among paths and what is unknown, a few of each."""
     expected, received = set(expected), set(received)
     return (
-        f"missing: {_some(expected - received)}; "
-        f"unknown: {_some(received - expected)}"
+        f"missing: {few_of(expected - received)}; "
+        f"unknown: {few_of(received - expected)}"
     )
 
 
-def _some(paths) -> str:
+def few_of(paths) -> str:
+    """The first of some paths in words, for a message; "none" for none."""
     # A name that is no string may be anything, a number of a key too.
     names = sorted(
         shown(path, 80) if isinstance(path, str) else f"a {type(path).__name__}"

@@ -18,7 +18,7 @@ from keras_passport.passports.derivation import (
 from keras_passport.passports.draws import uniform
 from keras_passport.passports.entries import ROLES, PassportEntry
 from keras_passport.passports.geometry import digest
-from keras_passport.passports.matching import difference
+from keras_passport.passports.matching import few_of
 from keras_passport.texts import shown
 
 # Of a key's norm. Machines differ in a reference's last bits; another image
@@ -194,9 +194,12 @@ def renamed(passport, names: Mapping[str, str]):
         for new in [names.get(path, path)]
     }
     if unknown or not all(isinstance(path, str) for path in layers):
+        received = "a new path that is no text"
+        if unknown:
+            received = f"unknown: {few_of(unknown)}"
         raise PassportError(
             "Expected a dict from paths of the passport's layers to new "
-            f"ones. Received: {difference(passport.layers, unknown)}"
+            f"ones. Received: {received}"
         )
     if len(layers) != len(passport.layers):
         raise PassportError(
@@ -225,10 +228,11 @@ def renamed(passport, names: Mapping[str, str]):
 def part(passport, paths: Iterable[str]):
     """See `Passport.part`."""
     wanted = [paths] if isinstance(paths, str) else list(paths)
-    if not wanted or not all(path in passport.layers for path in wanted):
+    unknown = [path for path in wanted if path not in passport.layers]
+    if unknown or not wanted:
         raise PassportError(
             "Expected paths of the passport's layers, one at least. Received: "
-            f"{difference(passport.layers, wanted) if wanted else 'none'}"
+            f"{f'unknown: {few_of(unknown)}' if unknown else 'none'}"
         )
     kept = copy.copy(passport)
     kept.layers = {
