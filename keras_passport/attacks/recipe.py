@@ -27,7 +27,8 @@ class Recipe:
         schedule: `"constant"`, or `"cosine"` down to 0, by epochs.
         warmup: Part of the epochs in which the rate rises to its first, in
             [0, 1): with large steps from the start, a network may be lost.
-        weight_decay: Of kernels, as added to their gradients.
+        weight_decay: Of kernels: as added to their gradients with SGD; with
+            Adam apart from them, as AdamW has it.
         augment: Function `(x, rng)` of a batch of inputs and a NumPy
             generator that returns the inputs to train on; `None` for none.
     """

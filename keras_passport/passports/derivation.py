@@ -12,10 +12,13 @@ import numpy as np
 from keras_passport.errors import PassportError
 from keras_passport.passports.draws import uniform
 from keras_passport.secrecy import SecretBytes, SecretInt, hidden, type_of
+from keras_passport.texts import shown
 
 # Kinds of passports whose feature maps follow from a seed, or from images, and
 # are made anew: the paper's T1, T2 and T3 (Section 2.4).
 MADE_KINDS = ("random_pattern", "fixed_image", "random_image")
+# The last two are of trained models: `protect_trained`.
+KINDS = (*MADE_KINDS, "feature_maps", "solved", "offset_image")
 KEY_SCALINGS = ("paper", "unit", "fan_in", "orthogonal", "signed")
 # Large keys at right angles need but a small part of a kernel to make γ and β,
 # and so leave little of themselves in it ("Hardening" in
@@ -28,6 +31,16 @@ _ROUNDING = 1e-4
 # Seeds of fakes and of passports draw from different domains, so that a fake
 # made from somebody's guess of a seed is not the passport made from it.
 PASSPORT, FAKE = "passport", "fake"
+
+
+def check_kind(kind: str) -> str:
+    """The kind of a passport, if it is one."""
+    if kind not in KINDS:
+        raise PassportError(
+            f"Expected kind to be one of {KINDS}. "
+            f"Received: kind='{shown(kind)}'"
+        )
+    return kind
 
 
 def check_key_scaling(key_scaling: str) -> str:

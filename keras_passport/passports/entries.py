@@ -230,11 +230,15 @@ def _kept(value):
 
 
 def check_entries(passport) -> None:
-    """Raises `PassportError` unless each layer has what the function hides.
+    """Raises `PassportError` unless layers have what the function hides.
 
     Args:
         passport: `Passport`, with the images that its entries name.
     """
+    if not passport.layers:
+        raise PassportError(
+            "Expected a passport for at least one layer. Received: none"
+        )
     images, function = passport.images, passport.function
     count = None if images is None else count_images(images)
     for path, entry in passport.layers.items():

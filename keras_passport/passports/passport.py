@@ -13,21 +13,18 @@ from keras_passport.lazy import above
 from keras_passport.passports import functions, passport_file, remaking, specs
 from keras_passport.passports.derivation import (
     DEFAULT_KEY_SCALING,
-    MADE_KINDS,
+    KINDS,
     PASSPORT,
     check_key_scaling,
-    derive,
-    scale_keys,
+    check_kind,
     secret_seed,
 )
 from keras_passport.passports.entries import PassportEntry, check_entries
 from keras_passport.passports.geometry import Geometry
 from keras_passport.passports.matching import match
 from keras_passport.secrecy import hidden, type_of
-from keras_passport.texts import shown
 
-# The last two are of trained models: `protect_trained`.
-KINDS = (*MADE_KINDS, "feature_maps", "solved", "offset_image")
+__all__ = ["KINDS", "Passport", "check_passport"]
 
 
 class Passport:
@@ -73,16 +70,7 @@ class Passport:
         images: Inputs = None,
     ):
         seed, images = hidden(seed), hidden(images)
-        if kind not in KINDS:
-            raise PassportError(
-                f"Expected kind to be one of {KINDS}. "
-                f"Received: kind='{shown(kind)}'"
-            )
-        if not layers:
-            raise PassportError(
-                "Expected a passport for at least one layer. Received: none"
-            )
-        self.kind = kind
+        self.kind = check_kind(kind)
         self.function = functions.get(function)
         self.layers = dict(layers)
         if not isinstance(seed, bytes):
@@ -279,15 +267,7 @@ class Passport:
         """
         if model is not None:
             return self.fitted(model).keys()
-        made = {
-            path: scale_keys(
-                {role: entry.key(role) for role in self.function.roles},
-                self.key_scaling,
-                derive(self.seed, "key", entry.origin or path),
-            )
-            for path, entry in self.layers.items()
-        }
-        return specs.moved(self, made)
+        return specs.keys_of(self)
 
     def rows(self) -> dict[str, np.ndarray]:
         """Each layer's keys in one row, `(1, passport_size)` float32.

@@ -12,7 +12,7 @@ from keras_passport import files
 from keras_passport.errors import PassportError
 from keras_passport.lazy import above
 from keras_passport.passports import remaking
-from keras_passport.passports.derivation import derive
+from keras_passport.passports.derivation import derive, scale_keys
 from keras_passport.passports.draws import order_of_rows
 from keras_passport.passports.geometry import Geometry
 from keras_passport.passports.matching import match
@@ -57,7 +57,20 @@ def orders_of(passport) -> dict[str, np.ndarray]:
     }
 
 
-def moved(passport, keys: Mapping) -> Mapping:
+def keys_of(passport) -> Mapping:
+    """See `Passport.keys`; without a check against a model."""
+    made = {
+        path: scale_keys(
+            {role: entry.key(role) for role in passport.function.roles},
+            passport.key_scaling,
+            derive(passport.seed, "key", entry.origin or path),
+        )
+        for path, entry in passport.layers.items()
+    }
+    return _moved(passport, made)
+
+
+def _moved(passport, keys: Mapping) -> Mapping:
     """Keys for rows in their own order, for where they are stored now.
 
     Args:
