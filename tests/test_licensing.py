@@ -288,6 +288,37 @@ def test_an_average_of_keys_names_all_who_took_part(model, licensor):
     assert set(found.licensees) == set(MEMBERS)
 
 
+def test_a_shift_of_zero_has_no_mark_and_says_nothing():
+    """Its mark would be less than float32 rounds, and hide all others."""
+    x = inputs = keras.Input((8, 8, 3))
+    for number in range(2):
+        for kind in ("bare", "norm"):
+            x = layers.Conv2D(*(48, 3), use_bias=False, name=f"{kind}{number}")(
+                x
+            )
+            if kind == "norm":
+                x = layers.BatchNormalization(beta_initializer="ones")(x)
+            x = layers.ReLU()(x)
+        x = layers.ZeroPadding2D(2)(x)
+    x = layers.GlobalAveragePooling2D()(x)
+    base = keras.Model(inputs, layers.Dense(5, name="head")(x))
+    model, passport = kp.protect_trained(base)
+    licensor = licensing.Licensor(passport, model, SECRET, null_strength=0)
+    # γ of all, and β behind the two normalisations.
+    assert licensor.positions == (4 * 48 + 5) + 2 * 48
+    licence = licensor.issue(NAMES[3])
+    whole = parameters(model, licence)
+    marked = {
+        path: (gamma, None if path.startswith("bare") else beta)
+        for path, (gamma, beta) in whole.items()
+    }
+    expected = licensor.trace(marked, NAMES)
+    assert expected.verdict == NAMES[3]
+    for leak in (licence, whole, kp.unlock(model, licence)):
+        found = licensor.trace(leak, NAMES)
+        assert found.scores == pytest.approx(expected.scores, abs=0.1)
+
+
 def test_the_owners_and_others_keys_accuse_nobody(model, passport, licensor):
     for leak in (
         passport,

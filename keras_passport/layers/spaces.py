@@ -44,6 +44,12 @@ class Space:
         keys = np.asarray(key).reshape(len(self.inverses), -1, self.shape[-1])
         return filters.response(self.matrix, keys)
 
+    def rounding(self, key: np.ndarray) -> float:
+        """What float32 may change of a key's response, typically."""
+        keys = np.asarray(key).reshape(len(self.inverses), -1, self.shape[-1])
+        squares = filters.response(self.matrix**2, keys**2)
+        return float(np.finfo("float32").eps * np.sqrt(np.mean(squares)))
+
     def solve(self, values: np.ndarray) -> np.ndarray:
         """The smallest key whose response comes closest to values."""
         groups, blocks = len(self.inverses), len(self.matrix)

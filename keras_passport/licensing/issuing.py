@@ -1,6 +1,7 @@
 """Licences: keys to one network, each with its holder's marks."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -137,7 +138,11 @@ class Licensor:
     @property
     def positions(self) -> int:
         """How many channels of γ and β hold a bit."""
-        return sum(place.values.size for place in self.places.values())
+        return sum(
+            place.values.size
+            for place in self.places.values()
+            if place.holds_bits
+        )
 
     def issue(
         self,
@@ -383,6 +388,15 @@ class Place:
     values: np.ndarray
     size: float
     chances: np.ndarray
+
+    @functools.cached_property
+    def holds_bits(self) -> bool:
+        """Whether the range mark is more than float32 rounds.
+
+        That of a β of 0 is not: there rounding would count as a leak's, and
+        in the mark's size it would hide all other marks.
+        """
+        return self.size > self.space.rounding(self.key)
 
     def parameters(self, key: np.ndarray) -> np.ndarray:
         """γ or β of another key, `(channels,)`."""

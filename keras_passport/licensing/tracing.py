@@ -313,15 +313,20 @@ def _null_scores(keys, names, numbers, licensor) -> tuple:
 
 
 def _range_scores(values, names, numbers, licensor) -> tuple:
-    leaks, chances = [], []
+    leaks, chances, told = [], [], []
     for place, value in values.items():
         at = licensor.places[place]
-        leaks.append((value - at.values) / max(at.size, 1e-300))
+        if not at.holds_bits:
+            continue
+        leaks.append((value - at.values) / at.size)
         chances.append(at.chances)
+        told.append(place)
+    if not told:
+        return np.zeros(len(names)), np.ones(len(names))
     words = np.stack(
         [
             np.concatenate(
-                [licensor.bits(name, *place, number) for place in values]
+                [licensor.bits(name, *place, number) for place in told]
             )
             for name, number in zip(names, numbers, strict=True)
         ]
