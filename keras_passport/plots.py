@@ -131,7 +131,8 @@ def plot_histograms(result: Mapping, path: str | os.PathLike) -> None:
     for axes in grid[len(panels) :]:
         axes.set_visible(False)
     if result.get("title"):
-        figure.suptitle(result["title"], color=_INK, fontsize=12)
+        title = plotted.literal(result["title"])
+        figure.suptitle(title, color=_INK, fontsize=12)
     _write(figure, path)
 
 
@@ -216,7 +217,7 @@ def plot_curves(result: Mapping, path: str | os.PathLike) -> None:
             marker=marker if len(x) <= _MOST_MARKS else None,
             markersize=5,
             linewidth=1.7,
-            label=name,
+            label=plotted.literal(name),
             clip_on=False,
             zorder=4,
         )
@@ -246,10 +247,11 @@ def plot_curves(result: Mapping, path: str | os.PathLike) -> None:
     axes.margins(x=0.03)
     axes.set_ylim(0, 100)
     axes.set_yticks(range(0, 101, 20))
-    axes.set_xlabel(result.get("x_label", ""))
+    axes.set_xlabel(plotted.literal(result.get("x_label", "")))
     axes.set_ylabel("Test accuracy (%)")
     if result.get("title"):
-        axes.set_title(result["title"], color=_INK, fontsize=12, pad=10)
+        title = plotted.literal(result["title"])
+        axes.set_title(title, color=_INK, fontsize=12, pad=10)
     figure.legend(
         loc="outside lower center",
         ncols=3,
@@ -368,9 +370,8 @@ def plot_training(history: Mapping, path: str | os.PathLike) -> None:
         axes.set_ylim(0, 1.1 * values.max() if values.max() > 0 else 1)
         axes.yaxis.get_major_locator().set_params(nbins=6)
     if panels and layer.get("name"):
-        figure.suptitle(
-            f"Passport layer: {layer['name']}", color=_INK, fontsize=11
-        )
+        title = f"Passport layer: {plotted.literal(layer['name'])}"
+        figure.suptitle(title, color=_INK, fontsize=11)
     _write(figure, path)
 
 
@@ -421,7 +422,8 @@ def _histogram(axes, result):
     axes.set_xlabel("Test accuracy (%)")
     axes.set_ylabel(f"{'Trials' if word else 'Passports'} per 1 % of accuracy")
     if result.get("title"):
-        axes.set_title(result["title"], color=_INK, fontsize=12, pad=10)
+        title = plotted.literal(result["title"])
+        axes.set_title(title, color=_INK, fontsize=12, pad=10)
     return [*handles, valid_mark, bars], [
         *labels,
         _label(valid, "Valid passport", "valid passports"),

@@ -1,6 +1,7 @@
-"""The plain numbers that figures are drawn of, checked.
+"""The plain numbers that figures are drawn of, checked; and their texts.
 
-Each function takes a mapping, the key of an entry, and how a message names it.
+Functions that check take a mapping, the key of an entry, and how a message
+names it.
 """
 
 from collections.abc import Mapping, Sequence
@@ -74,3 +75,11 @@ def accuracies_of(mapping, key, name=None):
             f"Received: values from {array.min()} to {array.max()}"
         )
     return array
+
+
+def literal(text) -> str:
+    """A text of somebody's for matplotlib, which takes dollars for formulas.
+
+    One that is no formula would be an error, and no figure drawn.
+    """
+    return str(text).replace("$", r"\$")

@@ -567,6 +567,17 @@ def test_the_page_shows_pictures(owned, tmp_path):
     assert owned.secret.hex() not in text
 
 
+def test_a_page_is_written_whatever_layers_are_called(tmp_path):
+    """A claimant names them, and matplotlib takes dollars for formulas."""
+    pytest.importorskip("matplotlib")
+    about = {"path": "$\\frac{$", "channels": 4, "agreeing": 3}
+    report = ownership.VerificationReport(
+        *("Ada Ltd", "derived", "why", (), 1.0, {}), layers=(about,)
+    )
+    ownership.page.save(report, tmp_path / "report.html")
+    assert (tmp_path / "report.html").read_text().count("<img") == 1
+
+
 def test_calibration_starts_from_the_signature(base):
     model = kp.reinitialize(kp.protect(base))
     kp.bind(model, kp.Passport.random_pattern(model))

@@ -358,3 +358,24 @@ plots.{plot.__name__}({numbers!r}, {str(tmp_path / "figure.png")!r})
 assert "matplotlib.pyplot" not in sys.modules
 """
         run_in_fresh_process(code)
+
+
+WILD = "a $\\frac{$ of 5 $"
+
+
+@pytest.mark.parametrize(
+    "plot, numbers",
+    [
+        (plots.plot_fakes, {**RESULT, "title": WILD}),
+        (plots.plot_training, {**HISTORY, "layer": {"name": WILD, "gamma": 1}}),
+        (plots.plot_histograms, {**PANELS, "title": WILD}),
+        (plots.plot_curves, {**CURVES, "title": WILD}),
+        (plots.plot_curves, {**CURVES, "x_label": WILD}),
+        (plots.plot_curves, {"curves": {WILD: {"x": 1, "accuracies": [2.0]}}}),
+    ],
+)
+def test_dollars_are_no_formulas(tmp_path, plot, numbers):
+    """Names of layers and networks are whoever's."""
+    plot(numbers, tmp_path / "figure.svg")
+    # Beside letters' outlines, the file has each text as a comment.
+    assert WILD in (tmp_path / "figure.svg").read_text()

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from keras_passport import files
+from keras_passport import files, plotted
 from keras_passport.passports.derivation import image_arrays
 from keras_passport.texts import shown
 
@@ -128,7 +128,10 @@ def _signs(report):
         xticks=range(len(rows)),
     )
     axes.set_xticklabels(
-        [row["path"] for row in rows], rotation=60, ha="right", fontsize=7
+        [plotted.literal(shown(row["path"], 60)) for row in rows],
+        rotation=60,
+        ha="right",
+        fontsize=7,
     )
     axes.legend(loc="lower right")
     return figure
