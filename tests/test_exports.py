@@ -587,3 +587,22 @@ def test_a_litert_file_of_another_suffix(small, tmp_path):
     with pytest.raises(ValueError, match="tflite"):
         kp.export_litert(small, tmp_path / "model.h5")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_what_came_there_meanwhile_stays(
+    overwrite, small, tmp_path, monkeypatch
+):
+    """Converting takes minutes; a passport may not be replaced at all."""
+    place = tmp_path / "model.tflite"
+    passport = kp.Passport.random_pattern(small)
+
+    def export(self, path, **options):
+        pathlib.Path(path).write_bytes(b"converted")
+        passport.save(place)
+
+    monkeypatch.setattr(kp.PassportInputModel, "export", export)
+    with pytest.raises(FileExistsError):
+        kp.export_litert(small, place, overwrite=overwrite)
+    assert kp.Passport.load(place).fingerprint == passport.fingerprint
+    assert list(tmp_path.iterdir()) == [place]

@@ -295,9 +295,7 @@ def _export(model, path, kind, overwrite):
     _check_backend("a file of another format")
     served = _requiring(model)
     path = pathlib.Path(path)
-    if path.exists() and not overwrite:
-        raise files.exists_already(path)
-    _check_no_passport(path)
+    _check_free(path, overwrite)
     # Without one, Keras wants the model to have been called before.
     signature = graph.inputs_of(served)
     with files.replacing(path) as temporary:
@@ -306,6 +304,14 @@ def _export(model, path, kind, overwrite):
         )
         if kind == "onnx":
             _check_onnx(temporary)
+        # Writing took its time: what came there meanwhile is not ours.
+        _check_free(path, overwrite)
+
+
+def _check_free(path, overwrite):
+    if path.exists() and not overwrite:
+        raise files.exists_already(path)
+    _check_no_passport(path)
 
 
 def _check_no_passport(*places):
