@@ -91,6 +91,27 @@ def test_few_pictures_are_passed_over_more_often(fraction, epochs):
     assert enough_epochs(fraction) == epochs
 
 
+@pytest.mark.parametrize(
+    "pictures, fraction, epochs",
+    [
+        (500, 1.0, 100),
+        (50_000, 0.05, 100),
+        (12_500, 1.0, 40),
+        (60_000, 1.0, 15),
+    ],
+)
+def test_tuned_attackers_have_enough_epochs(pictures, fraction, epochs):
+    """Whether they have a part of many pictures, or all of few."""
+    data = np.zeros((pictures, 1), "float32"), np.zeros(pictures, int)
+    asked = []
+
+    def attack(model, data, test, options):
+        asked.append(options.recipe.epochs)
+
+    kp.attacks.tuned(attack, None, data, data, fraction=fraction)
+    assert asked == [epochs]
+
+
 @pytest.mark.parametrize("attack", ["from_scratch", "ambiguity"])
 def test_every_attack_can_be_tuned(attack):
     model, _, data, test = target(count=60)

@@ -25,6 +25,8 @@ _PROJECT = "reverse_engineering"
 # of the data one must lead, and what part of the trials may be spent on that.
 _SPLITS = 3
 _CONFIRMING = 4
+# Those of CIFAR-10's training set, for parts of which `enough_epochs` is.
+_PICTURES = 50_000
 
 
 def tuned(
@@ -51,8 +53,9 @@ def tuned(
         test: The judge's inputs and labels, for the accuracy reported.
         options: Of the attack. The recipe says what is not tried; without
             one, cosine after a warm-up, weight decay 5e-4, batches of 64, and
-            epochs by the fraction (`enough_epochs`). The search says what is;
-            `Search()` if none is given.
+            15 epochs for 50,000 pictures or more, up to 100 for fewer
+            (`enough_epochs`). The search says what is; `Search()` if none is
+            given.
         **changes: Fields of `options` by name, and the attack's own
             arguments.
 
@@ -85,8 +88,10 @@ def tuned(
     given = dataclasses.replace(
         given, **{k: v for k, v in changes.items() if k in fields}
     )
+    pictures = given.fraction * len(data[1])
     recipe = given.recipe or Recipe(
-        epochs=enough_epochs(given.fraction),
+        # All of few pictures make few steps, too.
+        epochs=enough_epochs(min(1.0, pictures / _PICTURES)),
         warmup=0.05,
         weight_decay=5e-4,
     )
