@@ -122,6 +122,31 @@ class TestKnownAncestor:
         for path, pair in found.history[0]["parameters"].items():
             np.testing.assert_allclose(pair, expected[path], rtol=1e-5)
 
+    def test_signs_of_filters_that_were_trained_on_for_long_are_found(self):
+        """Where signs were scrambled, a small cosine tells one, too."""
+        base = ancestor()
+        model, passport = kp.protect_trained(base, order=False)
+        truth = {
+            path: np.sign(layer.hidden_parameters(passport.rows()[path])[0])
+            for path, layer in kp.protected_layers(model).items()
+        }
+        changed, rng = kp.public(model), np.random.default_rng(2)
+        for layer in kp.protected_layers(changed).values():
+            kernel = keras.ops.convert_to_numpy(layer.layer.kernel)
+            noise = 1.4 * kernel.std() * rng.normal(size=kernel.shape)
+            layer.layer.kernel.assign(kernel + noise)
+        test = pictures(8), np.arange(8) % 4
+        found = kp.attacks.known_ancestor(changed, base, test).history[0]
+        known = [path for path in truth if found["alike"][path] >= 0.5]
+        assert len(known) > len(truth) / 2
+        right = np.concatenate(
+            [
+                truth[path] == np.sign(found["parameters"][path][0])
+                for path in known
+            ]
+        )
+        assert right.mean() > 0.99
+
     def test_a_stranger_gives_nothing(self):
         model, _, test = protected(ancestor())
         stranger = small_resnet()

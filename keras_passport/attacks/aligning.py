@@ -4,6 +4,9 @@ import numpy as np
 
 from keras_passport.layers import row_order
 
+# Part of a layer's filters that are negated where signs were scrambled.
+_SCRAMBLED = 0.1
+
 
 def matched(ours: np.ndarray, theirs: np.ndarray) -> tuple:
     """Number of the other's filter for each, cosine with it, and size.
@@ -32,6 +35,24 @@ def matched(ours: np.ndarray, theirs: np.ndarray) -> tuple:
         )
         chosen = rows if same > 0.8 * best else chosen
     return chosen, cosines[rows, chosen], sizes / others[chosen]
+
+
+def signs_of(cosines: np.ndarray, alike: float) -> np.ndarray:
+    """Which filters are negated, by their cosines with the other's.
+
+    What has changed much has the sign that it had, unless the others were
+    negated at random: then its cosine tells more than that.
+
+    Args:
+        cosines: `(channels,)`.
+        alike: What is sure of its sign.
+
+    Returns:
+        1 or -1 for each.
+    """
+    sure = np.abs(cosines) >= alike
+    scrambled = np.any(sure) and np.mean(cosines[sure] < 0.0) > _SCRAMBLED
+    return np.where(cosines < (0.0 if scrambled else -alike), -1.0, 1.0)
 
 
 def put_back(layer, kernel) -> None:

@@ -455,8 +455,7 @@ def _taken(layer, kernel, owner, own, chosen, cosines, sizes, found):
     """γ and β of the other network's filters; statistics are set."""
     if isinstance(owner, PassportNormalization):
         return own
-    # What has changed much tells no sign: it has the one that it had.
-    signs = np.where(cosines < -ALIKE, -1.0, 1.0)
+    signs = aligning.signs_of(cosines, ALIKE)
     gamma, beta = (
         np.full(len(chosen), value)
         if variable is None
