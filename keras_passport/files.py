@@ -7,6 +7,7 @@ or be replaced.
 
 import contextlib
 import ctypes
+import errno
 import json
 import os
 import pathlib
@@ -19,6 +20,11 @@ from typing import Any, BinaryIO
 
 from keras_passport.errors import PassportError
 from keras_passport.texts import shown
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
 
 # What makes a folder a SavedModel, and what else one holds.
 _SAVED_MODEL = "saved_model.pb"
@@ -36,6 +42,8 @@ _OF_SAVED_MODELS = frozenset(
 # Of a name; what file systems allow.
 _LONGEST_NAME = 255
 _DONT_WAIT = getattr(os, "O_NONBLOCK", 0)
+# Windows locks parts of a file: this byte stands for all of it.
+_FAR = 2**31 - 2
 _KINDS = {
     stat.S_IFDIR: "a folder (directory)",
     stat.S_IFIFO: "a FIFO (pipe)",
@@ -65,6 +73,34 @@ def open_regular(path: str | os.PathLike) -> BinaryIO:
     except BaseException:
         os.close(handle)
         raise
+
+
+def lock(handle: int) -> None:
+    """Waits for a file until no other process has it; closing it frees it.
+
+    Args:
+        handle: Of the file, open to be written to.
+
+    Raises:
+        OSError: If the file system has no locks.
+    """
+    if fcntl is not None:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        return
+    import msvcrt
+
+    # Who has a byte there keeps others from reading it: one that is no line's.
+    os.lseek(handle, _FAR, os.SEEK_SET)
+    while True:
+        try:
+            msvcrt.locking(handle, msvcrt.LK_LOCK, 1)
+        except OSError as error:
+            # After ten seconds; others may yet be busy.
+            if error.errno not in (errno.EDEADLK, errno.EACCES):
+                raise
+        else:
+            break
+    os.lseek(handle, 0, os.SEEK_SET)
 
 
 def write_new(path: str | os.PathLike, content, mode: int) -> None:

@@ -1,9 +1,17 @@
-"""Lines of ledgers that `Licensor.issue` would not write today."""
+"""Lines of ledgers that `Licensor.issue` would not write today; who waits."""
+
+import errno
+import importlib.util
+import os
+import sys
+import threading
+import time
+import types
 
 import pytest
 
 import keras_passport as kp
-from keras_passport import licensing
+from keras_passport import files, licensing
 from support.plain_models import randomize, wide_cnn
 
 SECRET = bytes(range(32))
@@ -88,3 +96,43 @@ def test_what_was_not_issued_is_not_made_again(
         licensor.again("Bob", ledger)
     # A name is enough to trace.
     assert licensor.trace(licensor.issue("Bob"), ledger).verdict == "Bob"
+
+
+def test_two_write_at_once_where_windows_locks(tmp_path, monkeypatch):
+    """Its locks are of bytes, and give up after a while."""
+    fcntl = pytest.importorskip("fcntl")
+    refused = []
+
+    def locking(handle, mode, count):
+        assert os.lseek(handle, 0, os.SEEK_CUR) > 10**9 and count == 1
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            refused.append(handle)
+            raise OSError(errno.EDEADLK, "Resource deadlock avoided") from error
+
+    monkeypatch.setitem(sys.modules, "fcntl", None)
+    windows = types.SimpleNamespace(locking=locking, LK_LOCK=1)
+    monkeypatch.setitem(sys.modules, "msvcrt", windows)
+    spec = importlib.util.spec_from_file_location("files_there", files.__file__)
+    there = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(there)
+    assert there.fcntl is None
+    monkeypatch.setattr(files, "fcntl", None)
+
+    ledger = licensing.Ledger(tmp_path / "ledger", SECRET)
+    with ledger._locked():
+        writer = threading.Thread(
+            target=licensing.Ledger(tmp_path / "ledger", SECRET).append,
+            args=("Eve",),
+        )
+        writer.start()
+        while not refused:
+            time.sleep(0.01)
+        assert not licensing.Ledger(tmp_path / "ledger", SECRET).licensees
+    writer.join()
+    ledger.append("Bob")
+    assert licensing.Ledger(tmp_path / "ledger", SECRET).licensees == [
+        "Eve",
+        "Bob",
+    ]

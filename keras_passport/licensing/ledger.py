@@ -8,13 +8,12 @@ the next append takes its place.
 """
 
 import contextlib
-import fcntl
 import hashlib
 import os
 import pathlib
 from typing import Any
 
-from keras_passport import sealed
+from keras_passport import files, sealed
 from keras_passport.errors import PassportError
 from keras_passport.ownership.claim_secret import check_secret
 from keras_passport.texts import shown
@@ -106,7 +105,7 @@ class Ledger:
     def _locked(self):
         handle = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o600)
         with os.fdopen(handle, "r+b") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
+            files.lock(file.fileno())
             yield file
 
     def _last(self) -> str:
