@@ -20,7 +20,7 @@ import numpy as np
 from keras_passport.errors import PassportError
 from keras_passport.layers import filters, offsets
 from keras_passport.layers.protected import protected_layers
-from keras_passport.models import features
+from keras_passport.models import exact_keys, features
 from keras_passport.passports.derivation import (
     PASSPORT,
     count_images,
@@ -38,6 +38,9 @@ RATIO = 30.0
 NOISE = 0.5
 # What of its typical size a direction of a kernel's columns has at least.
 EVEN = 0.3
+# How much larger γ or β may be than they typically are: F is of their size, and
+# in float32 nothing would be left of the others.
+RANGE = 1e3
 # Directions of keys agree up to a reference's last bits.
 _AGREEMENT = 1e-2
 
@@ -137,6 +140,10 @@ def entries(model, published, images, reference, seed) -> dict:
     Returns:
         Dict from path to a tuple of the `PassportEntry`, 0.0, and the largest
         gap that float32 leaves, in parts of γ's or β's root mean square.
+
+    Raises:
+        PassportError: If some β are so far beyond all else that F, which is
+            to be larger, would drown the others.
     """
     layers = protected_layers(model)
     for path, layer in layers.items():
@@ -149,6 +156,7 @@ def entries(model, published, images, reference, seed) -> dict:
     for path, layer in layers.items():
         about = published[path]
         sizes = {role: _rms(value) for role, value in about.wanted.items()}
+        _check_range(path, about.wanted)
         largest = max(sizes.values()) or 1.0
         matrix = filters.response_matrix(layer)
         parts, error = {}, 0.0
@@ -171,6 +179,19 @@ def entries(model, published, images, reference, seed) -> dict:
         entry = PassportEntry(layer.geometry, scales=about.scales, **parts)
         made[path] = entry, 0.0, error
     return made
+
+
+def _check_range(path, wanted):
+    values = np.stack(list(wanted.values()), -1)[None]
+    typical = exact_keys.typically(values, [role == "beta" for role in wanted])
+    beyond = np.sqrt(np.mean(values**2, (0, 1))) / typical
+    if np.max(beyond) > RANGE:
+        raise PassportError(
+            "Expected, for a passport of images, β of about the sizes of all "
+            f"others. Received: layer '{path}', where some are more than "
+            f"{RANGE:,.0f} times as large, as biases that switch classes off "
+            "are. Protect without images, or leave the layer out (select=)"
+        )
 
 
 def _count_groups(matrix) -> int:

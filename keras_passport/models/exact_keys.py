@@ -19,6 +19,11 @@ TOLERANCE = 5e-7
 _FILL = 0.75
 # Elements of a kernel that are taken in float64 at a time.
 _PIECE = 2**20
+# How far β may go beyond both what γ gives and the least of all β before it is
+# taken for one that switches channels off (a class whose bias is -1e9).
+_BEYOND = 10.0
+_LEAST = 0.01
+_EPSILON = 2.0**-24
 # Of a system's mean eigenvalue: it keeps an exactly singular one solvable.
 _RIDGE = 1e-13
 # How often what solving left is solved for again, and up to what.
@@ -35,7 +40,8 @@ class Solution:
             to group c % groups.
         keys: Dict from role to float32 array `(groups, blocks, rows)`.
         residual: Largest gap between Wᵀ κ and what was wanted in float64, in
-            parts of the layer's typical value.
+            parts of the layer's typical value; of what is far beyond that, in
+            parts of itself.
         error: The same once keys are rounded to float32.
     """
 
@@ -62,7 +68,8 @@ def solve(
         generator: Of κ_0: a secret.
         probe: Of other hidden parameters, by which the number of groups is
             chosen. It is published, and so must not follow from what is
-            wanted.
+            wanted, but where that alone is out of keys' reach: it then says
+            that the layer switches channels off.
         tolerance: See `TOLERANCE`.
 
     Returns:
@@ -77,8 +84,11 @@ def solve(
     # Both in one go: what takes time is to read the kernel.
     sought = np.concatenate([probes, targets], -1)
     # A random key's elements, and what γ or β does to outputs, typically.
+    by_role = [role == "beta" for role in wanted]
     widths, typical = (
-        np.concatenate([_rms(probes * by), _rms(targets * by)])
+        np.concatenate(
+            [typically(probes * by, by_role), typically(targets * by, by_role)]
+        )
         for by in (1.0 / sizes[..., None], sizes[..., None])
     )
     groups = min(units, math.ceil(units / (_FILL * rows)))
@@ -94,12 +104,20 @@ def solve(
                 ],
                 -1,
             )
-            allowed = typical / sizes[:, part, None]
+            # Of what lies far beyond the others, in parts of itself.
+            allowed = np.maximum(
+                typical / sizes[:, part, None],
+                np.abs(sought[:, part]) / _BEYOND,
+            )
             key, left = system.solve(sought[:, part], start * widths)
             residuals.append(np.max(np.abs(left) / allowed, (0, 1)))
             key = key.astype("float32")
             left = sought[:, part] - system.response(key)
-            errors.append(np.max(np.abs(left) / allowed, (0, 1)))
+            # A call rounds, too, whatever the rounded keys happen to give.
+            widest = np.sqrt(np.mean(np.square(key, dtype="float64"), 1))
+            rounding = _EPSILON * widest[:, None] * sizes[:, part, None]
+            left = np.maximum(np.abs(left), rounding)
+            errors.append(np.max(left / allowed, (0, 1)))
             keys.append(key[..., len(wanted) :])
         probed, error = np.split(np.max(errors, 0), 2)
         if groups == units or (
@@ -116,9 +134,25 @@ def solve(
     )
 
 
-def _rms(values):
-    """Root mean squares `(roles,)`; of the smaller role, the larger one's."""
+def typically(values: np.ndarray, are_shifts: list[bool]) -> np.ndarray:
+    """How large a layer's γ or β are; of the smaller role, the larger one's.
+
+    A root mean square, unless some β are far beyond all else: those that
+    switch their channels off say nothing of how exact the others must be, and
+    no key of their size, in float32, would give the others.
+
+    Args:
+        values: Float64 `(blocks, units, roles)`.
+        are_shifts: For each role whether it is β.
+
+    Returns:
+        Array `(roles,)`.
+    """
     rms = np.sqrt(np.mean(values**2, (0, 1)))
+    least = np.quantile(np.abs(values), _LEAST, (0, 1), method="lower")
+    scale = np.max(np.where(are_shifts, 0.0, rms))
+    bound = _BEYOND * np.maximum(least, scale)
+    rms = np.where(are_shifts & (bound > 0.0), np.minimum(rms, bound), rms)
     return np.full(rms.shape, np.max(rms) or 1.0)
 
 
