@@ -5,6 +5,7 @@ this package nor a folder of it imports what nobody has asked for.
 """
 
 import importlib
+import pathlib
 import sys
 
 
@@ -34,6 +35,10 @@ def exported(package: str, where: dict, then=lambda: None) -> tuple:
 
     def get(name):
         if name not in where:
+            # A module is an attribute once anything has imported it: so what
+            # ran before must not decide whether there is one.
+            if _is_module(package, name):
+                return importlib.import_module(f".{name}", package)
             raise AttributeError(
                 f"module '{package}' has no attribute '{name}'. "
                 f"It offers {', '.join(names)}"
@@ -46,6 +51,18 @@ def exported(package: str, where: dict, then=lambda: None) -> tuple:
         return sorted([*vars(sys.modules[package]), *names])
 
     return get, directory, names
+
+
+def _is_module(package, name) -> bool:
+    """Whether a package has a module, or a folder of modules, of a name."""
+    if name.startswith("_"):
+        return False
+    folders = map(pathlib.Path, sys.modules[package].__path__)
+    return any(
+        (folder / f"{name}.py").is_file()
+        or (folder / name / "__init__.py").is_file()
+        for folder in folders
+    )
 
 
 def above(module: str):

@@ -8,6 +8,7 @@ or None for `DONE`; its docstring is what `--help` shows. A user's mistake is a
 import base64
 import contextlib
 import json
+import os
 import pathlib
 import sys
 
@@ -130,7 +131,7 @@ def _how(args) -> tuple:
 def _pictures(args, model):
     """The identity images that --images names."""
     return pictures.read_images(
-        args.images.split(","),
+        [os.path.expanduser(path) for path in args.images.split(",")],
         scores.only_shape(model.input_shape),
         args.preprocessing,
         args.image_size,
@@ -394,7 +395,9 @@ def _lines(path) -> list[str]:
 def _class_names(given, model) -> list[str] | None:
     if given is None:
         return None
-    names = _lines(given[1:]) if given.startswith("@") else given.split(",")
+    names = given.split(",")
+    if given.startswith("@"):
+        names = _lines(os.path.expanduser(given[1:]))
     outputs = scores.only_shape(model.output_shape)
     if isinstance(outputs, tuple) and len(names) != outputs[-1]:
         raise ValueError(

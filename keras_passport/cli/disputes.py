@@ -13,6 +13,7 @@ import keras_passport as kp
 from keras_passport import files, licensing, ownership, sealed
 from keras_passport.cli import given, targets
 from keras_passport.cli.commands import DONE, NO
+from keras_passport.cli.quiet import quiet
 from keras_passport.texts import shown
 
 _PRIVATE = 0o600
@@ -33,10 +34,12 @@ def claim(args) -> None:
         # A claim without its opening, or the other way round, is worthless.
         files.check_target(path)
     targets.check_apart(args.out, args.opening)
+    passport = kp.Passport.load(args.passport)
+    model = given.load_model(args.model)
     made, opening = ownership.claim(
-        kp.Passport.load(args.passport),
+        passport,
         owner=args.owner,
-        model=given.load_model(args.model),
+        model=model,
         reference=_model_or_none(args.reference),
         secret=_secret(args.secret),
     )
@@ -174,9 +177,9 @@ def trace(args) -> int:
     if it names nobody.
     """
     secret = _secret(args.secret)
-    licensor = licensing.Licensor(
-        kp.Passport.load(args.passport), given.load_model(args.model), secret
-    )
+    passport = kp.Passport.load(args.passport)
+    model = given.load_model(args.model)
+    licensor = licensing.Licensor(passport, model, secret)
     found = licensor.trace(
         _leak(args.leak), licensing.Ledger(args.ledger, secret)
     )
@@ -305,6 +308,8 @@ def add_commands(add, add_model, add_passport, add_overwrite, count) -> None:
 
 
 def _evidence(folder):
+    with quiet():
+        evidence = ownership.Evidence  # Which imports Keras.
     optional = {}
     if (folder / "reference.keras").exists():
         optional["reference"] = given.load_model(folder / "reference.keras")
@@ -313,7 +318,7 @@ def _evidence(folder):
     if (folder / "dated.txt").exists():
         dated = (folder / "dated.txt").read_bytes()
         optional["dated"] = dated.decode(errors="replace").strip()
-    return ownership.Evidence(
+    return evidence(
         claim=ownership.Claim.load(folder / "claim.json"),
         opening=ownership.claims.Opening.load(folder / "opening.json"),
         passport=kp.Passport.load(folder / "passport.h5"),

@@ -18,13 +18,18 @@ import traceback
 from absl import app, flags, logging
 from absl.flags import argparse_flags
 
-from keras_passport.cli import commands, disputes, given, pictures
+from keras_passport.cli import commands, disputes, given, pictures, streams
 from keras_passport.cli.commands import DONE, NO, PROGRAM
 from keras_passport.errors import PassportError
 from keras_passport.passports import derivation
 from keras_passport.texts import shown
 
 _MISTAKE, _BUG, _INTERRUPTED, _PIPE = 2, 3, 130, 141
+# What Keras says of a backend that it does not know.
+_NO_BACKEND = "Unable to import backend : "
+# What stands for a file in help. A shell leaves "~" after a "=" as it is.
+_FILES = {"FILE", "PATH", "MODEL", "PASSPORT", "FOLDER", "LEAK", "MODULE"}
+_FILES |= {"OUT", "OUT.h5", "OUT.keras", "OWNER.h5"}
 _STATUS = f"""\
 exit status:
   {DONE}  done
@@ -43,6 +48,7 @@ def run() -> None:
     """Runs the command with this process's arguments, and ends it."""
     # Before TensorFlow is imported: what it tells is not the user's concern.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    streams.prepare()
     app.run(main, flags_parser=parse)
 
 
@@ -58,8 +64,7 @@ def main(args: argparse.Namespace) -> int:
     try:
         given.import_modules(getattr(args, "imports", None) or [])
         status = args.run(args) or DONE
-        if sys.stdout is not None:  # As where it was closed.
-            sys.stdout.flush()
+        sys.stdout.flush()
         return status
     except KeyboardInterrupt:
         print(f"{PROGRAM}: interrupted", file=sys.stderr)
@@ -93,6 +98,11 @@ def _users_mistake(error) -> str | None:
         return f"Expected to read or write {what}. Received: {error.strerror}"
     if isinstance(error, ImportError):
         return f"Expected a package that is installed. Received: {line}"
+    if line.startswith(_NO_BACKEND):
+        return (
+            "Expected KERAS_BACKEND (or keras.json) to name a backend, such as "
+            f"tensorflow or jax. Received: {line.removeprefix(_NO_BACKEND)}"
+        )
     # What this package raises on purpose begins so.
     if isinstance(error, (PassportError, OSError)) or line.startswith(
         "Expected "
@@ -165,6 +175,17 @@ class _Parser(argparse_flags.ArgumentParser):
         self.add_argument(
             "-h", "--help", action="help", help="show this and exit"
         )
+
+    def add_argument(self, *names, **options):
+        if options.get("metavar") in _FILES:
+            options.setdefault("type", os.path.expanduser)
+        return super().add_argument(*names, **options)
+
+    def parse_known_args(self, *args, **options):
+        try:
+            return super().parse_known_args(*args, **options)
+        except flags.Error as error:  # Of absl's own flag, --verbosity.
+            self.error(" ".join(str(error).split()))
 
     def error(self, message):
         self.exit(

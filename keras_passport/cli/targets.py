@@ -64,6 +64,12 @@ def new_file(
 
 
 def _new_path(path, overwrite) -> pathlib.Path:
+    # "./-" is a name, and the same path.
+    if os.fspath(path) == "-":
+        raise ValueError(
+            "Expected the name of a file to write, since this command has none "
+            "for standard output. Received: '-' (one of that name is './-')"
+        )
     path = pathlib.Path(path)
     if not path.parent.is_dir():
         raise ValueError(
