@@ -186,7 +186,7 @@ def collect(
     datasets = runs.scale.datasets
     page = folder / "README.md"
     with replacing(page) as temporary:
-        temporary.write_text(tables_pages.pages(results, datasets))
+        temporary.write_text(tables_pages.pages(results, datasets), "utf-8")
     tables_pages.draw(results, datasets, folder)
     print(f"Tables of {len(results.all)} networks are in {page}")
 

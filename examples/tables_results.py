@@ -167,7 +167,7 @@ class Results:
     def __init__(self, folder: pathlib.Path):
         self.all = [read_json(p) for p in sorted(folder.glob("*/*.json"))]
         notes = folder / "notes.md"
-        self.notes = notes.read_text().strip() if notes.exists() else ""
+        self.notes = notes.read_text("utf-8").strip() if notes.exists() else ""
 
     def repeats(
         self, dataset: str, network: str, way: str, function: str, kind: str

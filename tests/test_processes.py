@@ -4,6 +4,7 @@ In the tests' process much is imported, open and encoded already.
 """
 
 import os
+import signal
 import subprocess
 import sys
 
@@ -13,6 +14,7 @@ import pytest
 
 import keras_passport as kp
 from keras_passport import licensing
+from keras_passport.cli import parser
 from support.processes import REPOSITORY, run_in_fresh_process
 
 NAME = "größe_γ"
@@ -169,3 +171,20 @@ def test_a_home_folder_is_known_after_an_equals_sign(folder, tmp_path):
         np.load(folder / "packed.npy"),
         kp.Passport.load(folder / "owner.h5").packed(),
     )
+
+
+def test_an_interrupt_that_has_become_another_error(capsys):
+    """TensorFlow makes a `ValueError` of one that comes while it traces."""
+
+    def run(args):
+        try:
+            os.kill(os.getpid(), signal.SIGINT)
+        except KeyboardInterrupt:
+            raise ValueError("in user code") from None
+
+    args = parser.parse(["keras-passport", "show", "owner.h5"])
+    args.run = run
+    before = signal.getsignal(signal.SIGINT)
+    assert parser.main(args) == 130
+    assert capsys.readouterr().err == "keras-passport: interrupted\n"
+    assert signal.getsignal(signal.SIGINT) is before

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 
 from absl import app, flags, logging
 
+from keras_passport.cli import interrupts, streams
 from keras_passport.texts import shown
 
 # The exit status of what the user can put right, as `keras-passport` has it.
@@ -22,6 +23,7 @@ class UserError(Exception):
 
 def run_program(main: Callable) -> None:
     """`absl.app.run`, but that a wrong flag is told in one line, too."""
+    streams.prepare()
     app.run(main, flags_parser=parsed)
 
 
@@ -61,7 +63,8 @@ def in_one_line() -> Iterator[None]:
         # tensorflow-datasets and JAX tell much at the default one.
         logging.set_verbosity(logging.WARNING)
     try:
-        yield
+        with interrupts.noticed():
+            yield
     except (UserError, PassportError, OSError) as error:
         if logging.get_verbosity() >= logging.DEBUG:
             traceback.print_exc()

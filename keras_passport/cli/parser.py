@@ -18,7 +18,14 @@ import traceback
 from absl import app, flags, logging
 from absl.flags import argparse_flags
 
-from keras_passport.cli import commands, disputes, given, pictures, streams
+from keras_passport.cli import (
+    commands,
+    disputes,
+    given,
+    interrupts,
+    pictures,
+    streams,
+)
 from keras_passport.cli.commands import DONE, NO, PROGRAM
 from keras_passport.errors import PassportError
 from keras_passport.passports import derivation
@@ -62,8 +69,9 @@ def main(args: argparse.Namespace) -> int:
         The exit status.
     """
     try:
-        given.import_modules(getattr(args, "imports", None) or [])
-        status = args.run(args) or DONE
+        with interrupts.noticed():
+            given.import_modules(getattr(args, "imports", None) or [])
+            status = args.run(args) or DONE
         sys.stdout.flush()
         return status
     except KeyboardInterrupt:
