@@ -153,6 +153,11 @@ def test_mistakes_end_in_one_line(words, variables, said, folder):
     assert not (folder / "-").exists()
 
 
+def test_without_docstrings(folder):
+    done = start("show", "owner.h5", folder=folder, PYTHONOPTIMIZE="2")
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_a_home_folder_is_known_after_an_equals_sign(folder, tmp_path):
     """Where no shell puts another name in its place."""
     (folder / "spec.json").write_text(

@@ -215,7 +215,7 @@ def _parser() -> tuple[_Parser, dict[str, _Parser]]:
     )
 
     def add(function, example):
-        text = inspect.getdoc(function)
+        text = inspect.getdoc(function) or ""  # python -OO has none.
         command = commands_.add_parser(
             function.__name__,
             help=text.partition("\n")[0],
