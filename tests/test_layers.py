@@ -364,6 +364,18 @@ class Subclassed(keras.Model):
         return self.classes(ops.relu(self.protected(inputs)))
 
 
+def test_a_subclassed_model_that_is_not_built():
+    model = Subclassed()
+    with pytest.raises(
+        kp.PassportError, match=r"model\(keras.Input\(shape\)\)"
+    ):
+        kp.Passport.random_pattern(model)
+    # As the message says; without a passport.
+    model(keras.Input((5,)))
+    kp.bind(model, kp.Passport.random_pattern(model))
+    assert model(random((8, 5), 1)).shape == (8, 3)
+
+
 def test_inside_a_subclassed_model():
     model = Subclassed()
     x, y = random((8, 5), 1), random((8, 3), 2)

@@ -39,8 +39,10 @@ def layers_or_error(model) -> dict[str, PassportNormalization]:
         if layer.geometry is None:
             raise PassportError(
                 "Expected a model that is built: give it an Input, or call "
-                f"model.build(input_shape) first. Received: model "
-                f"'{model.name}' whose layer '{path}' has no kernel yet"
+                "model.build(input_shape) first, or, where the model's class "
+                "has no `build` of its own, model(keras.Input(shape)), which "
+                f"needs no passport. Received: model '{model.name}' whose "
+                f"layer '{path}' has no kernel yet"
             )
     return layers
 
