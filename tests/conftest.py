@@ -6,6 +6,7 @@ by luck; `DRAW=7 python -m pytest` runs the suite with others. Processes that a
 test starts draw as they always do: what is tried of them holds for any draw.
 """
 
+import functools
 import hashlib
 import itertools
 import os
@@ -18,6 +19,7 @@ import pytest  # noqa: E402
 from keras.src.utils import naming  # noqa: E402
 
 from keras_passport.attacks import fake  # noqa: E402
+from keras_passport.models import compiling  # noqa: E402
 from keras_passport.ownership import claim_secret  # noqa: E402
 from keras_passport.passports import derivation  # noqa: E402
 
@@ -31,6 +33,25 @@ if keras.backend.backend() == "tensorflow":
         tf.config.list_physical_devices("CPU")[0],
         [tf.config.LogicalDeviceConfiguration() for _ in range(NUM_DEVICES)],
     )
+
+
+def traced_once(method):
+    """Plain Keras's method, which begins as fast as `ProtectedModel`'s does.
+
+    Both compute the same (`test_tracing_once`); the suite trains hundreds of
+    networks for a step or two, and tracing is most of that.
+    """
+
+    @functools.wraps(method)
+    def trains(self, *args, **kwargs):
+        compiling.build_ahead_of(method, self, args, kwargs)
+        return method(self, *args, **kwargs)
+
+    return trains
+
+
+for method in ("fit", "train_on_batch"):
+    setattr(keras.Model, method, traced_once(getattr(keras.Model, method)))
 
 
 class Draws:

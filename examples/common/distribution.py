@@ -97,6 +97,8 @@ class Distribution:
                 `validation_data` and `validation_batch_size` as for
                 `keras.Model.fit`.
         """
+        # Traced once, not twice: Keras does it with a strategy alone.
+        model._symbolic_build(data_batch=batches[0])
         model.fit(batches, shuffle=False, **options)
 
 

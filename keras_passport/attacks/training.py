@@ -23,6 +23,7 @@ from keras_passport.attacks.opened import Opened
 from keras_passport.attacks.recipe import Recipe
 from keras_passport.attacks.result import AttackResult, packed
 from keras_passport.attacks.searching import Search, is_converged
+from keras_passport.models import compiling
 
 
 def train(
@@ -53,6 +54,7 @@ def train(
     """
     batches = Batches(*data, recipe.batch_size, seed, recipe.augment)
     recipe._prepare(model, from_logits, is_soft(data[1]))
+    compiling.build_ahead(model, *batches[0])
 
     def start_epoch(epoch, logs=None):
         batches.start_epoch(epoch)

@@ -11,7 +11,7 @@ from keras_passport import files, graph, registration, subclasses
 from keras_passport.errors import PassportError, PassportRequiredError
 from keras_passport.layers import access, optimizer_state, quantization
 from keras_passport.layers.protected import layers_or_error, protected_layers
-from keras_passport.models import checks
+from keras_passport.models import checks, compiling
 
 
 def public(model: keras.Model) -> "ProtectedModel":
@@ -52,6 +52,8 @@ def _asks_first(name):
         if hasattr(self, "jax_state_sync"):
             # A callback of `fit`: JAX's trainer has the weights.
             self.jax_state_sync()
+        if name in ("fit", "train_on_batch"):
+            compiling.build_ahead_of(original, self, args, kwargs)
         return getattr(super(ProtectedModel, self), name)(*args, **kwargs)
 
     method.__name__ = name

@@ -1,0 +1,127 @@
+"""A training's first step is traced once, and is the same training."""
+
+import keras
+import numpy as np
+import pytest
+
+import keras_passport as kp
+from keras_passport.models import compiling
+
+pytestmark = pytest.mark.skipif(
+    keras.backend.backend() != "tensorflow", reason="TensorFlow's tracing"
+)
+
+X = np.random.default_rng(0).normal(size=(24, 6, 6, 2)).astype("float32")
+Y = np.arange(24) % 3
+
+
+class Counting(keras.layers.Layer):
+    """Counts how often it is traced in a step that trains."""
+
+    traced = 0
+
+    def call(self, inputs, training=False):
+        self.traced += bool(training)
+        return inputs
+
+
+def made(run_eagerly=False):
+    """A protected network with dropout, whose draws show in the losses."""
+    keras.utils.set_random_seed(3)
+    inputs = keras.Input((6, 6, 2))
+    x = keras.layers.Conv2D(4, 3, name="conv")(inputs)
+    x = keras.layers.BatchNormalization()(x)
+    x = keras.layers.Dropout(0.3, seed=5)(keras.layers.ReLU()(x))
+    x = Counting(name="counting")(keras.layers.Flatten()(x))
+    model = kp.protect(keras.Model(inputs, keras.layers.Dense(3)(x)))
+    kp.bind(model, kp.Passport.random_pattern(model, seed=1))
+    kp.calibrate(model, signs=lambda path, count: np.ones(count))
+    model.compile(
+        keras.optimizers.Adam(0.01),
+        keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        metrics=["accuracy"],
+        run_eagerly=run_eagerly,
+    )
+    return model
+
+
+def by_keras(model, *args, **options):
+    """As Keras alone does it: what a callback may change is not known."""
+    nothing = keras.callbacks.Callback()
+    return model.fit(*args, callbacks=[nothing], **options)
+
+
+GIVEN = {
+    "arrays": lambda fit, model: fit(model, X, Y, 8, 2, 0, shuffle=False),
+    "keywords": lambda fit, model: fit(
+        model, x=X, y=Y, batch_size=8, epochs=2, verbose=0, shuffle=False
+    ),
+}
+
+
+def dataset(fit, model):
+    import tensorflow as tf
+
+    batches = tf.data.Dataset.from_tensor_slices((X, Y)).batch(8)
+    return fit(model, batches, epochs=2, verbose=0)
+
+
+GIVEN["dataset"] = dataset
+
+
+@pytest.mark.parametrize("given", GIVEN.values(), ids=GIVEN)
+def test_fit_is_that_of_keras(given):
+    model, other = made(), made()
+    received = given(lambda model, *a, **k: model.fit(*a, **k), model)
+    expected = given(by_keras, other)
+    assert received.history == expected.history
+    for one, its in zip(model.weights, other.weights, strict=True):
+        np.testing.assert_array_equal(one, its)
+    traced = [one.get_layer("counting").traced for one in (model, other)]
+    assert traced == [1, 2]
+
+
+def test_steps_are_those_of_keras():
+    losses = []
+    for run_eagerly in (False, True):
+        model = made(run_eagerly)
+        losses.append([model.train_on_batch(X, Y)[0] for _ in range(3)])
+    np.testing.assert_allclose(*losses, rtol=1e-4)
+
+
+def test_what_nobody_knows_before_is_left_to_keras():
+    """Nothing is asked for, and no variable is made, that a step may change."""
+
+    def batches():
+        for start in (0, 8, 16):
+            asked.append(start)
+            yield X[start : start + 8], Y[start : start + 8]
+
+    class Own(keras.Model):
+        def train_step(self, data):
+            return super().train_step(data)
+
+    model = made()
+    asked = []
+    compiling.build_ahead(model, batches())
+    own = Own(model.inputs, model.outputs)
+    own.compile("adam", "mse")
+    compiling.build_ahead(own, X, Y)
+    eager = made(run_eagerly=True)
+    compiling.build_ahead(eager, X, Y)
+    for one in (model, own, eager):
+        assert not one.optimizer.built
+    assert not asked
+
+
+def test_callbacks_may_say_what_trains():
+    model = made()
+    model.layers[1].layer.trainable = False
+    before = keras.ops.convert_to_numpy(model.layers[1].layer.kernel)
+
+    class Thaw(keras.callbacks.Callback):
+        def on_train_begin(self, logs=None):
+            self.model.layers[1].layer.trainable = True
+
+    model.fit(X, Y, verbose=0, callbacks=[Thaw()])
+    assert not np.array_equal(model.layers[1].layer.kernel, before)
