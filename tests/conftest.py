@@ -93,6 +93,9 @@ def clean_module(request):
 @pytest.fixture(autouse=True)
 def clean_keras(request):
     """Seeds Keras and passports, and undoes changes of Keras's settings."""
+    is_eager = request.node.get_closest_marker("eager") is not None
+    if is_eager and keras.backend.backend() == "tensorflow":
+        tf.config.run_functions_eagerly(True)
     floatx = keras.config.floatx()
     policy = keras.config.dtype_policy()
     data_format = keras.config.image_data_format()
@@ -103,6 +106,8 @@ def clean_keras(request):
     keras.config.set_dtype_policy(policy)
     keras.config.set_image_data_format(data_format)
     naming.reset_uids()
+    if is_eager and keras.backend.backend() == "tensorflow":
+        tf.config.run_functions_eagerly(False)
 
 
 @pytest.fixture(params=["channels_last", "channels_first"])

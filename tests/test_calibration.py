@@ -11,6 +11,8 @@ import keras_passport as kp
 from support.plain_models import randomize
 from support.truth import relative_difference
 
+pytestmark = pytest.mark.eager
+
 
 def random(shape, seed=0):
     return np.random.default_rng(seed).normal(0.2, 1, shape).astype("float32")

@@ -9,6 +9,8 @@ import keras_passport as kp
 from support.plain_models import randomize
 from support.truth import relative_difference
 
+pytestmark = pytest.mark.eager
+
 X = np.random.default_rng(0).normal(size=(16, 5, 8)).astype("float32")
 
 

@@ -16,6 +16,8 @@ from keras_passport.models import unlocking
 from support.protected_models import ones
 from support.truth import largest_difference
 
+pytestmark = pytest.mark.eager
+
 
 def trunk(images):
     x = layers.Conv2D(4, 3, name="conv")(images)

@@ -305,6 +305,7 @@ def in_model(layer):
     return model
 
 
+@pytest.mark.eager
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_regularizers_act_as_ever(kernel):
     options = {}
@@ -348,6 +349,7 @@ def same_step(layer, other, tolerance=1e-5):
     )
 
 
+@pytest.mark.eager
 def test_what_falls_back_to_the_formulas_own_gradient():
     assert not same_step(build("conv2d"), build("conv2d", decouple=False))
     KERNELS["separable"] = (
@@ -479,6 +481,7 @@ def test_no_mode_of_a_call_changes_a_gradient(kernel):
         assert relative_difference(coupled, expected) > 0.01
 
 
+@pytest.mark.eager
 @pytest.mark.parametrize("function", FUNCTIONS)
 def test_a_frozen_kernel_stays(function):
     layer, same = build("conv2d", function), build("conv2d", function)
@@ -743,6 +746,7 @@ def test_calibration_like_another_network():
         np.testing.assert_array_equal(old, new)
 
 
+@pytest.mark.eager
 @pytest.mark.parametrize("beta", [0.0, 1e-3, 0.1])
 @pytest.mark.parametrize("order", [True, False])
 def test_layers_of_one_row_train_on(order, beta):

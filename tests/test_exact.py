@@ -33,6 +33,7 @@ def outputs(model, *inputs):
     return model(*inputs, training=False)
 
 
+@pytest.mark.eager
 @pytest.mark.parametrize("name", MODELS)
 def test_computes_what_the_trained_model_computes(name, tmp_path):
     base, model, passport = case(name)
@@ -133,6 +134,7 @@ if keras.backend.backend() != "jax":
     ORDERED.append("generator")
 
 
+@pytest.mark.eager
 @pytest.mark.parametrize("name", ORDERED)
 def test_rows_in_a_secret_order(name, tmp_path):
     base, unordered, _ = case(name)
@@ -187,6 +189,7 @@ def test_rows_in_a_secret_order(name, tmp_path):
     assert gap(outputs(kp.bind(model, again), inputs), expected) < 1e-5
 
 
+@pytest.mark.eager
 def test_rows_in_a_secret_order_train_on(tmp_path):
     base = look_trained(MODELS["residual"]())
     base.compile(keras.optimizers.SGD(0.01), "sparse_categorical_crossentropy")
@@ -328,6 +331,7 @@ def test_dtype_policies(policy):
         model.fit(inputs, np.zeros_like(expected), verbose=0)
 
 
+@pytest.mark.eager
 def test_it_trains_on_from_there():
     base = look_trained(MODELS["residual"]())
     base.layers[1].trainable = False
@@ -468,6 +472,7 @@ def test_the_command_writes_a_model_and_its_passport(tmp_path, capsys):
         assert "Expected" in capsys.readouterr().err
 
 
+@pytest.mark.eager
 @pytest.mark.parametrize("licensed", [False, True])
 @pytest.mark.parametrize("order", [True, False])
 def test_fakes_of_solved_keys_are_of_their_size(order, licensed):

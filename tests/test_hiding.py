@@ -16,6 +16,8 @@ from support.plain_models import (
 from support.protected_models import compiled, predict
 from support.truth import kernels_and_normalizations, relative_difference
 
+pytestmark = pytest.mark.eager
+
 
 def separable_cnn():
     inputs = keras.Input((8, 8, 3))

@@ -15,6 +15,8 @@ from support.plain_models import nested_model, plain_cnn, small_resnet
 from support.protected_models import compiled, predict
 from support.truth import relative_difference
 
+pytestmark = pytest.mark.eager
+
 # Layers whose stored rows no key could meet: of several kernels, or of
 # channels that have rows of their own.
 AS_THEY_ARE = ("depthwise", "separable")

@@ -103,6 +103,7 @@ def models():
     return {name: (base, kp.protect(base)) for name, base in bases.items()}
 
 
+@pytest.mark.eager
 @pytest.mark.parametrize(
     "structure, given",
     [

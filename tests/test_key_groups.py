@@ -9,6 +9,8 @@ import keras_passport as kp
 from keras_passport.layers import kernels
 from keras_passport.passports.geometry import Geometry, digest
 
+pytestmark = pytest.mark.eager
+
 # Layer, and the shape of its input.
 LAYERS = [
     (lambda: layers.Conv1D(6, 3), (7, 2)),

@@ -551,7 +551,14 @@ def test_layers_of_the_users_own_are_not_folded(monkeypatch):
         np.testing.assert_allclose(received, expected, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("policy", ["float64", "bfloat16", "float16"])
+@pytest.mark.parametrize(
+    "policy",
+    [
+        pytest.param("float64", marks=pytest.mark.eager),
+        "bfloat16",
+        pytest.param("float16", marks=pytest.mark.eager),
+    ],
+)
 def test_all_of_it_under_one_type(policy):
     """As `keras.config.set_dtype_policy` gives it, without any float32."""
     if keras.backend.backend() == "jax" and policy == "float64":

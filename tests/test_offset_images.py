@@ -12,6 +12,8 @@ from keras_passport.models import exact_images
 from keras_passport.passports import specs
 from support.trained_models import MODELS, gap, inputs_of, look_trained
 
+pytestmark = pytest.mark.eager
+
 NAMES = list(MODELS)
 if keras.backend.backend() == "jax":
     # Which compiles every operation that is called by itself.

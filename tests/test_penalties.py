@@ -14,6 +14,8 @@ import keras_passport as kp
 from support.plain_models import inputs_of, randomize
 from support.protected_models import lock
 
+pytestmark = pytest.mark.eager
+
 L2 = keras.regularizers.L2(0.03)
 L1 = keras.regularizers.L1(0.05)
 

@@ -27,6 +27,8 @@ from support.stored_secrets import (
     secrets_of,
 )
 
+pytestmark = pytest.mark.eager
+
 
 @pytest.fixture(scope="module", params=("fresh", "trained"))
 def secretive(request):

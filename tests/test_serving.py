@@ -348,6 +348,7 @@ def test_composes():
     assert relative_difference(received, expected) < TOLERANCE
 
 
+@pytest.mark.eager
 @pytest.mark.parametrize("trained", (False, True))
 def test_no_variable_and_no_file_holds_a_secret(trained, tmp_path):
     images = keras.Input((8, 8, 3))

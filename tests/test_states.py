@@ -20,6 +20,8 @@ from support.protected_models import (
 )
 from support.truth import NORMALIZATIONS
 
+pytestmark = pytest.mark.eager
+
 
 def reloaded(model, tmp_path, name="model.keras"):
     model.save(tmp_path / name)

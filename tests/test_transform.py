@@ -333,6 +333,7 @@ def test_structure_survives_cloning_and_saving(name, tmp_path):
         assert_near(kp.bind(copy, passport)(x, training=False), expected)
 
 
+@pytest.mark.eager
 def test_compiled_models_stay_compiled():
     base = small_resnet()
     base.compile(

@@ -288,6 +288,7 @@ def test_trainable_flags(fold):
     assert kp.unlock(bound, fold=fold).trainable_weights == []
 
 
+@pytest.mark.eager
 def test_unfolded_trains_like_the_original():
     bound, _, truth = lock(plain_cnn())
     plain = kp.unlock(bound, fold=False)

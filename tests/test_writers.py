@@ -26,6 +26,8 @@ from support.protected_models import (
     protected,
 )
 
+pytestmark = pytest.mark.eager
+
 ON_TENSORFLOW = keras.backend.backend() == "tensorflow"
 needs_tensorflow = pytest.mark.skipif(
     not ON_TENSORFLOW, reason="TensorFlow's own"

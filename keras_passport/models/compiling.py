@@ -72,11 +72,15 @@ def build_ahead(model: keras.Model, x: Any, y: Any = None) -> None:
             with labels. Of anything else nothing is known before it is asked.
         y: Its labels.
     """
+    if keras.backend.backend() != "tensorflow":
+        return
+    import tensorflow as tf
+
     step = getattr(model.train_step, "__func__", None)
     if (
-        keras.backend.backend() != "tensorflow"
-        or not (model.built and model.compiled)
+        not (model.built and model.compiled)
         or model.run_eagerly
+        or tf.config.functions_run_eagerly()
         or model._distribute_strategy is not None
         or step is not keras.Model.train_step
     ):

@@ -24,12 +24,12 @@ def target(function="V3", base=plain_cnn, bound=False, count=60):
     x = rng.normal(size=(2 * count, *model.input_shape[1:])).astype("float32")
     x += rng.normal(size=(2 * count, 1, 1, 3)).astype("float32")
     scores = predict(model, x)
-    last = model.layers[-1]
+    shifted = scores
     for _ in range(200):
-        frequency = np.eye(CLASSES)[scores.argmax(-1)].mean(0)
-        shift = 0.1 * scores.std() * (1 / CLASSES - frequency)
-        scores = scores + shift
-        last.bias.assign_add(shift.astype("float32"))
+        frequency = np.eye(CLASSES)[shifted.argmax(-1)].mean(0)
+        shift = 0.1 * shifted.std() * (1 / CLASSES - frequency)
+        shifted = shifted + shift
+    model.layers[-1].bias.assign_add((shifted - scores)[0])
     y = predict(model, x).argmax(-1)
     if not bound:
         kp.unbind(model)

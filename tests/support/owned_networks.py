@@ -9,7 +9,7 @@ from keras_passport import ownership
 
 OWNER = "Ada Ltd"
 CLASSES = 6
-VERIFY = {"fakes": 20, "nulls": 1000}
+VERIFY = {"fakes": 20, "nulls": 200}
 
 
 def network(width=12):

@@ -21,6 +21,9 @@ def compiled(model, momentum=0.9):
         keras.optimizers.SGD(0.05, momentum=momentum),
         keras.losses.SparseCategoricalCrossentropy(from_logits=True),
     )
+    if model.built:
+        # TensorFlow traces a step twice that makes variables.
+        model.optimizer.build(model.trainable_variables)
     return model
 
 
