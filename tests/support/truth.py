@@ -29,22 +29,27 @@ def plain_response(layer: keras.layers.Layer, feature_map) -> np.ndarray:
     Returns:
         float64 array of shape `(output channels,)`.
     """
+    return plain_responses(layer, np.asarray(feature_map)[None])[0]
+
+
+def plain_responses(layer: keras.layers.Layer, feature_maps) -> np.ndarray:
+    """`plain_response` to several maps, a row for each."""
     config = {**layer.get_config(), "activation": None, "name": None}
     if "use_bias" in config:
         config["use_bias"] = False
     if "bias_axes" in config:
         config["bias_axes"] = None
     config["dtype"] = "float32"
-    x = np.asarray(feature_map, "float32")
+    x = np.asarray(feature_maps, "float32")
     if config.get("data_format") == "channels_first":
         config["data_format"] = "channels_last"
-        x = np.moveaxis(x, 0, -1)
+        x = np.moveaxis(x, 1, -1)
     plain = type(layer).from_config(config)
-    plain.build((1, *x.shape))
+    plain.build((1, *x.shape[1:]))
     for own, given in zip(plain.weights, layer.weights, strict=False):
         own.assign(given)
-    output = np.asarray(plain(x[None]), "float64")
-    return output.reshape(-1, output.shape[-1]).mean(0)
+    output = np.asarray(plain(x), "float64")
+    return output.reshape(len(x), -1, output.shape[-1]).mean(1)
 
 
 def flat_layers(model: keras.Model) -> list:
@@ -117,16 +122,18 @@ def overwrite_affine(
             continue
         kernel, normalization = pair
         shape = kernel._inbound_nodes[-1].input_tensors[0].shape[1:]
-        made = []
-        for role, hidden in (("gamma", "V1 V3"), ("beta", "V2 V3")):
-            if function not in hidden:
-                made.append(None)
-                continue
-            p = rng.normal(0.2, 1, [n or size for n in shape])
-            value = plain_response(kernel, p)
+        roles = [
+            role
+            for role, hidden in (("gamma", "V1 V3"), ("beta", "V2 V3"))
+            if function in hidden
+        ]
+        drawn = [rng.normal(0.2, 1, [n or size for n in shape]) for _ in roles]
+        made = {"gamma": None, "beta": None}
+        values = plain_responses(kernel, np.stack(drawn))
+        for role, p, value in zip(roles, drawn, values, strict=True):
             getattr(normalization, role).assign(value / value.std())
-            made.append((p / value.std()).astype("float32"))
-        maps[path] = tuple(made)
+            made[role] = (p / value.std()).astype("float32")
+        maps[path] = tuple(made.values())
     return maps
 
 
