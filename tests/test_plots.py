@@ -57,7 +57,17 @@ def has_color(path, color):
 
 @pytest.fixture
 def drawn(monkeypatch):
-    """The figures that were drawn, for a look at what they hold."""
+    """The figures that were drawn, and not written, to see what they hold."""
+    figures = []
+    monkeypatch.setattr(
+        plots, "_write", lambda figure, path: figures.append(figure)
+    )
+    return figures
+
+
+@pytest.fixture
+def written(monkeypatch):
+    """The figures that were drawn and written."""
     figures = []
     write = plots._write
     monkeypatch.setattr(
@@ -69,10 +79,10 @@ def drawn(monkeypatch):
 
 
 class TestPlotFakes:
-    def test_figure_6(self, tmp_path, drawn):
+    def test_figure_6(self, tmp_path, written):
         path = tmp_path / "fakes.png"
         plots.plot_fakes({**RESULT, "title": "V3, T3"}, path)
-        (figure,) = drawn
+        (figure,) = written
         (axes,) = figure.axes
         assert axes.get_xlim() == (0, 100)
         heights = [bar.get_height() for bar in axes.patches]
@@ -144,17 +154,17 @@ class TestPlotFakes:
                 plots.plot_fakes(without(RESULT, key), path)
         assert not list(tmp_path.iterdir())
 
-    def test_where_there_is_no_original(self, tmp_path, drawn):
+    def test_where_there_is_no_original(self, tmp_path, written):
         path = tmp_path / "fakes.png"
         plots.plot_fakes(without(RESULT, "original_accuracy"), path)
-        assert len(drawn[0].axes[0].lines) == 1
+        assert len(written[0].axes[0].lines) == 1
         assert not has_color(path, plots._ORIGINAL)
 
 
 class TestPlotTraining:
-    def test_figure_3(self, tmp_path, drawn):
+    def test_figure_3(self, tmp_path, written):
         plots.plot_training(HISTORY, tmp_path / "training.png")
-        (figure,) = drawn
+        (figure,) = written
         titles = [axes.get_title() for axes in figure.axes]
         assert titles == [
             "Accuracy (%)",
@@ -292,32 +302,49 @@ class TestPlotCurves:
         assert not list(tmp_path.iterdir())
 
 
+PLOTS = [
+    (plots.plot_fakes, RESULT),
+    (plots.plot_training, HISTORY),
+    (plots.plot_histograms, PANELS),
+    (plots.plot_curves, CURVES),
+]
+
+
+# Each plot, and each format: one function writes them all.
 @pytest.mark.parametrize(
-    "plot, numbers",
+    "plotted, name, start",
     [
-        (plots.plot_fakes, RESULT),
-        (plots.plot_training, HISTORY),
-        (plots.plot_histograms, PANELS),
-        (plots.plot_curves, CURVES),
+        (PLOTS[0], "figure.svg", b"<?xml"),
+        (PLOTS[1], "figure.png", b"\x89PNG"),
+        (PLOTS[2], "figure.pdf", b"%PDF"),
+        (PLOTS[3], "figure.PNG", b"\x89PNG"),
     ],
 )
-class TestFiles:
-    @pytest.mark.parametrize(
-        "name, start",
-        [
-            ("figure.png", b"\x89PNG"),
-            ("figure.PNG", b"\x89PNG"),
-            ("figure.pdf", b"%PDF"),
-            ("figure.svg", b"<?xml"),
-        ],
-    )
-    def test_the_suffix_chooses_the_format(
-        self, tmp_path, plot, numbers, name, start
-    ):
-        plot(numbers, tmp_path / name)
-        assert (tmp_path / name).read_bytes().startswith(start)
-        assert [file.name for file in tmp_path.iterdir()] == [name]
+def test_the_suffix_chooses_the_format(tmp_path, plotted, name, start):
+    plot, numbers = plotted
+    plot(numbers, tmp_path / name)
+    assert (tmp_path / name).read_bytes().startswith(start)
+    assert [file.name for file in tmp_path.iterdir()] == [name]
 
+
+def test_pyplot_stays_out_of_it(tmp_path):
+    drawn = "".join(
+        f"plots.{plot.__name__}({numbers!r}, "
+        f"{str(tmp_path / f'{plot.__name__}.png')!r})\n"
+        for plot, numbers in PLOTS
+    )
+    run_in_fresh_process(
+        "import sys\n"
+        "from keras_passport import plots\n"
+        'assert "matplotlib" not in sys.modules\n'
+        f"{drawn}"
+        'assert "matplotlib.pyplot" not in sys.modules\n'
+    )
+    assert len(list(tmp_path.iterdir())) == len(PLOTS)
+
+
+@pytest.mark.parametrize("plot, numbers", PLOTS)
+class TestFiles:
     @pytest.mark.parametrize("name", ["figure", "figure.txt", "figure.h5"])
     def test_other_suffixes_are_refused(self, tmp_path, plot, numbers, name):
         with pytest.raises(ValueError, match=r"\.png.*Received: path="):
@@ -328,36 +355,24 @@ class TestFiles:
             plot(numbers, tmp_path / "run_7" / "figure.png")
         assert not list(tmp_path.iterdir())
 
-    def test_an_interrupted_write_leaves_the_old_picture(
+    def test_an_existing_picture_is_replaced_or_left(
         self, tmp_path, plot, numbers, monkeypatch
     ):
+        """Whole in both cases, also where a write was interrupted."""
         path = tmp_path / "figure.png"
         path.write_bytes(b"the old picture")
 
         def fail(*_):
             raise OSError("disk full")
 
-        monkeypatch.setattr(os, "replace", fail)
-        with pytest.raises(OSError, match="disk full"):
-            plot(numbers, path)
+        with monkeypatch.context() as broken:
+            broken.setattr(os, "replace", fail)
+            with pytest.raises(OSError, match="disk full"):
+                plot(numbers, path)
         assert path.read_bytes() == b"the old picture"
         assert list(tmp_path.iterdir()) == [path]
-
-    def test_an_existing_picture_is_replaced(self, tmp_path, plot, numbers):
-        path = tmp_path / "figure.png"
-        path.write_bytes(b"the old picture")
         plot(numbers, path)
         assert path.read_bytes().startswith(b"\x89PNG")
-
-    def test_pyplot_stays_out_of_it(self, tmp_path, plot, numbers):
-        code = f"""
-import sys
-from keras_passport import plots
-assert "matplotlib" not in sys.modules
-plots.{plot.__name__}({numbers!r}, {str(tmp_path / "figure.png")!r})
-assert "matplotlib.pyplot" not in sys.modules
-"""
-        run_in_fresh_process(code)
 
 
 WILD = "a $\\frac{$ of 5 $"
