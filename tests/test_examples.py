@@ -294,13 +294,16 @@ class TestServing:
     SERVE = EXAMPLES / "serve.py"
 
     def test_a_client_without_the_package(self, finished, tmp_path):
+        """With what was there before, which is replaced when asked for."""
         folder, _ = finished
         served = tmp_path / "served"
-        output, _ = succeed(
-            f"--run_dir={folder}",
-            f"--saved_model={served}",
-            program=self.SERVE,
-        )
+        served.mkdir()
+        (served / "saved_model.pb").write_bytes(b"old")
+        flags = (f"--run_dir={folder}", f"--saved_model={served}")
+        status, _, errors = run_here(*flags, program=self.SERVE)
+        assert (status, "--overwrite" in errors) == (2, True)
+        assert (served / "saved_model.pb").read_bytes() == b"old"
+        output, _ = succeed(*flags, "--overwrite", program=self.SERVE)
         values = dict(
             line.strip().split(" passport")
             for line in output.splitlines()
@@ -354,22 +357,6 @@ class TestServing:
             assert errors.startswith("serve.py: --saved_model: Expected")
             assert str(target if target.exists() else target.parent) in errors
             assert contents(tmp_path) == before
-
-    def test_its_own_is_replaced_when_asked_for(self, finished, tmp_path):
-        folder, _ = finished
-        served = tmp_path / "served"
-        served.mkdir()
-        (served / "saved_model.pb").write_bytes(b"old")
-        flags = (f"--run_dir={folder}", f"--saved_model={served}")
-        status, _, errors = run_here(*flags, program=self.SERVE)
-        assert (status, "--overwrite" in errors) == (2, True)
-        succeed(
-            *flags,
-            "--overwrite",
-            "--examples=10",
-            program=self.SERVE,
-        )
-        assert (served / "saved_model.pb").read_bytes() != b"old"
 
 
 def contents(folder):

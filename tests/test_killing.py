@@ -30,11 +30,11 @@ import os, sys, time
 import keras, keras_passport as kp
 kp.export_saved_model
 from support.protected_models import version
-what, place = sys.argv[1:]
 versions = None
 if keras.backend.backend() == "numpy":
     versions = [version(0), version(1)]
 for line in sys.stdin:
+    what, place = line.rstrip("\\n").split(" ", 1)
     pid = os.fork()
     if pid:
         print(pid, flush=True)
@@ -63,15 +63,13 @@ class Killer:
     """Lets processes write, and kills them.
 
     Args:
-        what: `"save"`, `"save_weights"` or `"export"`.
-        place: What they write, two versions by turns, over and over.
         backend: Keras backend of theirs.
     """
 
-    def __init__(self, what, place, backend):
+    def __init__(self, backend):
         folders = [str(REPOSITORY), str(REPOSITORY / "tests")]
         self._server = subprocess.Popen(
-            [sys.executable, "-c", SERVER, what, str(place)],
+            [sys.executable, "-c", SERVER],
             env={
                 **os.environ,
                 "KERAS_BACKEND": backend,
@@ -91,9 +89,15 @@ class Killer:
         self._server.wait(60)
         self._server.stdout.close()
 
-    def kill_one(self, rng):
-        """Kills one at a random moment of two writings."""
-        self._server.stdin.write("\n")
+    def kill_one(self, what, place, rng):
+        """Kills one at a random moment of two writings.
+
+        Args:
+            what: `"save"`, `"save_weights"` or `"export"`.
+            place: What it writes, two versions by turns, over and over.
+            rng: Says which moment.
+        """
+        self._server.stdin.write(f"{what} {place}\n")
         self._server.stdin.flush()
         pid = int(self._server.stdout.readline())
         seconds = float(self._server.stdout.readline())
@@ -158,7 +162,7 @@ WHAT = {
 }
 
 
-def kill(what, folder, count, backend, seed=0):
+def kill(what, folder, count, killer, seed=0):
     """Kills writers; returns how often each version was found.
 
     Also how often a process was killed within a writing: it left a temporary
@@ -167,14 +171,13 @@ def kill(what, folder, count, backend, seed=0):
     name, which = WHAT[what]
     found, within = [], 0
     rng = random.Random(seed)
-    with Killer(what, folder / name, backend) as killer:
-        for _ in range(count):
-            before = len(list(folder.iterdir()))
-            killer.kill_one(rng)
-            within += len(list(folder.iterdir())) > max(before, 1)
-            found.append(which(folder / name))
+    for _ in range(count):
+        before = len(list(folder.iterdir()))
+        killer.kill_one(what, folder / name, rng)
+        within += len(list(folder.iterdir())) > max(before, 1)
+        found.append(which(folder / name))
     print(
-        f"\n{what} on {backend}: {count} killed, {within} of them within a "
+        f"\n{what}: {count} killed, {within} of them within a "
         f"writing; old or new was there, whole, {len(found)} times "
         f"({found.count(0)} and {found.count(1)})"
     )
@@ -185,22 +188,30 @@ def kill(what, folder, count, backend, seed=0):
     )
 
 
-@pytest.mark.parametrize("what, count", (("save", 10), ("save_weights", 5)))
-def test_killed_while_saving(what, count, tmp_path):
+@pytest.fixture(scope="module")
+def saver():
     # Keras's code that writes is the same, and nothing takes time to start.
-    kill(what, tmp_path, count, "numpy")
+    with Killer("numpy") as killer:
+        yield killer
+
+
+@pytest.mark.parametrize("what, count", (("save", 10), ("save_weights", 5)))
+def test_killed_while_saving(what, count, tmp_path, saver):
+    kill(what, tmp_path, count, saver)
 
 
 @needs_tensorflow
 def test_killed_while_exporting(tmp_path):
-    kill("export", tmp_path, 3, "tensorflow")
+    with Killer("tensorflow") as killer:
+        kill("export", tmp_path, 3, killer)
 
 
 @needs_tensorflow
 @pytest.mark.benchmark
 @pytest.mark.parametrize("what", WHAT)
 def test_killed_often(what, tmp_path):
-    kill(what, tmp_path, 50, "tensorflow", seed=1)
+    with Killer("tensorflow") as killer:
+        kill(what, tmp_path, 50, killer, seed=1)
 
 
 # What Keras promises of `save` and `save_weights` still holds.

@@ -127,13 +127,12 @@ def test_groups_of_a_frozen_layer_are_those_of_before(trainable):
 
 
 def test_both_marks_change_little(model, passport, licensor):
-    mine = outputs(model, passport)
+    mine, owners = outputs(model, passport), parameters(model, passport)
     for name in MEMBERS:
-        assert gap(mine, outputs(model, licensor.issue(name))) < 0.1
-        for path, values in parameters(model, licensor.issue(name)).items():
-            for own, value in zip(
-                parameters(model, passport)[path], values, strict=True
-            ):
+        licence = licensor.issue(name)
+        assert gap(mine, outputs(model, licence)) < 0.1
+        for path, values in parameters(model, licence).items():
+            for own, value in zip(owners[path], values, strict=True):
                 size = np.sqrt(np.mean(own**2))
                 assert np.sqrt(np.mean((value - own) ** 2)) < 0.011 * size
 
@@ -439,32 +438,35 @@ def test_a_ledger_outlives_kill(tmp_path):
     """What was given out before a process was killed is written down."""
     program = textwrap.dedent(
         """
-        import sys
+        import os, sys
         from keras_passport.licensing.ledger import Ledger
+        name = "one" if os.fork() else "two"
         ledger = Ledger(sys.argv[1], bytes(range(32)))
         for number in range(10**6):
-            ledger.append(f"{sys.argv[2]} {number}")
-            print(number, flush=True)
+            ledger.append(f"{name} {number}")
+            print(name, os.getpid(), flush=True)
         """
     )
     path = tmp_path / "ledger"
-    given = {}
-    processes = {
-        name: subprocess.Popen(
-            [sys.executable, "-c", program, str(path), name],
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        for name in ("one", "two")
-    }
-    for process in processes.values():
-        process.stdout.readline()
-    time.sleep(0.3)
-    for name, process in processes.items():
-        os.kill(process.pid, signal.SIGKILL)
-        with process.stdout as printed:
-            given[name] = 1 + len(printed.read().splitlines())
-        process.wait()
+    pids, given = {}, {"one": 0, "two": 0}
+
+    def read(line):
+        name, pid = line.split()
+        pids[name] = int(pid)
+        given[name] += 1
+
+    with subprocess.Popen(
+        [sys.executable, "-c", program, str(path)],
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
+        while len(pids) < 2:
+            read(process.stdout.readline())
+        time.sleep(0.3)
+        for pid in pids.values():
+            os.kill(pid, signal.SIGKILL)
+        for line in process.stdout:
+            read(line)
     licensees = licensing.Ledger(path, SECRET).licensees
     for name, count in given.items():
         mine = [entry for entry in licensees if entry.startswith(name)]

@@ -9,7 +9,8 @@ import pytest
 
 import keras_passport as kp
 from common.finished import FinishedRun
-from support.processes import REPOSITORY, run_in_fresh_process
+from support import programs
+from support.processes import REPOSITORY
 
 OLD = REPOSITORY / "tests" / "data" / "version_0_1_0"
 NAMES = (
@@ -130,14 +131,8 @@ def test_an_interrupted_run_goes_on(tmp_path):
     # Those whose default is another one by now.
     names += ("key_scaling",)
     flags = [f"--{name}={config[name]}" for name in names]
-    program = REPOSITORY / "examples" / "cifar_resnet.py"
-    arguments = [str(program), "--dataset=digits", f"--run_dir={run}", *flags]
     before = (run / "owner" / "passport.h5").read_bytes()
-    run_in_fresh_process(
-        "import runpy, sys\n"
-        f"sys.argv = {arguments!r}\n"
-        f"runpy.run_path({str(program)!r}, run_name='__main__')"
-    )
+    programs.succeed("--dataset=digits", f"--run_dir={run}", *flags)
     assert (run / "owner" / "passport.h5").read_bytes() == before
     assert json.loads((run / "config.json").read_text()) == config
     history = json.loads((run / "owner" / "history.json").read_text())
