@@ -134,7 +134,6 @@ if keras.backend.backend() != "jax":
     ORDERED.append("generator")
 
 
-@pytest.mark.eager
 @pytest.mark.parametrize("name", ORDERED)
 def test_rows_in_a_secret_order(name, tmp_path):
     base, unordered, _ = case(name)
