@@ -81,8 +81,8 @@ def test_the_network_computes_the_same(function, base, tmp_path):
         np.testing.assert_array_equal(
             stored[np.lexsort(stored.T)], own[np.lexsort(own.T)]
         )
-        # What a call gathers is bit for bit what was trained.
-        plain = kp.unlock(hidden, passport, fold=False)
+    # What a call gathers is bit for bit what was trained.
+    plain = kp.unlock(hidden, passport, fold=False)
     for one, other in zip(
         plain.get_weights(),
         kp.unlock(model, passport, fold=False).get_weights(),

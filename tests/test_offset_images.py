@@ -12,8 +12,6 @@ from keras_passport.models import exact_images
 from keras_passport.passports import specs
 from support.trained_models import MODELS, gap, inputs_of, look_trained
 
-pytestmark = pytest.mark.eager
-
 NAMES = list(MODELS)
 if keras.backend.backend() == "jax":
     # Which compiles every operation that is called by itself.
@@ -253,6 +251,7 @@ def test_rewrites_take_offsets_along(rewrite):
         )
 
 
+@pytest.mark.eager
 def test_it_trains_on_from_there(tmp_path):
     base, images, model, passport = made("residual")
     model.compile(keras.optimizers.SGD(0.01), "sparse_categorical_crossentropy")
