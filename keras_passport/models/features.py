@@ -20,6 +20,11 @@ from keras_passport.secrecy import hidden, type_of
 from keras_passport.shapes import fits
 from keras_passport.texts import shown
 
+# How many images run at once, and how many numbers of theirs: at a VGG's widest
+# layer these are some 200 MB.
+_TOGETHER = 32
+_NUMBERS = 2**21
+
 
 def input_shapes(model, spatial_size=None) -> dict[str, tuple[int, ...]]:
     """Input shape of each protected layer, without the batch axis.
@@ -133,7 +138,7 @@ def _filled(shape, spatial_size):
 
 
 def layer_inputs(
-    model, reference, images, wanted, take=lambda path, value: value
+    model, reference, images, wanted, take=lambda path, value: value.copy()
 ) -> dict:
     """Runs images through a reference and takes what each layer sees.
 
@@ -145,7 +150,7 @@ def layer_inputs(
             of them for several inputs.
         wanted: Dict from path to indices of images.
         take: Function of a path and a feature map, float32: what to take of
-            it, for as long as one map fits into memory.
+            it, for as long as some images' maps fit into memory.
 
     Returns:
         Dict from path to dict from image index to what was taken of its map.
@@ -163,17 +168,35 @@ def layer_inputs(
     shapes = map_shapes(model)
     taken = {path: {} for path in wanted}
     flat = _for_reference(model, reference, inputs.flat(model, images))
-    for index in sorted({i for indices in wanted.values() for i in indices}):
+    order = sorted({i for indices in wanted.values() for i in indices})
 
-        def note(path, seen, index=index):
-            if index in wanted[path] and index not in taken[path]:
-                value = ops.convert_to_numpy(ops.cast(seen, "float32"))
-                value = hidden(value)[:1]
-                _check_seen(path, shapes[path], value)
-                taken[path][index] = take(path, value[0])
+    def run(chosen):
+        def note(path, seen):
+            if all(i in taken[path] or i not in wanted[path] for i in chosen):
+                return
+            values = ops.convert_to_numpy(ops.cast(seen, "float32"))
+            values = hidden(values)
+            if len(chosen) > 1 and len(values) != len(chosen):
+                raise PassportError("Expected a row per image")
+            for index, value in zip(chosen, values, strict=False):
+                if index in wanted[path] and index not in taken[path]:
+                    _check_seen(path, shapes[path], value[None])
+                    taken[path][index] = take(path, value)
 
         with watching(watched, "call", note):
-            _run(reference, [array[index : index + 1] for array in flat])
+            _run(reference, [array[chosen] for array in flat])
+
+    together = max(1, min(_TOGETHER, _NUMBERS // max(1, flat[0][0].size)))
+    for start in range(0, len(order), together):
+        some = order[start : start + together]
+        try:
+            run(some)
+        except PassportError:
+            if len(some) == 1:
+                raise
+            # What takes one image alone, or makes several rows of it.
+            for index in some:
+                run([index])
     return taken
 
 
