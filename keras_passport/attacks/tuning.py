@@ -52,7 +52,8 @@ def tuned(
         data: The attacker's inputs and integer labels.
         test: The judge's inputs and labels, for the accuracy reported.
         options: Of the attack. The recipe says what is not tried; without
-            one, cosine after a warm-up, weight decay 5e-4, batches of 64, and
+            one, cosine after a warm-up, weight decay 5e-4, batches of 64,
+            pictures as they are (`augment` is worth much to the few), and
             15 epochs for 50,000 pictures or more, up to 100 for fewer
             (`enough_epochs`). The search says what is; `Search()` if none is
             given.

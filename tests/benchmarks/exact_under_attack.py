@@ -251,15 +251,13 @@ def signs_found(model, found):
 
 def attacked(run, options, network, train, test, recipe):
     given = {"fraction": _FRACTION.value, "seed": _SEED.value, **options}
-    if _TUNED.value:
-        result = kp.attacks.tuned(run, network, train, test, **given)
-    else:
-        result = run(network, train, test, recipe=recipe, **given)
+    run = functools.partial(kp.attacks.tuned, run) if _TUNED.value else run
+    result = run(network, train, test, recipe=recipe, **given)
     return {
         "accuracy": result.accuracy,
         "seconds": round(result.seconds),
         "budget": {k: str(v) for k, v in result.budget.items()},
-        **({} if _TUNED.value else {"recipe": shown(recipe)}),
+        "recipe": shown(recipe),
     }
 
 
