@@ -459,7 +459,7 @@ class TestBattery:
     def test_a_network_that_was_never_trained_gives_no_advantage(self):
         base = keras.models.clone_model(linear_classifier())
         never = given(base, 300)
-        budget = Budget(epochs=6)
+        budget = Budget(epochs=12)
         names = ("from_scratch", "reverse_engineering", "fine_tuning_ftal")
         found = evaluate(**never, attacks=dict.fromkeys(names, budget))
         assert found.complete
