@@ -107,3 +107,15 @@ def _wrapped(text, width) -> list[str]:
 
 def _cut(text, width) -> str:
     return text if len(text) <= width else "…" + text[1 - width :]
+
+
+def chance(bound: float) -> str:
+    """A bound on a chance, which is never told as 0: nothing is that sure.
+
+    Example:
+
+    >>> from keras_passport.texts import chance
+    >>> chance(0.0), chance(3.2e-7)
+    ('1.0e-300', '3.2e-07')
+    """
+    return f"{max(bound, 1e-300):.1e}"

@@ -235,6 +235,7 @@ def test_a_leak_names_its_holder(leak, model, licensor):
             LEAKS[leak](licensor, model, licensor.issue(name)), NAMES
         )
         assert found.verdict == name, str(found)
+        assert "at most 0.0e+00" not in str(found)
         assert found.licensees == (name,)
         assert found.bound < 1e-6
 

@@ -17,7 +17,7 @@ from keras_passport.ownership.alignment import align
 from keras_passport.passports.entries import ROLES
 from keras_passport.passports.passport import Passport
 from keras_passport.secrecy import hidden, type_of
-from keras_passport.texts import shown
+from keras_passport.texts import chance, shown
 
 # A leak whose γ and β have less in common with the owner's is another's.
 _RELATED = 0.5
@@ -54,7 +54,7 @@ class Trace:
                 f"  by the {mark} mark: {', '.join(map(shown, names)) or '-'}"
                 for mark, names in self.marks.items()
             ]
-            + [f"  chance of a false accusation at most {self.bound:.1e}"]
+            + [f"  chance of a false accusation at most {chance(self.bound)}"]
         )
 
     def to_dict(self) -> dict:

@@ -10,7 +10,7 @@ import numpy as np
 
 from keras_passport import files, plotted
 from keras_passport.passports.derivation import image_arrays
-from keras_passport.texts import shown
+from keras_passport.texts import chance, shown
 
 _STYLE = """
 body{font:16px/1.5 sans-serif;max-width:60em;margin:2em auto;padding:0 1em}
@@ -48,7 +48,7 @@ def save(report: Any, path: str | os.PathLike, passport: Any = None) -> None:
         f"<p>{_text(report.reason)}.</p>",
         f"<p>Claim of {_text(report.owner)}. The chance of the verdict "
         f"“derived” for a foreign network is at most "
-        f"{report.false_positive:.1e}.</p>",
+        f"{chance(report.false_positive)}.</p>",
         _steps(report),
         _picture("Signs of γ that agree, by layer", _signs(report)),
     ]
@@ -80,7 +80,7 @@ def _steps(report) -> str:
             f"<tr><td>{step.name}<td class={word.split()[0]}>{word}"
             f"<td>{_text(step.text)}<td>{_number(step.figure)}"
             f"<td>{_number(step.threshold)}<td>{_number(step.null)}"
-            f"<td>{'' if step.p is None else f'{step.p:.1e}'}"
+            f"<td>{'' if step.p is None else chance(step.p)}"
         )
     head = "step, , what was measured, figure, threshold, best null, p"
     return (

@@ -4,7 +4,7 @@ import dataclasses
 import os
 
 from keras_passport import files, sealed
-from keras_passport.texts import shown
+from keras_passport.texts import chance, shown
 
 DERIVED, NOT_SHOWN, CONTESTED = "derived", "not shown", "contested"
 
@@ -118,7 +118,7 @@ class VerificationReport:
         lines = [
             f"{self.verdict.upper()}: {self.reason}",
             f"claim of {shown(self.owner)}; chance of this verdict for a "
-            f"foreign network at most {self.false_positive:.1e}",
+            f"foreign network at most {chance(self.false_positive)}",
         ]
         for step in self.steps:
             mark = {True: "holds", False: "FAILS", None: "-"}[step.holds]
@@ -130,7 +130,7 @@ class VerificationReport:
             if step.nulls:
                 figures.append(f"{step.nulls} nulls at most {step.null:.4f}")
             if step.p is not None:
-                figures.append(f"p = {step.p:.1e}")
+                figures.append(f"p = {chance(step.p)}")
             lines.append(f"{step.name:<11}{mark:<6} {step.text}")
             if figures:
                 lines.append(" " * 18 + ", ".join(figures))
