@@ -125,3 +125,19 @@ def test_callbacks_may_say_what_trains():
 
     model.fit(X, Y, verbose=0, callbacks=[Thaw()])
     assert not np.array_equal(model.layers[1].layer.kernel, before)
+
+
+def test_only_the_first_step_is_prepared(monkeypatch):
+    """A loop of steps pays for none of it; one compiled anew begins again."""
+    prepared = []
+    monkeypatch.setattr(
+        compiling, "build_ahead", lambda *args: prepared.append(args)
+    )
+    model = made()
+    for _ in range(3):
+        model.train_on_batch(X, Y)
+    model.fit(X, Y, verbose=0)
+    assert len(prepared) == 1
+    model.compile("sgd", keras.losses.SparseCategoricalCrossentropy())
+    model.train_on_batch(X, Y)
+    assert len(prepared) == 2

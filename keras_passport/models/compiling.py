@@ -106,6 +106,8 @@ def build_ahead_of(method: Any, model: keras.Model, args, kwargs) -> None:
         args: The others.
         kwargs: Likewise.
     """
+    if model.train_function is not None:
+        return  # Not the first step: of a loop of thousands, this is one.
     try:
         given = inspect.signature(method).bind(model, *args, **kwargs).arguments
     except TypeError:

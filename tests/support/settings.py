@@ -1,7 +1,6 @@
 """What tests run under, once per process: see `conftest`."""
 
 import contextlib
-import functools
 import hashlib
 import itertools
 import os
@@ -12,7 +11,6 @@ import keras
 from keras.src.utils import naming
 
 from keras_passport.attacks import fake
-from keras_passport.models import compiling
 from keras_passport.ownership import claim_secret
 from keras_passport.passports import derivation
 
@@ -38,25 +36,6 @@ if keras.backend.backend() == "tensorflow":
         self._seed, self._rng = seed, random.Random(seed)
 
     context.Context._set_global_seed = set_seed
-
-
-def traced_once(method):
-    """Plain Keras's method, which begins as fast as `ProtectedModel`'s does.
-
-    Both compute the same (`test_tracing_once`); the suite trains hundreds of
-    networks for a step or two, and tracing is most of that.
-    """
-
-    @functools.wraps(method)
-    def trains(self, *args, **kwargs):
-        compiling.build_ahead_of(method, self, args, kwargs)
-        return method(self, *args, **kwargs)
-
-    return trains
-
-
-for method in ("fit", "train_on_batch"):
-    setattr(keras.Model, method, traced_once(getattr(keras.Model, method)))
 
 
 class Draws:
