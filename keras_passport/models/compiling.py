@@ -62,7 +62,7 @@ def build_ahead(model: keras.Model, x: Any, y: Any = None) -> None:
 
     TensorFlow traces a function twice whose first trace makes variables, and
     without a strategy Keras leaves those of optimizer and metrics to it: made
-    before, a training begins in about half the time. A `train_step` of the
+    before, a training begins sooner. A `train_step` of the
     user's own, which alone knows what it needs, is left alone.
 
     Args:
