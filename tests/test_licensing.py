@@ -445,7 +445,8 @@ def test_a_ledger_outlives_kill(tmp_path):
         ledger = Ledger(sys.argv[1], bytes(range(32)))
         for number in range(10**6):
             ledger.append(f"{name} {number}")
-            print(name, os.getpid(), flush=True)
+            # One call a line: print's pieces meet the other process's.
+            os.write(1, f"{name} {os.getpid()}\\n".encode())
         """
     )
     path = tmp_path / "ledger"
