@@ -292,7 +292,8 @@ def test_a_forgers_claim_is_contested_and_the_date_decides(owned, negated):
     report = owned.verify(unlocked(owned), rivals=[thief])
     assert report.verdict == "contested"
     assert OWNER in report.reason and "2026-01-02" in report.reason
-    assert report.rivals == ({"owner": "Eve", "dated": "2026-03-01"},)
+    eves = {"owner": "Eve", "dated": "2026-03-01", "verdict": "derived"}
+    assert report.rivals == (eves,)
     # Without a date nothing is decided.
     undated = ownership.verify(
         owned.public, owned.evidence(None), owned.test, rivals=[thief], **VERIFY
@@ -344,7 +345,7 @@ def test_a_claim_of_before_the_network_was_trained_is_of_another(
     assert report.verdict == "derived"
 
 
-def test_a_rivals_mistakes_are_no_claim(owned):
+def test_a_rivals_mistakes_are_no_claim(owned, tmp_path):
     """Nor do they keep an owner from being shown to be one."""
     other = Owned("Eve", "V3", "random_pattern", owned.base, epochs=1)
     unfit = ownership.Evidence(
@@ -361,7 +362,14 @@ def test_a_rivals_mistakes_are_no_claim(owned):
         layer.layer.set_weights(stolen.layer.get_weights())
     fewer = ownership.Evidence(other.claim, other.opening, other.passport, two)
     report = owned.verify(owned.public, rivals=[unfit, plain, fewer])
-    assert report.verdict == "derived" and not report.rivals
+    assert report.verdict == "derived"
+    # The judge is told what could not be examined, and by whom it was brought.
+    told = [rival["verdict"] for rival in report.rivals]
+    assert told == ["not shown", "not examined", "not examined"]
+    assert str(report).count("claim of Eve, of no proved date: not exam") == 2
+    assert json.loads(report.to_json())["rivals"] == list(report.rivals)
+    ownership.page.save(report, tmp_path / "report.html")
+    assert "not examined" in (tmp_path / "report.html").read_text()
 
 
 @pytest.mark.parametrize("examples, least", [(1, 1.0), (50, 0.15)])

@@ -52,6 +52,9 @@ def save(report: Any, path: str | os.PathLike, passport: Any = None) -> None:
         _steps(report),
         _picture("Signs of γ that agree, by layer", _signs(report)),
     ]
+    if report.rivals:
+        parts.append("<h2>Other claims</h2>")
+        parts += [f"<p>{_text(text)}." for text in report.rival_texts]
     if report.noise:
         parts.append(_picture("Noise on the passport", _noise(report.noise)))
     if passport is not None and passport.images is not None:

@@ -7,6 +7,8 @@ from keras_passport import files, sealed
 from keras_passport.texts import chance, shown
 
 DERIVED, NOT_SHOWN, CONTESTED = "derived", "not shown", "contested"
+# Of a rival's claim alone.
+NOT_EXAMINED = "not examined"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,7 +63,9 @@ class VerificationReport:
             suspect's, mean cosine, agreeing signs and channels.
         noise: Levels, means and deviations of the record's noise curve and
             the suspect's; `None` for none.
-        rivals: The other claims that hold: owner and date.
+        rivals: Of each other claim: owner, date and verdict, which may also
+            be `"not examined"`: what was brought does not fit together. None
+            are examined where the claim itself does not hold.
     """
 
     owner: str
@@ -80,6 +84,15 @@ class VerificationReport:
             if step.name == name:
                 return step
         raise KeyError(name)
+
+    @property
+    def rival_texts(self) -> list[str]:
+        """A sentence on each rival's claim."""
+        return [
+            f"claim of {shown(rival['owner'])}, {_dated(rival['dated'])}: "
+            + rival["verdict"]
+            for rival in self.rivals
+        ]
 
     def to_dict(self) -> dict:
         """The report as JSON values. No secret is in it."""
@@ -134,7 +147,12 @@ class VerificationReport:
             lines.append(f"{step.name:<11}{mark:<6} {step.text}")
             if figures:
                 lines.append(" " * 18 + ", ".join(figures))
+        lines += [f"{'rival':<18}{text}" for text in self.rival_texts]
         return "\n".join(lines)
+
+
+def _dated(date) -> str:
+    return f"of {date}" if date else "of no proved date"
 
 
 def _rounded(value):

@@ -18,6 +18,7 @@ from keras_passport.ownership.records import Record
 from keras_passport.ownership.report import (
     CONTESTED,
     DERIVED,
+    NOT_EXAMINED,
     NOT_SHOWN,
     Step,
     VerificationReport,
@@ -101,7 +102,9 @@ def verify(
             arrays, as of a SavedModel's variables.
         evidence: What the claimant brings.
         data: The judge's inputs and integer labels.
-        rivals: What others bring who claim it too.
+        rivals: What others bring who claim it too; the report says what
+            became of each. One whose passport, network or the judge's data do
+            not fit one another can't be examined, and contests nothing.
         foreign: Independently trained networks of the same task and
             architecture: the claim must fail on them. 30 or more say
             something. Public checkpoints that either may have started from
@@ -161,28 +164,40 @@ def verify(
         )
     if report.verdict != DERIVED:
         return report
-    holding = []
+    examined = []
     for rival in rivals:
         try:
             theirs = _examined(
                 suspect, rival, data, foreign, nulls, fakes, seed, batch_size
             )
         except ValueError:
-            # It fits no network of its own, or one that the judge's data do
-            # not: what a rival brings must not keep a claim from its verdict.
+            # What a rival brings must not keep a claim from its verdict.
+            examined.append(NOT_EXAMINED)
             continue
-        if theirs.verdict == DERIVED and not _is_younger(rival, suspect_dated):
-            holding.append(rival)
+        younger = _is_younger(rival, suspect_dated)
+        examined.append(NOT_SHOWN if younger else theirs.verdict)
+    report = dataclasses.replace(
+        report,
+        rivals=tuple(
+            {
+                "owner": rival.opening.owner,
+                "dated": rival.dated,
+                "verdict": verdict,
+            }
+            for rival, verdict in zip(rivals, examined, strict=True)
+        ),
+    )
+    holding = [
+        rival
+        for rival, verdict in zip(rivals, examined, strict=True)
+        if verdict == DERIVED
+    ]
     if not holding:
         return report
     return dataclasses.replace(
         report,
         verdict=CONTESTED,
         reason=_earlier([evidence, *holding]),
-        rivals=tuple(
-            {"owner": rival.opening.owner, "dated": rival.dated}
-            for rival in holding
-        ),
     )
 
 
