@@ -21,6 +21,8 @@ from keras_passport.models import protected_model
 RANK = 2
 # Labelled pictures that signs are chosen by, at most.
 SIGNS = 1000
+# How often all layers' signs are gone through.
+_SWEEPS = 2
 
 
 def spectral(
@@ -284,13 +286,12 @@ class _Spanned(Opened):
                 weight.assign(start)
                 self._coordinates[path, role] = weight, basis
 
-    def choose_signs(self, x, y, sweeps: int = 2) -> None:
+    def choose_signs(self, x, y) -> None:
         """Negates a layer's γ or β wherever that makes the loss smaller.
 
         Args:
             x: Inputs, or a dict of them.
             y: Integer labels, `(examples,)`.
-            sweeps: How often to go through the layers.
         """
         measure = keras.losses.SparseCategoricalCrossentropy(
             training.gives_logits(self, x)
@@ -300,7 +301,7 @@ class _Spanned(Opened):
             return float(measure(y, self(x, training=True)))
 
         least = loss()
-        for weight, _ in sweeps * [*self._coordinates.values()]:
+        for weight, _ in _SWEEPS * [*self._coordinates.values()]:
             weight.assign(-weight)
             now = loss()
             if now < least:

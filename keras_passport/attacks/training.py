@@ -25,6 +25,10 @@ from keras_passport.attacks.result import AttackResult, packed
 from keras_passport.attacks.searching import Search, is_converged
 from keras_passport.models import compiling
 
+# How often a trial that is stuck at chance is tried: a failed start is no
+# strength of a protection.
+_ATTEMPTS = 3
+
 
 def train(
     model: keras.Model,
@@ -178,7 +182,6 @@ def run(
     seed: int,
     knowledge: dict,
     search: Search | None = None,
-    attempts: int = 3,
     keep_model: bool = False,
     progress: bool = False,
 ) -> AttackResult:
@@ -194,8 +197,6 @@ def run(
         knowledge: What the attacker has, in plain values.
         search: Recipes to try on the first trial; the others are trained by
             the best.
-        attempts: How often a trial that is stuck at chance is tried: a failed
-            start is no strength of a protection.
         keep_model: Whether the result holds the attacked model.
         progress: Whether to show progress bars.
 
@@ -213,16 +214,16 @@ def run(
     best = None
     for number, trial in enumerate(trials):
         if search is None:
-            trainings.reach(trial, number, trial.recipe, attempts)
+            trainings.reach(trial, number, trial.recipe)
         elif best is None:
 
             def reach(recipe, short, trial=trial, number=number):
-                tries = 1 if short else attempts
+                tries = 1 if short else _ATTEMPTS
                 return trainings.reach(trial, number, recipe, tries)
 
             best = search.go(trial.recipe, reach)
         else:
-            trainings.reach(trial, number, best, attempts)
+            trainings.reach(trial, number, best)
     reached = trainings.reached
     attacked, public = None, None
     if keep_model:
@@ -281,7 +282,7 @@ class _Trainings:
         # The best, its model and that model's weights.
         self.kept = None
 
-    def reach(self, trial, number, recipe, attempts) -> dict:
+    def reach(self, trial, number, recipe, attempts=_ATTEMPTS) -> dict:
         """Trains a trial by a recipe; returns what the history says of it."""
         best = None
         for attempt in range(attempts):
