@@ -669,6 +669,17 @@ class TestAdvantage:
         rows, lines = self.rows(*made)
         assert rows[0]["advantage"] == pytest.approx(10)
 
+    @pytest.mark.parametrize("tuned", [False, True])
+    def test_a_search_is_over_a_control_that_is_tuned(self, tuned):
+        """Also where the budget asks for no tuning."""
+        made = [
+            self.given("reverse_engineering_tuned", 0.6),
+            self.given("from_scratch", 0.5, control=True),
+        ]
+        made[1]["budget"]["tuned"] = tuned
+        rows, _ = self.rows(*made)
+        assert rows[0]["advantage"] == (pytest.approx(10) if tuned else None)
+
     def test_without_a_control_nobody_knows(self):
         rows, lines = self.rows(self.given("reverse_engineering", 0.6))
         assert rows[0]["advantage"] is None

@@ -8,6 +8,8 @@ from keras_passport.evaluation.budgets import FROM_SCRATCH
 
 # What a control is called in a sentence, where its title alone says less.
 _NAMES = {FROM_SCRATCH: "training from scratch"}
+# Attacks that tune whatever the budget says.
+_TUNED = ("reverse_engineering_tuned",)
 
 
 def add_advantages(
@@ -85,7 +87,8 @@ def _data(record):
     """What two trainings must have in common for their numbers to compare."""
     budget = record["budget"]
     alike = (budget.get(name) for name in ("source", "fraction", "seed"))
-    return (*alike, budget.get("tuned", False))
+    tuned = budget.get("tuned", False) or record["attack"] in _TUNED
+    return (*alike, tuned)
 
 
 def _over_control(record, control):
