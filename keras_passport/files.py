@@ -41,6 +41,8 @@ _OF_SAVED_MODELS = frozenset(
 )
 # Of a name; what file systems allow.
 _LONGEST_NAME = 255
+# What file systems without hard links say: FAT, some network shares.
+_NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
 _DONT_WAIT = getattr(os, "O_NONBLOCK", 0)
 # Windows locks parts of a file: this byte stands for all of it.
 _FAR = 2**31 - 2
@@ -122,7 +124,14 @@ def write_new(path: str | os.PathLike, content, mode: int) -> None:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        os.link(temporary, place)
+        try:
+            os.link(temporary, place)
+        except OSError as error:
+            if error.errno not in _NO_LINKS:
+                raise
+            # Who makes the name is the one that writes.
+            _create(place, mode)
+            os.replace(temporary, place)
     finally:
         temporary.unlink(missing_ok=True)
 

@@ -1,5 +1,7 @@
 """What is no file: nothing of it is replaced, and no reader waits for it."""
 
+import contextlib
+import errno
 import json
 import os
 import resource
@@ -8,6 +10,7 @@ import socket
 import stat
 import subprocess
 import sys
+import threading
 
 import numpy as np
 import pytest
@@ -190,6 +193,36 @@ try:
 except OSError as error:
     print(type(error).__name__, error.errno)
 """
+
+
+@pytest.mark.parametrize("links", (True, False))
+def test_of_several_writers_of_a_new_file_one_alone_does(
+    links, tmp_path, monkeypatch
+):
+    """Also where the file system has no hard links."""
+
+    def refuse(*_):
+        raise OSError(errno.EPERM, "Operation not permitted")
+
+    if not links:
+        monkeypatch.setattr(os, "link", refuse)
+    place = tmp_path / "secret"
+    wrote = []
+
+    def write(content):
+        with contextlib.suppress(FileExistsError):
+            files.write_new(place, content, 0o600)
+            wrote.append(content)
+
+    contents = [bytes([number]) * 4096 for number in range(8)]
+    threads = [threading.Thread(target=write, args=(c,)) for c in contents]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(wrote) == 1 and place.read_bytes() == wrote[0]
+    assert stat.S_IMODE(place.stat().st_mode) == 0o600
+    assert os.listdir(tmp_path) == ["secret"]
 
 
 def test_a_disk_that_is_full(tmp_path):
