@@ -258,6 +258,17 @@ def attacked(run, options, network, train, test, recipe):
         "seconds": round(result.seconds),
         "budget": {k: str(v) for k, v in result.budget.items()},
         "recipe": shown(recipe),
+        "trials": [
+            {
+                **{name: told[name] for name in ("optimizer", "learning_rate")},
+                "epochs": len(told["history"]["val_accuracy"]),
+                "validated": max(told["history"]["val_accuracy"]),
+                "accuracy": reached,
+            }
+            for told, reached in zip(
+                result.history, result.accuracies, strict=True
+            )
+        ],
     }
 
 
