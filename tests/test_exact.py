@@ -270,6 +270,60 @@ def test_dead_and_equal_filters():
         assert gap(outputs(plain, inputs), expected) < 1e-5
 
 
+def test_dead_filters_become_what_nobody_else_draws():
+    """Known numbers in one filter would tell where all rows have gone."""
+    base = look_trained(MODELS["plain"]())
+    kernel = np.array(base.layers[0].kernel)
+    kernel[..., 1] = 0.0
+    base.layers[0].kernel.assign(kernel)
+    revived = []
+    for seed in (0, 1):
+        model, _ = kp.protect_trained(base, seed=seed)
+        layer = next(iter(kp.protected_layers(model).values()))
+        values = np.abs(layer.adapter.matrix(layer.layer)[0])
+        revived.append(np.sort(values, axis=0))
+    gaps = np.abs(revived[0] - revived[1]).max(0)
+    assert gaps[1] > 0.01 and np.delete(gaps, 1).max() < 1e-5
+
+
+def factor_by_rounding(values):
+    """Which factor, of 1 to 2, makes numbers that are nearly all its products.
+
+    Args:
+        values: float32, `(numbers,)`.
+
+    Returns:
+        Tuple of the factor, and how unlikely so many are by chance (-log).
+    """
+    fractions = np.frexp(np.abs(values))[0] * 2.0
+    factors = np.arange(2**23, 2**24) / 2**23
+    for one in fractions:
+        before = one / factors
+        before = np.where(before < 1, 2 * before, before).astype("float32")
+        product = before * factors
+        product = np.where(product > 1.5 * one, product / 2, product)
+        factors = factors[product.astype("float32") == one]
+    # Products of less than 2 leave gaps between them.
+    met = len(values) - np.searchsorted(np.sort(fractions), factors)
+    surprise = met * np.log(factors)
+    best = np.argmax(surprise)
+    return factors[best], surprise[best]
+
+
+def test_rounding_tells_no_sizes():
+    base = keras.Sequential([keras.Input((400,)), keras.layers.Dense(6)])
+    kernel = np.random.default_rng(0).normal(size=(400, 6)).astype("float32")
+    base.layers[0].kernel.assign(kernel)
+    model, _ = kp.protect_trained(base)
+    (layer,) = kp.protected_layers(model).values()
+    published = np.asarray(layer.layer.kernel)
+    size = np.float32(np.sqrt(2) / np.linalg.norm(kernel[:, 0], axis=0))
+    # What is only multiplied tells it.
+    factor, surprise = factor_by_rounding(kernel[:, 0] * size)
+    assert factor == np.frexp(size)[0] * 2 and surprise > 24
+    assert factor_by_rounding(published[:, 0])[1] < 24
+
+
 def test_a_depthwise_kernel_of_zeros():
     base = look_trained(MODELS["separable"]())
     for layer in base.layers:

@@ -9,6 +9,7 @@ keys are solved for: W'ᵀ κ = a' and W'ᵀ κ = b.
 """
 
 import dataclasses
+import math
 from collections.abc import Callable
 
 import keras
@@ -17,7 +18,7 @@ import numpy as np
 from keras_passport import graph
 from keras_passport.errors import PassportError
 from keras_passport.hints import Inputs, Model
-from keras_passport.layers import filters, offsets, row_order
+from keras_passport.layers import filters, kernels, offsets, row_order
 from keras_passport.layers.channel_scale import ChannelScale
 from keras_passport.layers.kernel_adapter import numpy_of
 from keras_passport.layers.protected import protected_layers
@@ -49,6 +50,10 @@ from keras_passport.secrecy import hidden
 _NORM = np.sqrt(2.0)
 # A filter of a smaller one is dead.
 _DEAD = 1e-30
+# Elements of a kernel that are taken in float64 at a time.
+_PIECE = 2**20
+# How many last digits of a number in float64 are blurred.
+_DIGITS = 64.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -266,7 +271,8 @@ def _publish(path, site, target, seed, sizes, signs, order) -> _Published:
         if signs is not None:
             flips = checked_signs(signs, path, scale.size)
             flips = np.where(scale < 0, -flips, flips)
-        scales, dead = _publish_kernel(target, flips, sizes)
+        noise = generator(derive(seed, PASSPORT, path, "noise"))
+        scales, dead = _publish_kernel(target, flips, sizes, noise)
         row_order.release(layer)
         scale = np.where(dead, 0.0, scale / scales)
     order = order and _store_in_order(
@@ -313,13 +319,15 @@ def _publish_rest(layer, wanted, keys):
         offsets.publish(layer, role, value - filters.response(matrix, key))
 
 
-def _publish_kernel(target, flips, sizes):
+def _publish_kernel(target, flips, sizes, noise):
     """Gives a layer's kernel other signs and sizes.
 
     Args:
         target: The passport layer.
         flips: What filters are multiplied by for their signs, `(channels,)`.
         sizes: Whether filters are made equal in size.
+        noise: Generator that follows from the secret: of what is lost when
+            numbers are rounded, and of filters that were dead.
 
     Returns:
         Tuple of what filters were multiplied by, float32 `(channels,)`, and
@@ -341,15 +349,59 @@ def _publish_kernel(target, flips, sizes):
             # What has fewer digits takes them over bit for bit.
             wanted = 2.0 ** np.round(np.log2(wanted))
     scales = hidden((flips * wanted).astype("float32"))
-    # Of two numbers in float32 the product is the nearest one either way.
-    read, factors = _float64, scales.astype("float64")
-    if stored == "float32":
-        read, factors = numpy_of, scales
-    for name, value in adapter.folded(layer, factors, read=read).items():
+    # Factors of what has fewer digits are powers of two.
+    blur = noise if sizes and stored in ("float32", "float64") else None
+    for name, value in _multiplied(adapter, layer, scales, blur).items():
         getattr(layer, name).assign(value)
     if np.any(dead):
-        _revive(target, dead)
+        _revive(target, dead, noise)
     return scales, dead
+
+
+def _multiplied(adapter, layer, scales, blur) -> dict:
+    """A layer's kernels with filters multiplied, as `folded` returns them.
+
+    Args:
+        adapter: The layer's `KernelAdapter`.
+        layer: The kernel layer.
+        scales: float32 `(channels,)`.
+        blur: `None`, or the generator of what is added before products are
+            rounded: up to half of the last digit. Not every number is the
+            product of a given factor and a number of as many digits; so of
+            all 2²³ factors one alone makes what is published, otherwise.
+    """
+    arrays = {
+        id(kernel): numpy_of(kernel)
+        for kernel in row_order.stored_kernels(adapter, layer)
+    }
+    count, pieces = 1, 1
+    if kernels.is_stock(layer):  # whose first axis is not that of filters
+        count = max(len(values) for values in arrays.values())
+        largest = max(values.size for values in arrays.values())
+        pieces = min(count, math.ceil(largest / _PIECE))
+    factors, parts = scales.astype("float64"), {}
+    for part in np.array_split(np.arange(count), pieces):
+        some = slice(part[0], part[-1] + 1) if pieces > 1 else slice(None)
+
+        def read(kernel, some=some):
+            return _blurred(arrays[id(kernel)][some], blur)
+
+        for name, value in adapter.folded(layer, factors, read=read).items():
+            value = value.astype(arrays[id(getattr(layer, name))].dtype)
+            parts.setdefault(name, []).append(value)
+    return {name: np.concatenate(some) for name, some in parts.items()}
+
+
+def _blurred(values, blur):
+    """Numbers in float64, with what rounding them might have taken off."""
+    exact = values.astype("float64")
+    if blur is None:
+        return exact
+    # float64 has no digits behind its last one: more of those that it has.
+    width = _DIGITS if values.dtype == "float64" else 1.0
+    noise = blur.random(values.shape, "float32") - 0.5
+    noise *= width * np.spacing(np.abs(values))
+    return exact + np.where(values == 0.0, 0.0, noise)
 
 
 def _is_double(layer) -> bool:
@@ -385,13 +437,13 @@ def _float64(variable):
     return numpy_of(variable).astype("float64")
 
 
-def _revive(target, dead):
+def _revive(target, dead, noise):
     """Makes filters that are zero random ones: a key reaches nothing of zero.
 
-    What they compute is multiplied by γ = 0.
+    What they compute is multiplied by γ = 0. They are the secret's: where
+    others can draw them, too, one of them tells the order of all rows.
     """
     adapter, layer = target.adapter, target.layer
-    noise = np.random.default_rng(0)
 
     def read(variable):
         return noise.standard_normal(variable.shape)
