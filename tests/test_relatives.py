@@ -147,6 +147,46 @@ class TestKnownAncestor:
         )
         assert right.mean() > 0.99
 
+    @pytest.mark.parametrize("trained", ["from it", "from other weights"])
+    def test_rows_fit_what_their_training_began_with(self, trained):
+        """A kernel that was trained is still like its initial weights."""
+        x = inputs = keras.Input((8, 8, 3))
+        for filters in (16, 32, 48):
+            x = keras.layers.Conv2D(filters, 3, use_bias=False)(x)
+            x = keras.layers.BatchNormalization()(x)
+        untrained = keras.Model(inputs, x)
+        base, rng = (
+            keras.models.clone_model(untrained),
+            np.random.default_rng(3),
+        )
+        for new, old in zip(base.weights, untrained.weights, strict=True):
+            if len(new.shape) > 1:
+                begun = keras.ops.convert_to_numpy(old)
+                if trained != "from it":
+                    begun = rng.permuted(begun)
+                noise = rng.normal(0.0, begun.std(), begun.shape)
+                new.assign(0.6 * begun + 0.8 * noise)
+        model, passport = kp.protect_trained(base)
+        aligned, fits = kp.attacks.with_rows_of(model, untrained)
+        *_, path = kp.protected_layers(model)
+        assert fits[path] == (trained == "from it")
+        if not fits[path]:
+            return
+        layer = kp.protected_layers(aligned)[path]
+        ours, theirs = (
+            keras.ops.convert_to_numpy(one.kernel).reshape(-1, 48)
+            for one in (layer.layer, base.layers[-2])
+        )
+        # Signs of filters stay those that the passport's γ has.
+        cosines = np.sum(ours * theirs, 0) / np.linalg.norm(ours, axis=0)
+        cosines /= np.linalg.norm(theirs, axis=0)
+        gamma, _ = kp.protected_layers(model)[path].hidden_parameters(
+            passport.rows()[path]
+        )
+        same = np.sign(np.ravel(gamma)) == np.sign(cosines)
+        assert np.abs(cosines).min() > 0.9
+        assert same.all() or not same.any()
+
     def test_a_stranger_gives_nothing(self):
         model, _, test = protected(ancestor())
         stranger = small_resnet()

@@ -5,6 +5,7 @@ it is handed no passport. Its accuracy is measured on data that nothing was
 chosen by.
 """
 
+from keras_passport.attacks.aligning import with_rows_of
 from keras_passport.attacks.ambiguity import ambiguity
 from keras_passport.attacks.fake import fake_passports
 from keras_passport.attacks.finetuning import (
@@ -84,4 +85,5 @@ __all__ = [
     "statistics_matching",
     "tune_reverse_engineering",
     "tuned",
+    "with_rows_of",
 ]

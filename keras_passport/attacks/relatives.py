@@ -27,13 +27,10 @@ from keras_passport.attacks.recipe import Recipe
 from keras_passport.attacks.result import AttackResult, packed, plain
 from keras_passport.errors import PassportError
 from keras_passport.layers import folding, kernels, normalization
-from keras_passport.layers.channel_scale import ChannelScale
 from keras_passport.layers.filters import kernel_matrix, response_matrix
 from keras_passport.layers.passport_normalization import PassportNormalization
 from keras_passport.layers.protected import protected_layers
-from keras_passport.models import protected_model, protecting, sites
-from keras_passport.passports import functions
-from keras_passport.passports.matching import match
+from keras_passport.models import protected_model, protecting
 
 # Layers whose filters are less alike than this, by the median, are strangers;
 # filters that are so tell no sign.
@@ -92,16 +89,14 @@ def known_ancestor(
       TEE-Shielded DNN Partition for On-Device ML, S&P 2024.
     """
     began = time.monotonic()
-    public = protected_model.public(model)
+    public, fits = aligning.with_rows_of(model, ancestor)
     parameters, alike = neutral(public), {}
-    for path, (kernel, own) in _counterparts(public, ancestor).items():
+    for path, (kernel, own) in aligning.counterparts(public, ancestor).items():
         layer = protected_layers(public)[path]
-        if layer.ordered and not isinstance(own, PassportNormalization):
-            aligning.put_back(layer, kernel)
         ours, theirs = (_filters(layer), _filters_of(kernel))
         chosen, cosines, sizes = aligning.matched(ours, theirs)
         alike[path] = float(np.median(np.abs(cosines)))
-        found = alike[path] >= ALIKE
+        found = fits.get(path, alike[path] >= ALIKE)
         parameters[path] = _taken(
             layer, kernel, own, parameters[path], chosen, cosines, sizes, found
         )
@@ -286,7 +281,9 @@ def _adopted(model, ancestor, seed=0) -> tuple:
     public = protecting.reinitialize(protected_model.public(model), seed)
     parameters = neutral(public)
     protected = protected_layers(public)
-    for path, (kernel, owner) in _counterparts(public, ancestor).items():
+    for path, (kernel, owner) in aligning.counterparts(
+        public, ancestor
+    ).items():
         layer = protected[path]
         _copy_weights(kernel, layer.layer)
         theirs = owner
@@ -352,7 +349,7 @@ def difference_directions(
         path: np.zeros((0, layer.adapter.units(layer.layer)))
         for path, layer in protected.items()
     }
-    for path, (kernel, _) in _counterparts(model, other).items():
+    for path, (kernel, _) in aligning.counterparts(model, other).items():
         ours, theirs = response_matrix(protected[path]), _matrix_of(kernel)
         if len(ours) > 1:
             continue
@@ -386,40 +383,6 @@ def _plane(ours, theirs, rank):
             kept = values[:rank] > ROUNDING * values[0]
             best = rest, left.T[:rank][kept]
     return best[1]
-
-
-def _counterparts(model, other) -> dict:
-    """Each protected layer's kernel layer in another network, and its γ."""
-    available, owners = {}, {}
-    protected = protected_layers(other)
-    if protected:
-        for path, layer in protected.items():
-            available[path], owners[path] = layer.layer, layer
-    else:
-        plan = sites.Plan(other, functions.get("V3"), None, False)
-        behind = {id(s.kernel): s.normalization for s in plan.sites.values()}
-        # Kernels without a normalisation, too: exact models protect those.
-        for path, layer in graph.walk(other):
-            if kernels.adapter_for(layer) is not None and layer.built:
-                available[path], owners[path] = layer, behind.get(id(layer))
-    layers = {
-        path: layer
-        for path, layer in protected_layers(model).items()
-        if not isinstance(layer.layer, ChannelScale)
-    }
-    names = {path: path for path in layers}
-    if not layers.keys() <= available.keys():
-        names = match(
-            {path: layer.geometry for path, layer in layers.items()},
-            {
-                path: kernels.adapter_for(layer).geometry(layer)
-                for path, layer in available.items()
-            },
-            "other network's",
-        )
-    return {
-        path: (available[name], owners[name]) for path, name in names.items()
-    }
 
 
 def _filters(layer):

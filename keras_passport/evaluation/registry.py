@@ -72,13 +72,14 @@ def _queried(answers, batteries):
     }
 
 
-def _followed(first, found, knowledge=None, **options):
+def _followed(first, found, knowledge=None, aligned=False, **options):
     """Attacks that start from what another one found.
 
     Args:
         first: Name of the other one.
         found: Its title.
         knowledge: What it has besides labelled pictures.
+        aligned: As for `running.from_what`.
         **options: Of `Attack`.
     """
     return {
@@ -86,7 +87,7 @@ def _followed(first, found, knowledge=None, **options):
             f"{found}, then {title}",
             f"{_LABELLED}, {knowledge}" if knowledge else _LABELLED,
             _TRAINING,
-            from_what(first, attack, recipe, **own),
+            from_what(first, attack, recipe, aligned, **own),
             levels=levels,
             **options,
         )
@@ -193,7 +194,9 @@ ATTACKS: dict[str, Attack] = {
         running.related(attacks.known_ancestor),
         **{**_RELATED, "over": "ancestor"},
     ),
-    **_followed("known_ancestor", "Known ancestor", _ANCESTOR, **_RELATED),
+    **_followed(
+        "known_ancestor", "Known ancestor", _ANCESTOR, True, **_RELATED
+    ),
     "difference": Attack(
         "Difference of versions",
         f"{_LABELLED}, {_ANCESTOR}",

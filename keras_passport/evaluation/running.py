@@ -103,6 +103,7 @@ def from_what(
     first: str,
     attack: str = "reverse_engineering",
     recipe: Recipe = REVA,
+    aligned: bool = False,
     **own: Any,
 ):
     """The `run` of an attack that starts from what another one found.
@@ -112,13 +113,18 @@ def from_what(
         attack: As for `trained`; its γ and β start from those found. RevA
             if not given.
         recipe: As for `trained`.
+        aligned: Whether rows in a secret order are put back as the ancestor
+            has them: what was found is for those.
         **own: Arguments of its own.
     """
 
     def run(case, budget, progress):
         found, parameters = progress.found(first, budget)
+        model = case.model
+        if aligned:
+            model, _ = attacks.with_rows_of(model, case.ancestor)
         result = getattr(attacks, attack)(
-            case.model,
+            model,
             case.examples(budget.source),
             case.judges(),
             training_options(case, budget, recipe, progress.shown),
