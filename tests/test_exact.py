@@ -286,6 +286,34 @@ def test_dead_filters_become_what_nobody_else_draws():
     assert gaps[1] > 0.01 and np.delete(gaps, 1).max() < 1e-5
 
 
+@pytest.mark.parametrize("hide", ["protect_trained", "hide_rows"])
+def test_no_seed_is_published(hide):
+    """Who draws the first weights again undoes the order of rows."""
+    initializer = keras.initializers.HeNormal
+    base = keras.Sequential(
+        [
+            keras.Input((8, 8, 3)),
+            layers.Conv2D(8, 3, kernel_initializer=initializer(seed=77777)),
+            layers.BatchNormalization(),
+            layers.Dropout(0.5, seed=77777),
+            layers.SpatialDropout2D(0.5),
+        ]
+    )
+    state = np.asarray(base.layers[-1].seed_generator.state)
+    if hide == "protect_trained":
+        model, _ = kp.protect_trained(base)
+    else:
+        model = kp.protect(base)
+        passport = kp.Passport.random_pattern(model)
+        model = kp.hide_rows(kp.bind(model, passport), passport)
+    assert "77777" in base.to_json() and "77777" not in model.to_json()
+    seeds = [v for v in model.variables if v.name == "seed_generator_state"]
+    assert len(seeds) == 2
+    for seed in seeds:
+        assert np.asarray(seed)[0] not in (77777, state[0])
+    np.testing.assert_array_equal(base.layers[-1].seed_generator.state, state)
+
+
 def factor_by_rounding(values):
     """Which factor, of 1 to 2, makes numbers that are nearly all its products.
 

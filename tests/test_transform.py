@@ -390,6 +390,26 @@ def test_reinitialize(protect):
             np.testing.assert_array_equal(weight, np.zeros(weight.shape))
 
 
+def test_first_weights_follow_from_a_secret():
+    """Those that follow from Keras's seed alone, anybody draws again."""
+    model = nested_model()
+
+    def drawn(seed):
+        keras.utils.set_random_seed(5)
+        kp.reinitialize(model, seed)
+        return [w for w in model.get_weights() if w.ndim > 1]
+
+    known, secret, again = drawn(5), drawn(b"0" * 16), drawn(b"0" * 16)
+    unseeded, more = drawn(None), drawn(None)
+    for kernels in zip(known, secret, again, unseeded, more, strict=True):
+        first, second, third, *others = kernels
+        np.testing.assert_array_equal(second, third)
+        for one, other in ((second, first), (others[0], first), others):
+            cosine = np.sum(one * other) / np.sum(first**2)
+            assert abs(cosine) < 5.0 / np.sqrt(one.size)
+        assert abs(second.std() / first.std() - 1.0) < 3.0 / np.sqrt(one.size)
+
+
 def test_reinitialize_keeps_the_passport():
     model = kp.protect(plain_cnn())
     passport = kp.Passport.random_pattern(model)

@@ -185,16 +185,18 @@ class Job(abc.ABC):
             model = kp.protect(
                 original, self.function, self.selects, insert=self.inserts
             )
-            if not self.fine_tunes:
-                # The paper finds that a protected network ends up better so
-                # than from the original's kernels (its Figure 3).
-                kp.reinitialize(model, seed=self.recipe.seed)
         if self.spread.is_chief and not self.directory.passport.exists():
             self._make_passport(model, original, images)
         self.spread.agree()
         claimed = self.directory.secret.exists()
         with self.spread.scope():
-            kp.bind(model, kp.Passport.load(self.directory.passport))
+            passport = kp.Passport.load(self.directory.passport)
+            if not self.fine_tunes:
+                # The paper finds that a protected network ends up better so
+                # than from the original's kernels (its Figure 3). Whoever
+                # can draw what it is trained from undoes an order of rows.
+                kp.reinitialize(model, seed=passport.seed)
+            kp.bind(model, passport)
         if not self.calibrates:
             pass
         elif self.fine_tunes:

@@ -27,6 +27,7 @@ from keras_passport.models import (
     exact_images,
     exact_keys,
     exact_sites,
+    forgetting,
     protecting,
 )
 from keras_passport.models.binding import bind
@@ -98,9 +99,10 @@ def protect_trained(
 
     What this hides is which sign and size each filter has, its shape, and all
     of its scale and shift. Who fine-tunes the published kernels is left with
-    little more than who trains from scratch; which of the filters belong
-    together stays visible, and so do the signs of a classifier, whose filters
-    add up to nothing before a softmax. Normalisations that do not
+    little more than who trains from scratch, unless they can draw the weights
+    that its training began with (see `reinitialize`). Which of the filters
+    belong together stays visible, and so do the signs of a classifier, whose
+    filters add up to nothing before a softmax. Normalisations that do not
     directly follow a kernel, and those that mix channels, get a passport layer
     of their own, which hides their scale and shift.
 
@@ -205,6 +207,8 @@ def protect_trained(
         seed,
         images=images,
     )
+    if order:
+        forgetting.forget_seeds(protected)
     compiling.compile_like(model, protected)
     return bind(protected, passport), passport
 

@@ -14,7 +14,7 @@ import numpy as np
 from keras_passport.errors import PassportError
 from keras_passport.layers import packing, row_order
 from keras_passport.layers.protected import protected_layers
-from keras_passport.models import compiling
+from keras_passport.models import compiling, forgetting
 from keras_passport.models.binding import bind
 from keras_passport.models.protected_model import ProtectedModel, public
 from keras_passport.passports.draws import order_of_rows
@@ -39,7 +39,8 @@ def hide_rows(model: ProtectedModel, passport: Passport) -> ProtectedModel:
 
     Call it last: `hide_statistics` wants rows in their own order. Whoever has
     the network of before undoes it (`attacks.known_ancestor`): never publish
-    that.
+    that. Nor the weights that its training began with, or their seed: see
+    `reinitialize`.
 
     Args:
         model: Protected functional model, bound or not, whose rows are in
@@ -90,6 +91,7 @@ def hide_rows(model: ProtectedModel, passport: Passport) -> ProtectedModel:
     for name in ("report", "solution", "calibration"):
         if hasattr(model, name):
             setattr(copy, name, getattr(model, name))
+    forgetting.forget_seeds(copy)
     compiling.compile_like(model, copy)
     return bind(copy, passport)
 

@@ -8,11 +8,12 @@ from keras_passport import graph, subclasses
 from keras_passport.errors import PassportError
 from keras_passport.layers.passport_normalization import PassportNormalization
 from keras_passport.layers.protected import function_of, protected_layers
-from keras_passport.models import checks, compiling, composites
+from keras_passport.models import checks, compiling, composites, forgetting
 from keras_passport.models.protected_model import ProtectedModel
 from keras_passport.models.report import PassportReport
 from keras_passport.models.sites import Plan, Selection
 from keras_passport.passports import functions
+from keras_passport.passports.derivation import derive, secret_seed
 
 
 def protect(
@@ -130,28 +131,39 @@ def inspect(
     return Plan(model, functions.get(function), select, insert).report
 
 
-def reinitialize(model: keras.Model, seed: int | None = None) -> keras.Model:
+def reinitialize(
+    model: keras.Model, seed: bytes | int | None = None
+) -> keras.Model:
     """Gives a model the weights of an untrained one.
 
     The paper finds that a protected network trains better from scratch than
     from a trained network's kernels (Section 2.3, Figure 3).
 
+    Kernels that were trained are still like those that they began as. Keras
+    draws these from one of 10⁹ seeds for each, or from the one seed of a
+    script, and who draws them again undoes a secret order of rows. So train
+    what is to be protected from weights that follow from a secret: unless
+    `seed` is an integer, each kernel's numbers are put in an order of its own.
+
     Args:
         model: Functional or Sequential model, protected or not.
-        seed: Seed of the initialisers that have none of their own.
+        seed: An integer, for weights that anybody can draw again; or a
+            secret of 16 bytes or more, such as a passport's. Defaults to one
+            from `secrets`, which nobody has.
 
     Returns:
         The model itself.
     """
+    secret = None if isinstance(seed, int) else secret_seed(seed)
     state = random.getstate()
     try:
-        if seed is not None:
-            # Initialisers without a seed draw one from here.
-            random.seed(seed)
+        # Initialisers without a seed draw one from here.
+        random.seed(seed if secret is None else derive(secret, "initial"))
         fresh = graph.rebuild(model, state=False)
     finally:
-        if seed is not None:
-            random.setstate(state)
+        random.setstate(state)
+    if secret is not None:
+        forgetting.shuffle_kernels(fresh, secret)
     for old, new in zip(fresh.weights, model.weights, strict=True):
         graph.copy_variable(old, new)
     return model
