@@ -16,7 +16,7 @@ from keras_passport.passports.matching import match
 _SCRAMBLED = 0.1
 # What another kernel's rows may miss at most, of what its numbers
 # miss in any order.
-_BETTER = 0.9
+_BETTER = 0.85
 # Rows of kernels that are matched by chances, at most: a number for each two.
 _MOST = 4096
 # Filters by which they are so matched, at most.

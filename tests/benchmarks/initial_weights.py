@@ -1,0 +1,129 @@
+"""What the seed of a network's first weights tells of a secret order.
+
+    python tests/benchmarks/initial_weights.py --original=original.keras
+
+Keras draws each kernel's first numbers from a seed of 30 bits, and all seeds
+from that of `keras.utils.set_random_seed`. Trained kernels are still like what
+they began as, so who knows the seed, from a program or by trying, matches the
+rows of an exactly protected network with those (`attacks.with_rows_of`). For
+each layer:
+
+* how like the trained kernel is to its first one (cosine),
+* how many rows are put back at their places, with their signs, and whether
+  the attacker is told so,
+* by how many standard deviations the right seed stands out of others, from
+  angles between filters alone, which no order of rows changes: beyond six,
+  the 10⁹ seeds of a layer can be tried without knowing anything else.
+"""
+
+import json
+import random
+
+import keras
+import numpy as np
+from absl import app, flags
+
+import keras_passport as kp
+
+_ORIGINAL = flags.DEFINE_string("original", None, "A .keras file.")
+_SEED = flags.DEFINE_integer("seed", 0, "Of its first weights.")
+_OTHERS = flags.DEFINE_integer("others", 300, "Seeds to compare with.", 10)
+flags.mark_flag_as_required("original")
+
+# Of how many seeds that Keras draws, one is each layer's.
+_DRAWS = 300
+
+
+def main(_):
+    model = keras.saving.load_model(_ORIGINAL.value, compile=False)
+    first = keras.models.clone_model(model)
+    first.set_weights(model.get_weights())
+    likeness = draw_again(first, model)
+    protected, _ = kp.protect_trained(model)
+    aligned, told = kp.attacks.with_rows_of(protected, first)
+    layers = kp.protected_layers(aligned)
+    right = total = 0
+    for path, fits in told.items():
+        kernel = rows(model.get_layer(path).kernel)
+        found = rows_right(rows(layers[path].layer.kernel), kernel)
+        right, total = right + found * len(kernel), total + len(kernel)
+        stored = rows(kp.protected_layers(protected)[path].layer.kernel)
+        numbers = {
+            "like its first": likeness[path],
+            "rows put back": found,
+            "seed stands out": standing(model.get_layer(path), first, stored),
+        }
+        print(path, kernel.shape, "told" if fits else "", rounded(numbers))
+    print(f"{total} rows, {right / total:.2f} of them put back")
+
+
+def draw_again(first, model):
+    """Gives a network its first weights, of the draw that each is most like.
+
+    Which draw is which layer's, the program says that made it: here, the
+    trained kernels.
+    """
+    random.seed(_SEED.value)
+    draws = [random.randint(1, int(1e9)) for _ in range(_DRAWS)]
+    likeness = {}
+    for layer in first.layers:
+        made = getattr(layer, "kernel_initializer", None)
+        if made is None or not hasattr(made, "seed"):
+            continue
+        trained = rows(model.get_layer(layer.name).kernel)
+        tried = [drawn(layer, draw) for draw in draws]
+        cosines = [
+            np.sum(one * trained)
+            / (np.linalg.norm(one) * np.linalg.norm(trained))
+            for one in tried
+        ]
+        best = int(np.argmax(cosines))
+        layer.kernel.assign(tried[best].reshape(layer.kernel.shape))
+        likeness[layer.name] = cosines[best]
+    return likeness
+
+
+def drawn(layer, seed):
+    made = layer.kernel_initializer
+    made = type(made).from_config({**made.get_config(), "seed": seed})
+    return rows(made(layer.kernel.shape))
+
+
+def rows(kernel):
+    values = keras.ops.convert_to_numpy(kernel).astype("float64")
+    return values.reshape(-1, values.shape[-1])
+
+
+def rows_right(ours, theirs):
+    """How many rows are at their places, up to filters' signs and sizes."""
+    ours, theirs = (one / np.linalg.norm(one, axis=0) for one in (ours, theirs))
+    signs = np.sign(np.sum(ours * theirs, axis=0))
+    gaps = np.abs(ours * signs - theirs).max(1)
+    return np.mean(gaps < 1e-4 * np.abs(theirs).max())
+
+
+def standing(layer, first, stored):
+    """Standard deviations by which the right seed's angles fit better."""
+    ours = angles(stored)
+    right = ours @ angles(rows(first.get_layer(layer.name).kernel))
+    rng = np.random.default_rng(0)
+    others = [
+        ours @ angles(drawn(layer, int(seed)))
+        for seed in rng.integers(1, 10**9, _OTHERS.value)
+    ]
+    return (right - np.mean(others)) / np.std(others)
+
+
+def angles(kernel):
+    """Sizes of the filters' cosines, of mean 0 and deviation 1."""
+    kernel = kernel / np.linalg.norm(kernel, axis=0)
+    values = np.abs((kernel.T @ kernel)[np.triu_indices(kernel.shape[1], 1)])
+    return (values - values.mean()) / values.std()
+
+
+def rounded(numbers):
+    return json.dumps({k: round(float(v), 2) for k, v in numbers.items()})
+
+
+if __name__ == "__main__":
+    app.run(main)
