@@ -1,16 +1,95 @@
 """What only a passport's owner can measure: never a part of an attack."""
 
 import dataclasses
-from collections.abc import Sequence
+import random
+from collections.abc import Iterable, Sequence
 
 import keras
 import numpy as np
 
-from keras_passport import scores
+from keras_passport import graph, scores
 from keras_passport.attacks.fake import Judge, fake_passports, scaling_of
 from keras_passport.errors import PassportError
 from keras_passport.passports import passport_file, specs
 from keras_passport.passports.passport import Passport, check_passport
+
+# What scripts give `keras.utils.set_random_seed`.
+COMMON_SEEDS = (
+    *(*range(11), 42, 100, 123, 1234, 12345, 123456, 1337, 3407),
+    *range(2015, 2027),
+)
+# How many seeds a script may have drawn before that of the kernel which tells;
+# numbers that such a kernel has; deviations of chance that none is beyond.
+_DRAWS = 64
+_TELLING = 256
+_SURE = 8.0
+# Of how many kernels the smallest is looked at.
+_FIRST = 8
+
+
+def first_seed(
+    model: keras.Model, seeds: Iterable[int] = COMMON_SEEDS
+) -> int | None:
+    """Which seed a trained model's first weights can be drawn again from.
+
+    Kernels that were trained are still like those that they began as. Keras
+    draws these from one number of a script, or of the layer's initialiser,
+    and who has it undoes a secret order of rows (`attacks.with_rows_of`).
+    Train what is to be protected from `reinitialize(network)`.
+
+    Args:
+        model: The original, as it was trained, on the backend of then.
+        seeds: What scripts may have given `keras.utils.set_random_seed`.
+
+    Returns:
+        The seed, or `None`: it is none of these, which is not to say that
+        there is none; without a secret 10⁹ can be tried for each kernel.
+
+    Example:
+
+    >>> kp.audit.first_seed(kp.reinitialize(base)) is None
+    True
+    """
+    made, kernel = _telling_kernel(model)
+    if made is None:
+        return None
+    trained = keras.ops.convert_to_numpy(kernel).astype("float64").ravel()
+    least = _SURE / np.sqrt(trained.size) * np.linalg.norm(trained)
+
+    def is_like(drawn):
+        config = {**made.get_config(), "seed": drawn}
+        first = np.ravel(type(made).from_config(config)(kernel.shape))
+        first = first.astype("float64")
+        return abs(first @ trained) > least * np.linalg.norm(first)
+
+    own = made.get_config()["seed"]
+    if own is not None:
+        return own if isinstance(own, int) and is_like(own) else None
+    state = random.getstate()
+    try:
+        for seed in seeds:
+            random.seed(seed)
+            if any(is_like(random.randint(1, 10**9)) for _ in range(_DRAWS)):
+                return seed
+    finally:
+        random.setstate(state)
+    return None
+
+
+def _telling_kernel(model):
+    """The initialiser and kernel, of the first ones, that is drawn soonest."""
+    found = []
+    for _, layer in graph.walk(model):
+        for variable in layer._trainable_variables:
+            made = getattr(layer, f"{variable.name}_initializer", None)
+            telling = np.prod(variable.shape) >= _TELLING
+            if telling and "seed" in getattr(made, "get_config", dict)():
+                found.append((made, variable))
+    return min(
+        found[:_FIRST],
+        key=lambda pair: np.prod(pair[1].shape),
+        default=(None, None),
+    )
 
 
 def right_guesses(passport: Passport, history: Sequence[dict]) -> np.ndarray:

@@ -1,5 +1,7 @@
 """What the owner measures: right guesses, passports with noise."""
 
+import random
+
 import keras
 import numpy as np
 import pytest
@@ -157,3 +159,54 @@ class TestNoise:
     def test_wrong_arguments(self, passport, wrong):
         with pytest.raises(ValueError, match="Expected a fraction in"):
             kp.audit.add_noise(passport, **wrong)
+
+
+class TestFirstSeed:
+    """Whoever has it draws a training's first weights again."""
+
+    def network(self, initializer="glorot_uniform"):
+        return keras.Sequential(
+            [
+                keras.Input((8, 8, 3)),
+                keras.layers.Dropout(0.1),
+                keras.layers.Conv2D(16, 3, kernel_initializer=initializer),
+                keras.layers.BatchNormalization(),
+                keras.layers.Dense(4, kernel_initializer=initializer),
+            ]
+        )
+
+    def trained(self, network):
+        """As far from its first weights as the networks of the tables are."""
+        rng = np.random.default_rng(0)
+        for weight in network.trainable_weights:
+            if len(weight.shape) > 1:
+                values = np.array(weight)
+                noise = rng.normal(0.0, 1.5 * values.std(), values.shape)
+                weight.assign(values + noise)
+        return network
+
+    @pytest.mark.parametrize("seed", [0, 42, 2026])
+    @pytest.mark.parametrize("initializer", ["glorot_uniform", "he_normal"])
+    def test_a_scripts_seed_is_found(self, initializer, seed):
+        keras.utils.set_random_seed(seed)
+        model = self.trained(self.network(initializer))
+        before = random.getstate()
+        assert kp.audit.first_seed(model) == seed
+        assert random.getstate() == before
+        assert kp.audit.first_seed(model, seeds=[seed + 1]) is None
+
+    def test_the_seed_of_an_initializer_is_found(self):
+        made = keras.initializers.HeNormal(seed=987654)
+        model = self.trained(self.network(made))
+        assert kp.audit.first_seed(model) == 987654
+        kp.reinitialize(model)
+        assert kp.audit.first_seed(model) is None
+
+    def test_a_secret_is_not(self):
+        keras.utils.set_random_seed(0)
+        assert kp.audit.first_seed(kp.reinitialize(self.network())) is None
+
+    def test_what_has_no_kernel_tells_nothing(self):
+        inputs = keras.Input((4,))
+        model = keras.Model(inputs, keras.layers.ReLU()(inputs))
+        assert kp.audit.first_seed(model) is None

@@ -553,6 +553,21 @@ def test_the_command_writes_a_model_and_its_passport(tmp_path, capsys):
         assert "Expected" in capsys.readouterr().err
 
 
+def test_the_command_warns_of_first_weights_that_others_draw(tmp_path, capsys):
+    keras.utils.set_random_seed(0)
+    base = keras.Sequential([keras.Input((8, 8, 3)), layers.Conv2D(16, 3)])
+    place = tmp_path / "original.keras"
+    outs = tmp_path / "protected.keras", tmp_path / "owner.h5"
+    words = ("protect", "--exact", place, *outs, "--overwrite")
+    for secret, order in ((False, True), (False, False), (True, True)):
+        if secret:
+            kp.reinitialize(base)
+        base.save(place)
+        assert run_command(*words, *([] if order else ["--noorder"])) == 0
+        said = "seed 0" in capsys.readouterr().out
+        assert said == (order and not secret)
+
+
 @pytest.mark.eager
 @pytest.mark.parametrize("licensed", [False, True])
 @pytest.mark.parametrize("order", [True, False])

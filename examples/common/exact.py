@@ -88,6 +88,9 @@ def run(
             passport.save(temporary)
         protected.save(directory.protected)
         print(f"Wrote {directory.protected} and {directory.passport}, a secret")
+        warning = given.first_seed_warning(model) if config["order"] else None
+        if warning:
+            print(warning)
         if dataset is not None:
             result = _judged(model, protected, passport, dataset, config)
             write_json(directory.result, result)

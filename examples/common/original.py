@@ -1,15 +1,19 @@
 """The job of the trainers: an original of their own, and its protected copy."""
 
 import os
+import secrets
 from collections.abc import Callable
 from typing import Any
 
 import keras
 
+import keras_passport as kp
 from common import data, run, training
 from common.distribution import Distribution
 from common.errors import UserError
-from common.rundir import load_model
+from common.rundir import PRIVATE, load_model, replacing
+
+_SECRET_BYTES = 32
 
 
 class Trainer(run.Job):
@@ -61,9 +65,21 @@ class Trainer(run.Job):
         if self._reference is not None:
             return self._reference
         model = self._new_network()
+        # Whoever draws them again, from --seed, undoes a secret order of rows.
+        with self.spread.scope():
+            kp.reinitialize(model, seed=self._first_weights())
         print(f"Training the original, {model.count_params():,} parameters")
         self.train(model, "original")
         return model
+
+    def _first_weights(self) -> bytes:
+        """The secret that they follow from: a run that is repeated needs it."""
+        place = self.directory.first_weights
+        if self.spread.is_chief and not place.exists():
+            with replacing(place, PRIVATE) as temporary:
+                temporary.write_bytes(secrets.token_bytes(_SECRET_BYTES))
+        self.spread.agree()
+        return place.read_bytes()
 
     def _new_network(self) -> keras.Model:
         keras.utils.set_random_seed(self.recipe.seed)

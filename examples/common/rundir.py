@@ -40,6 +40,7 @@ class RunDirectory:
     public/protected.keras     what may be published
     owner/original.keras       0700: the unprotected network,
     owner/passport.h5          the secret passport,
+    owner/first_weights        what the original's first weights follow from,
     owner/claim.secret         with --owner: what γ's signs follow from,
     owner/opening.json         what opens public/claim.json, and the record
     owner/record.json          of the network at its release,
@@ -66,6 +67,7 @@ class RunDirectory:
         self.history = self.owner / "history.json"
         self.original = self.owner / "original.keras"
         self.passport = self.owner / "passport.h5"
+        self.first_weights = self.owner / "first_weights"
         self.claim = self.public / "claim.json"
         self.secret = self.owner / "claim.secret"
         self.opening = self.owner / "opening.json"

@@ -121,6 +121,11 @@ def _protect_exactly(args, out):
         f"Wrote {shown(owner)}, a secret, and {shown(out)}, which gives out "
         "with it what the original does. Keep the original to yourself."
     )
+    if not args.noorder:
+        with quiet():
+            warning = given.first_seed_warning(model)
+        if warning:
+            print(warning)
 
 
 def _how(args) -> tuple:

@@ -344,3 +344,21 @@ def _loaded(path, wanted):
         raise ValueError(
             f"Expected {wanted}. Received: a file {ANOTHER}"
         ) from error
+
+
+def first_seed_warning(model) -> str | None:
+    """What to tell an owner whose network others can begin again.
+
+    Args:
+        model: The original, as `audit.first_seed` takes it.
+    """
+    from keras_passport import audit
+
+    seed = audit.first_seed(model)
+    if seed is None:
+        return None
+    return (
+        f"Its training began with the weights of seed {seed}. Whoever tries "
+        "that seed undoes the secret order of rows. Train what you protect "
+        "from keras_passport.reinitialize(network)."
+    )
