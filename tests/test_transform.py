@@ -410,6 +410,17 @@ def test_first_weights_follow_from_a_secret():
         assert abs(second.std() / first.std() - 1.0) < 3.0 / np.sqrt(one.size)
 
 
+def test_lambdas_go_on_reading_their_module():
+    base = image_model(
+        lambda x: layers.TimeDistributed(layers.Lambda(lambda t: ops.relu(t)))(
+            layers.Lambda(lambda t: ops.square(t))(conv_bn(x, "a"))
+        )
+    )
+    x = random_inputs(base)
+    model, _ = kp.protect_trained(base)
+    assert_near(model(x), base(x), 1e-4)
+
+
 def test_reinitialize_keeps_the_passport():
     model = kp.protect(plain_cnn())
     passport = kp.Passport.random_pattern(model)

@@ -214,7 +214,9 @@ def clone(operation):
     """A new, unbuilt copy of a layer or operation, without its weights."""
     with _trusted_code(operation):
         try:
-            return type(operation).from_config(operation.get_config())
+            copy = type(operation).from_config(operation.get_config())
+            _keep_functions(operation, copy)
+            return copy
         except Exception as error:
             if _has_only_common_arguments(operation):
                 return type(operation)(
@@ -228,6 +230,27 @@ def clone(operation):
                 "get_config() and from_config(), as saving it needs too. "
                 f"Received: {type(error).__name__}: {error}"
             ) from error
+
+
+def _keep_functions(operation, copy):
+    """Lets copies of `Lambda` layers call the very functions of these.
+
+    Keras writes a lambda's code down without what it reads of its module, so
+    that one which names `keras` or a constant would fail wherever it is called.
+    """
+    pairs = [
+        [layer for layer in one._flatten_layers() if _is_lambda(layer)]
+        for one in (operation, copy)
+        if isinstance(one, keras.layers.Layer)
+    ]
+    if len({len(layers) for layers in pairs}) == 1:
+        for old, new in zip(*pairs, strict=True):
+            new.function, new.mask = old.function, old.mask
+            new._output_shape = old._output_shape
+
+
+def _is_lambda(layer):
+    return isinstance(layer, keras.layers.Lambda)
 
 
 def is_clonable(operation) -> bool:
