@@ -161,6 +161,13 @@ def test_wrong_arguments():
     from keras_passport import models
 
     assert models.calibrate is kp.calibrate
+    kernel = next(iter(kp.protected_layers(model).values())).layer.kernel
+    kernel.assign(np.full(kernel.shape, np.nan))
+    with pytest.raises(kp.PassportError, match="Expected finite numbers"):
+        kp.calibrate(model)
+    # Finite, though not its square.
+    kernel.assign(np.full(kernel.shape, 1e25))
+    kp.calibrate(model)
 
 
 # Biases that a normalisation cancels ---------------------------------------

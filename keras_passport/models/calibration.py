@@ -137,7 +137,8 @@ def calibrate(
 
     Raises:
         PassportRequiredError: If no passport is bound.
-        PassportError: If `like` is another network than the model's original.
+        PassportError: If `like` is another network than the model's original,
+            or a number is not finite.
         ValueError: If `batches` or `max_change` come without `like`, or there
             are no batches; if `signs` come with `like`, or are not what they
             must be.
@@ -260,6 +261,11 @@ def _plan(path, layer, targets, may_grow, max_change):
     for size in _SIZES if grows else (1.0,):
         change = start + (size - 1.0) * slope
         tried.append((_norm(change) / (size * norm), float(size), change))
+    if not np.all(np.isfinite([part for part, *_ in tried])):
+        raise PassportError(
+            f"Expected finite numbers in the kernel of layer '{path}', and in "
+            "the γ and β that it is to have. Received: NaN or infinity"
+        )
     # The smallest size that is about as good as any can be.
     enough = max(_SMALL, 1.05 * min(part for part, *_ in tried))
     part, size, change = next(one for one in tried if one[0] <= enough)
@@ -270,7 +276,8 @@ def _plan(path, layer, targets, may_grow, max_change):
 
 
 def _norm(values) -> float:
-    return float(np.linalg.norm(ops.convert_to_numpy(values)))
+    # In float64: squares of what float32 holds may be larger than it does.
+    return float(np.linalg.norm(ops.convert_to_numpy(values).astype("float64")))
 
 
 def _start_trainable(layer, targets):
