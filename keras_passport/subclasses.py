@@ -239,11 +239,12 @@ def _own_arguments(model) -> dict:
 
 @functools.cache
 def _keras_attributes() -> frozenset[str]:
-    """Names of what Keras itself sets on a model."""
+    """Names of what Keras itself and this package set on a model."""
     inputs = keras.Input((1,))
     model = keras.Model(inputs, inputs)
     model.compile()
-    return frozenset((*vars(model), "history", "protected_class", "report"))
+    ours = ("calibration", "claim", "protected_class", "report", "solution")
+    return frozenset((*vars(model), "history", *ours))
 
 
 def _copy_attributes(source, target):

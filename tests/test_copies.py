@@ -530,6 +530,13 @@ def test_own_class_trains_as_it_did():
         kp.unbind(model).predict(images(), verbose=0)
 
 
+def test_own_class_is_told_of_its_own_attributes_alone(caplog):
+    model, _ = kp.protect_trained(of_graph(Centred))
+    kp.public(kp.calibrate(model))
+    kp.unlock(model)
+    assert "without its attributes" not in caplog.text
+
+
 def test_own_class_that_nobody_registered(tmp_path):
     class Unregistered(Centred):
         pass
