@@ -235,6 +235,25 @@ def test_statistics_are_restored():
         kp.restore_statistics(plain, [])
 
 
+@pytest.mark.eager
+@pytest.mark.parametrize("fold", [True, False])
+def test_unlocks_what_was_thawed_and_trained_on(fold):
+    base = look_trained(MODELS["residual"]())
+    images, labels = inputs_of(base, 16), np.arange(16) % 4
+    model, passport = kp.protect_trained(base, seed=0)
+    model.trainable = False
+    model.trainable = True  # As in transfer learning: normalisations, too.
+    model.compile(keras.optimizers.SGD(0.01), "sparse_categorical_crossentropy")
+    model.fit(images, labels, epochs=2, batch_size=16, verbose=0)
+    paths = kp.protected_layers(model)
+    means = [w for w in model.weights if w.name == "moving_mean"]
+    assert sum(np.any(np.array(mean)) for mean in means) == sum(
+        not layer.identity for layer in paths.values()
+    )
+    plain = kp.unlock(model, passport, fold=fold)
+    assert gap(outputs(plain, images), outputs(model, images)) < 1e-5
+
+
 def test_what_is_published_follows_from_no_more_than_signs():
     base = look_trained(MODELS["separable"]())
     made = [

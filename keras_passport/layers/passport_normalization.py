@@ -399,6 +399,9 @@ class PassportNormalization(loading.Noted, keras.layers.Wrapper):
             gamma, beta = (ops.expand_dims(value, 0) for value in assumed)
         else:
             values, gamma, beta = decoupling.hidden(self, passport, training)
+        if self.identity and assumed is None:
+            # Where the original has no normalisation, thawed layers have none.
+            training = False
         received.check_rows(self, inputs, gamma, beta)
         gamma, beta = _or_own(gamma, self.gamma), _or_own(beta, self.beta)
         # Who trains γ and β that are assumed wants no gradient of a kernel.

@@ -229,12 +229,9 @@ def _unfolded(wrapper, gamma, beta, scales, row):
     }
     values.update(gamma=gamma, beta=beta)
     alone = isinstance(wrapper.layer, ChannelScale)
-    if alone:
-        values["gamma"] = gamma * ops.convert_to_numpy(wrapper.layer.kernel)
-    elif scales is not None:
-        values["gamma"] = gamma * scales
-    if alone or scales is not None:
-        values.update(_as_before(wrapper, values["gamma"], beta))
+    factors = ops.convert_to_numpy(wrapper.layer.kernel) if alone else scales
+    if factors is not None:
+        values.update(_as_before(wrapper, gamma, beta, factors))
     layer = graph.clone(wrapper.layer)
     between = [graph.clone(part) for part in wrapper.between]
     options = {
@@ -271,27 +268,35 @@ def _unfolded(wrapper, gamma, beta, scales, row):
     return _Chain(parts, write)
 
 
-def _as_before(wrapper, gamma, beta):
+def _as_before(wrapper, gamma, beta, factors):
     """What a trained model's own normalisation is to hold.
 
-    The statistics that say the same, where it had no scale or no shift.
+    The statistics that say the same, where it had no scale or no shift, or
+    they are no longer what was published.
 
     Args:
         wrapper: The passport layer.
-        gamma: γ of the original's filters, float64.
+        gamma: γ, float64.
         beta: β, float64.
+        factors: What the original's filters were multiplied by.
 
     Returns:
         Dict from `"gamma"`, `"beta"` and statistics to values.
     """
     normal, options = wrapper.normalization, wrapper.replaced["config"]
-    values = {"gamma": gamma, "beta": beta}
+    values = {"gamma": gamma * factors, "beta": beta}
     if not isinstance(normal, keras.layers.BatchNormalization):
         for role, name in (("gamma", "scale"), ("beta", "center")):
             values[role] = values[role] if options[name] else None
         return values
     mean, deviation = normalization.statistics_of(normal)
-    scale = gamma / deviation
+    values["moving_mean"] = mean = mean / factors
+    variance = (deviation / factors) ** 2 - normal.epsilon
+    if normal.trainable and np.all(variance >= 0):
+        # Of the original's filters as well: it trains by those of the batch.
+        deviation = deviation / np.abs(factors)
+        values.update(gamma=gamma * np.sign(factors), moving_variance=variance)
+    scale = values["gamma"] / deviation
     if not options["scale"] and np.all(scale > 0):
         variance = 1.0 / scale**2 - normal.epsilon
         if np.all(variance >= 0):
