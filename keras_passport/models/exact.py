@@ -52,7 +52,7 @@ _NORM = np.sqrt(2.0)
 # A filter of a smaller one is dead.
 _DEAD = 1e-30
 # Elements of a kernel that are taken in float64 at a time.
-_PIECE = 2**20
+_PIECE = 2**17
 # How many last digits of a number in float64 are blurred.
 _DIGITS = 64.0
 
@@ -383,7 +383,7 @@ def _multiplied(adapter, layer, scales, blur) -> dict:
         count = max(len(values) for values in arrays.values())
         largest = max(values.size for values in arrays.values())
         pieces = min(count, math.ceil(largest / _PIECE))
-    factors, parts = scales.astype("float64"), {}
+    factors, made = scales.astype("float64"), {}
     for part in np.array_split(np.arange(count), pieces):
         some = slice(part[0], part[-1] + 1) if pieces > 1 else slice(None)
 
@@ -391,21 +391,27 @@ def _multiplied(adapter, layer, scales, blur) -> dict:
             return _blurred(arrays[id(kernel)][some], blur)
 
         for name, value in adapter.folded(layer, factors, read=read).items():
-            value = value.astype(arrays[id(getattr(layer, name))].dtype)
-            parts.setdefault(name, []).append(value)
-    return {name: np.concatenate(some) for name, some in parts.items()}
+            whole = arrays[id(getattr(layer, name))]
+            if name not in made:
+                made[name] = np.empty_like(whole)
+            made[name][some] = value
+    return made
 
 
 def _blurred(values, blur):
     """Numbers in float64, with what rounding them might have taken off."""
-    exact = values.astype("float64")
+    exact = values.astype("float64", order="C")
     if blur is None:
         return exact
     # float64 has no digits behind its last one: more of those that it has.
     width = _DIGITS if values.dtype == "float64" else 1.0
-    noise = blur.random(values.shape, "float32") - 0.5
-    noise *= width * np.spacing(np.abs(values))
-    return exact + np.where(values == 0.0, 0.0, noise)
+    values, blurred = np.ravel(values), exact.reshape(-1)
+    for start in range(0, values.size, _PIECE):
+        some = values[start : start + _PIECE]
+        noise = blur.random(some.shape, "float32") - 0.5
+        noise *= width * np.spacing(np.abs(some))
+        blurred[start : start + _PIECE] += np.where(some == 0.0, 0.0, noise)
+    return exact
 
 
 def _is_double(layer) -> bool:
