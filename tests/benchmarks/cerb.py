@@ -49,16 +49,16 @@ ROWS = {
     "cerb removed": {},
     "reverse_engineering exact": {},
     "cerb exact": {},
-    "cerb exact, C wide": {"narrower": 1},
-    "cerb exact, C/2 wide": {"narrower": 2},
-    "cerb exact, 3 layers": {"layers": 3},
-    "cerb exact, 5 layers": {"layers": 5},
-    "cerb exact, published statistics": {"statistics": False},
-    "cerb exact, rate 0.005": {"learning_rate": 0.005},
-    "cerb exact, rate 0.5": {"learning_rate": 0.5},
-    "reverse_engineering exact, rate 0.5": {"learning_rate": 0.5},
-    "cerb exact, Adam 0.01": {"learning_rate": 0.01, "optimizer": "adam"},
-    "cerb exact, 3 times the epochs": {"longer": 3},
+    "cerb exact: C wide": {"narrower": 1},
+    "cerb exact: C/2 wide": {"narrower": 2},
+    "cerb exact: 3 layers": {"layers": 3},
+    "cerb exact: 5 layers": {"layers": 5},
+    "cerb exact: published statistics": {"statistics": False},
+    "cerb exact: rate 0.005": {"learning_rate": 0.005},
+    "cerb exact: rate 0.5": {"learning_rate": 0.5},
+    "reverse_engineering exact: rate 0.5": {"learning_rate": 0.5},
+    "cerb exact: Adam 0.01": {"learning_rate": 0.01, "optimizer": "adam"},
+    "cerb exact: 3 times the epochs": {"longer": 3},
 }
 
 
@@ -110,7 +110,7 @@ def main(_):
     for name, changes in ROWS.items():
         if name in rows or (_ONLY.value and name not in _ONLY.value):
             continue
-        attack, *words = name.split(",")[0].split()
+        attack, *words = name.split(":")[0].split()
         network = networks[words[0] if words else "exact"]
         result = attacked(attack, network, train, test, data, **changes)
         rows[name] = {
