@@ -67,6 +67,31 @@ class TestRunDirectory:
         mode = (folder / "owner" / "passport.h5").stat().st_mode
         assert stat.S_IMODE(mode) == 0o600
 
+    def test_nobody_draws_its_first_weights_again(self, finished):
+        """Not from --seed, which `config.json` tells: they say of any order."""
+        folder, _ = finished
+        owner = folder / "owner"
+        mode = (owner / "first_weights").stat().st_mode
+        assert stat.S_IMODE(mode) == 0o600
+        original = keras.saving.load_model(owner / "original.keras")
+        assert kp.audit.first_seed(original) is None
+        # It has hardly moved away from those that follow from the secret.
+        likeness = []
+        first = keras.models.clone_model(original)
+        keras.utils.set_random_seed(0)
+        kp.reinitialize(first, (owner / "first_weights").read_bytes())
+        for ours, theirs in zip(
+            original.trainable_weights, first.trainable_weights, strict=True
+        ):
+            if len(ours.shape) == 4:
+                ours, theirs = (
+                    np.ravel(keras.ops.convert_to_numpy(one))
+                    for one in (ours, theirs)
+                )
+                sizes = np.linalg.norm(ours) * np.linalg.norm(theirs)
+                likeness.append(ours @ theirs / sizes)
+        assert min(likeness) > 0.5
+
     def test_the_published_model_works_with_the_passport(self, finished):
         folder, output = finished
         model = keras.saving.load_model(folder / "public" / "protected.keras")
