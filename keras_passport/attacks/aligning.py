@@ -81,8 +81,9 @@ def with_rows_of(model: keras.Model, ancestor: keras.Model) -> tuple:
     >>> aligned, fits = kp.attacks.with_rows_of(model, base)
     """
     public, fits = protected_model.public(model), {}
+    layers = protected_layers(public)
     for path, (kernel, own) in counterparts(public, ancestor).items():
-        layer = protected_layers(public)[path]
+        layer = layers[path]
         if layer.ordered and not isinstance(own, PassportNormalization):
             fits[path] = put_back(layer, kernel)
     return public, fits
@@ -260,4 +261,5 @@ def _signs_by_sizes(stored, known):
     ]
     _, places = linear_sum_assignment(-(sizes[0] @ sizes[1].T))
     # Products of matched numbers are s f w², of a row's sign and a filter's.
-    return np.sign(np.linalg.svd(known * stored[places])[2][0])
+    products = known * stored[places]
+    return np.sign(np.linalg.svd(products, full_matrices=False)[2][0])

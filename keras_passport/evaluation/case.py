@@ -9,7 +9,7 @@ import keras
 import numpy as np
 
 from keras_passport import scores
-from keras_passport.attacks import fake, kept, labelled, training
+from keras_passport.attacks import aligning, fake, kept, labelled, training
 from keras_passport.layers.protected import protected_layers
 from keras_passport.models import binding, protected_model
 from keras_passport.passports import specs
@@ -146,6 +146,12 @@ class Case:
                 f"and attackers share. Received: {len(self.test[1])} examples"
             )
         return parts
+
+    @functools.cached_property
+    def aligned(self) -> keras.Model:
+        """The model, its rows where the ancestor's are, as far as they fit."""
+        model, _ = aligning.with_rows_of(self.model, self.ancestor)
+        return model
 
     @functools.cached_property
     def ancestor_digest(self) -> str | None:

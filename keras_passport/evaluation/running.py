@@ -120,11 +120,8 @@ def from_what(
 
     def run(case, budget, progress):
         found, parameters = progress.found(first, budget)
-        model = case.model
-        if aligned:
-            model, _ = attacks.with_rows_of(model, case.ancestor)
         result = getattr(attacks, attack)(
-            model,
+            case.aligned if aligned else case.model,
             case.examples(budget.source),
             case.judges(),
             training_options(case, budget, recipe, progress.shown),
