@@ -31,7 +31,7 @@ SEED = derive(b"0" * 16, "x")
         ),
         (draws.chances(SEED, 2), [0.6904057469093638, 0.8955626647135086]),
         (draws.signs(SEED, 6), [-1, -1, -1, 1, 1, -1]),
-        (draws.order_of_rows(SEED, (4, 3)), [4, -3, -1, 2, -1, 2, 3]),
+        (draws.order_of_rows(SEED, ((4, 1), (3, 1))), [4, -3, -1, 2, -1, 2, 3]),
         (
             codes.noise(SEED, 3, "a"),
             [0.9850172016064822, 0.21008631712422746, -0.5415009686072971],
@@ -58,11 +58,17 @@ def test_draws_are_spread():
     assert abs(normal.mean()) < 0.03 and abs(normal.std() - 1) < 0.02
 
 
-@pytest.mark.parametrize("counts", [(1,), (5,), (9, 4), (3, 1, 2)])
-def test_orders_are_of_each_kernel(counts):
-    order, start = draws.order_of_rows(SEED, counts), 0
-    for rows in counts:
-        part = np.abs(order[start : start + rows])
-        assert sorted(part) == list(range(1, rows + 1))
-        start += rows
+@pytest.mark.parametrize(
+    "orders",
+    [((1, 1),), ((5, 1),), ((9, 1), (4, 1)), ((3, 2), (1, 1), (6, 4))],
+)
+def test_orders_are_of_each_kernel_and_group(orders):
+    order, start = draws.order_of_rows(SEED, orders), 0
+    for rows, groups in orders:
+        part = order[start : start + rows * groups].reshape(rows, groups)
+        for column in np.abs(part).T:
+            assert sorted(column) == list(range(1, rows + 1))
+        columns = {tuple(column) for column in part.T}
+        assert rows < 5 or len(columns) == groups
+        start += rows * groups
     assert start == len(order)

@@ -19,6 +19,8 @@ _SCRAMBLED = 0.1
 _BETTER = 0.85
 # Rows of kernels that are matched by chances, at most: a number for each two.
 _MOST = 4096
+# Groups of filters, with an order each, by which it is seen whether rows fit.
+_TRIED = 8
 # Filters by which they are so matched, at most.
 _FILTERS = 128
 # Mean cosine of filters from which there is nothing to improve.
@@ -153,19 +155,34 @@ def put_back(layer, kernel) -> bool:
         order; if not, they stay as they are stored.
     """
     adapter, rng, orders = layer.adapter, np.random.default_rng(0), []
-    for stored, known in zip(
+    geometry = layer.geometry
+    for stored, known, (_, groups) in zip(
         row_order.rows_of(adapter, layer.layer),
         row_order.rows_of(adapter, kernel),
+        geometry.orders,
         strict=True,
     ):
-        order, fit = fitted_order(stored, known)
-        shuffled = rng.permutation(known.ravel()).reshape(known.shape)
-        _, chance = fitted_order(stored, shuffled)
-        if 1.0 - fit > _BETTER * (1.0 - chance):
-            return False
-        orders.append(order)
+        found, fits, chances = [], [], []
+        for ours, theirs in zip(
+            np.split(stored, groups, axis=1),
+            np.split(known, groups, axis=1),
+            strict=True,
+        ):
+            order, fit = fitted_order(ours, theirs)
+            found.append(order)
+            fits.append(fit)
+            if len(chances) < _TRIED:
+                shuffled = rng.permutation(theirs.ravel())
+                shuffled = shuffled.reshape(theirs.shape)
+                chances.append(fitted_order(ours, shuffled)[1])
+            missed, chance = 1.0 - np.mean(fits), 1.0 - np.mean(chances)
+            if len(fits) >= min(groups, _TRIED) and missed > _BETTER * chance:
+                return False
+        orders.append(np.stack(found, axis=1).ravel())
     order = np.concatenate(orders).astype("float32")
-    for variable, value in row_order.gathered(adapter, layer.layer, order):
+    for variable, value in row_order.gathered(
+        adapter, layer.layer, order, geometry.row_groups
+    ):
         variable.assign(value)
     return True
 

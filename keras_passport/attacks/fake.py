@@ -292,7 +292,7 @@ def _maker(
     check_key_scaling(key_scaling)
     layers = protected_layers(model)
     orders = {
-        path: order_of_rows(order_seeds[path], layer.geometry.ordered_rows)
+        path: order_of_rows(order_seeds[path], layer.geometry.orders)
         for path, layer in layers.items()
         if path in (order_seeds or {}) and layer.geometry.ordered_rows
     }
@@ -303,13 +303,13 @@ def _maker(
         for path, layer in layers.items():
             geometry, order = layer.geometry, orders.get(path)
             for key in keys[path].values():
-                if order is not None and len(geometry.ordered_rows) == 1:
+                if order is not None and geometry.moves_keys:
                     key = geometry.moved(key, order)
                 rows.append(key.ravel())
             if geometry.ordered_rows:
                 if order is None:
                     own = derive(secret, "order", path)
-                    order = order_of_rows(own, geometry.ordered_rows)
+                    order = order_of_rows(own, geometry.orders)
                 rows.append(order)
         return np.concatenate(rows)[None]
 

@@ -240,6 +240,8 @@ def _readers(layer, graphs):
         layer.normalization, keras.layers.BatchNormalization
     ):
         return "something between kernel and scale may tell channels apart"
+    if layer.row_groups:
+        return "where a filter is says in which order its rows are"
     found = [
         (one, node) for one in graphs for node in one.calls.get(id(layer), ())
     ]

@@ -211,9 +211,8 @@ def show(args) -> None:
     size = len(roles) * sum(
         geometry.key_size for geometry in passport.geometries.values()
     )
-    ordered = sum(
-        sum(geometry.ordered_rows) for geometry in passport.geometries.values()
-    )
+    geometries = passport.geometries.values()
+    ordered = sum(sum(geometry.ordered_rows) for geometry in geometries)
     about = [
         ("kind", passport.kind),
         ("function", passport.function.name),
@@ -222,7 +221,8 @@ def show(args) -> None:
         ("fingerprint", passport.fingerprint),
     ]
     if ordered:
-        about.insert(-1, ("order", f"of {ordered:,} rows"))
+        numbers = sum(geometry.order_size for geometry in geometries)
+        about.insert(-1, ("order", f"of {ordered:,} rows, {numbers:,} numbers"))
     rows = [
         (path, " ".join(roles), "x".join(map(str, shape)))
         for path, shape in shapes.items()

@@ -34,14 +34,36 @@ def _check(layer, store) -> None:
     """
     if NOTE not in list(store.keys()):
         return
-    ordered = bool(np.asarray(store[NOTE]))
-    if ordered != layer.ordered:
-        orders = ("rows in their own order", "rows in a secret order")
+    expected, received = _named(note(layer)), _named(store[NOTE])
+    if received != expected:
         raise PassportError(
-            f"Expected weights with {orders[layer.ordered]} for layer "
-            f"'{layer.name}': keras_passport.hide_rows makes another network "
-            f"of the same passport. Received: weights with {orders[ordered]}"
+            f"Expected weights with {expected} for layer '{layer.name}': "
+            "keras_passport.hide_rows makes another network of the same "
+            f"passport. Received: weights with {received}"
         )
+
+
+def note(layer):
+    """What is written of the order of a passport layer's rows.
+
+    Returns:
+        `False` or `True`; where groups of filters have an order each, the bits
+        of their number for each kernel: what versions before this one wrote
+        into checkpoints was a bool, and none of another kind would be read.
+    """
+    return _bits(layer.row_groups) if layer.row_groups else layer.ordered
+
+
+def _bits(groups) -> list[list[bool]]:
+    return [[bool(n >> place & 1) for place in range(32)] for n in groups]
+
+
+def _named(noted) -> str:
+    noted = np.asarray(noted, bool)
+    if noted.ndim < 2:
+        return f"rows in {'a secret' if noted.all() else 'their own'} order"
+    groups = noted @ 2 ** np.arange(noted.shape[1])
+    return f"rows in {' and '.join(map(str, groups))} secret orders"
 
 
 class Noted:
@@ -49,7 +71,7 @@ class Noted:
 
     def save_own_variables(self, store: Any) -> None:
         super().save_own_variables(store)
-        store[NOTE] = self.ordered
+        store[NOTE] = note(self)
 
     def load_own_variables(self, store: Any) -> None:
         _check(self, store)
@@ -62,7 +84,7 @@ class Noted:
     def _serialize_to_tensors(self):
         import tensorflow as tf
 
-        return {NOTE: tf.constant(self.ordered)}
+        return {NOTE: tf.constant(note(self))}
 
     def _restore_from_tensors(self, tensors):
         import tensorflow as tf
@@ -107,9 +129,9 @@ def _refuse_other_rows(original, group, model, *args, **kwargs):
     noted = list(_noted(json.loads(group.file.attrs.get("model_config", "{}"))))
     for layer in model._flatten_layers():
         if _is_protected(layer):
-            orders = {ordered for name, ordered in noted if name == layer.name}
-            if len(orders) == 1:
-                _check(layer, {NOTE: orders.pop()})
+            orders = [ordered for name, ordered in noted if name == layer.name]
+            if orders and all(one == orders[0] for one in orders):
+                _check(layer, {NOTE: orders[0]})
     original(group, model, *args, **kwargs)
 
 
@@ -118,7 +140,9 @@ def _noted(config):
     if isinstance(config, dict):
         if str(config.get("class_name")).endswith("PassportNormalization"):
             options = config["config"]
-            yield options["name"], options.get(NOTE, False)
+            groups = options.get("row_groups")
+            noted = _bits(groups) if groups else options.get(NOTE, False)
+            yield options["name"], noted
         config = list(config.values())
     if isinstance(config, list):
         for part in config:

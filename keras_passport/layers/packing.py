@@ -12,7 +12,7 @@ from keras_passport.errors import PassportError
 
 def size(layer) -> int:
     """Number of elements of a layer's part of a packed passport."""
-    return keys_size(layer) + sum(layer.geometry.ordered_rows)
+    return keys_size(layer) + layer.geometry.order_size
 
 
 def keys_size(layer) -> int:
@@ -27,7 +27,8 @@ def pack(layer, keys: dict, order=None) -> np.ndarray:
         layer: The passport layer.
         keys: Dict from `"gamma"` and `"beta"` to float arrays of shape
             `geometry.key_shape`; `None` for what the function does not hide.
-        order: float array `(rows,)`, or `None` where the rows are in theirs.
+        order: Float array as `row_order` has it, `(geometry.order_size,)`;
+            `None` where rows are in their own order.
 
     Returns:
         float32 array `(1, size)`.
@@ -48,9 +49,9 @@ def pack(layer, keys: dict, order=None) -> np.ndarray:
             continue
         _check(layer, f"a key for {role}", key, layer.geometry.key_shape)
         packed.append(key)
-    rows = sum(layer.geometry.ordered_rows)
-    if rows or order is not None:
-        _check(layer, "an order of rows", order, (rows,))
+    size = layer.geometry.order_size
+    if size or order is not None:
+        _check(layer, "an order of rows", order, (size,))
         packed.append(order)
     packed = [np.asarray(part, "float32").reshape(1, -1) for part in packed]
     packed = np.concatenate(packed, axis=1)
@@ -87,7 +88,7 @@ def keys_in(layer, packed):
 
 
 def order_in(layer, packed):
-    """The order of rows in one packed passport: `(rows,)`.
+    """The order of rows in one packed passport, as `row_order` has it.
 
     Args:
         layer: The passport layer.

@@ -65,6 +65,7 @@ class PassportNormalization(loading.Noted, keras.layers.Wrapper):
             none and only scales and shifts, so that `unlock` leaves none.
         ordered: Whether the kernel's rows are stored in a secret order; see
             `row_order`.
+        row_groups: How many orders each kernel's rows have; one if not given.
         offsets: Whether γ and β are F(W, p) and a public offset; see
             `offsets`.
         decouple: Whether a passport's hidden parameters train as if
@@ -109,6 +110,7 @@ class PassportNormalization(loading.Noted, keras.layers.Wrapper):
         key_groups: int = 1,
         identity: bool = False,
         ordered: bool = False,
+        row_groups: tuple[int, ...] = (),
         offsets: bool = False,
         **kwargs: Any,
     ):
@@ -142,7 +144,7 @@ class PassportNormalization(loading.Noted, keras.layers.Wrapper):
         self.decouple = decouple
         self.key_groups = key_groups
         self.identity = identity
-        self.ordered = ordered
+        self.ordered, self.row_groups = ordered, tuple(row_groups)
         self.offsets = offsets
         self.affine, self.normalization = without_affine(normalization)
         self.supports_masking = all(
@@ -196,6 +198,7 @@ class PassportNormalization(loading.Noted, keras.layers.Wrapper):
             self.adapter.geometry(self.layer),
             key_groups=self.key_groups,
             ordered_rows=rows,
+            row_groups=self.row_groups,
         )
 
     @property
@@ -246,12 +249,12 @@ class PassportNormalization(loading.Noted, keras.layers.Wrapper):
         dual = functools.partial(duals.packed_basis, self)
         return access.Keys(array, dual, tensor)
 
-    def split_keys(self, groups: int, ordered: bool = False) -> None:
+    def split_keys(self, groups: int, row_groups: tuple[int, ...] = ()) -> None:
         """Deals the output channels out to groups that have a key each.
 
         Args:
             groups: Number of groups; see `key_groups`.
-            ordered: Whether the kernel's rows are in a secret order now.
+            row_groups: How many secret orders each kernel's rows have now.
 
         Raises:
             PassportError: If a passport is bound, of other keys.
@@ -261,7 +264,8 @@ class PassportNormalization(loading.Noted, keras.layers.Wrapper):
                 f"Expected layer '{self.name}' to be unbound before its keys "
                 "are split. Received: a bound layer"
             )
-        self.key_groups, self.ordered = groups, ordered
+        self.key_groups, self.ordered = groups, bool(row_groups)
+        self.row_groups = row_groups if any(n > 1 for n in row_groups) else ()
         self._note_geometry()
 
     def unbind_keys(self) -> None:
@@ -475,6 +479,7 @@ class PassportNormalization(loading.Noted, keras.layers.Wrapper):
             "ordered": self.ordered,
             # Which versions before this one did not know.
             **({"offsets": True} if self.offsets else {}),
+            **({"row_groups": self.row_groups} if self.row_groups else {}),
         }
 
     @classmethod

@@ -276,7 +276,7 @@ class Licensor:
             keys[path][f"{role}_key"] = np.asarray(key).astype("float32")
         entries = {
             path: PassportEntry(
-                dataclasses.replace(layer.geometry, ordered_rows=())
+                layer.geometry.in_own_order()
                 if path in self.orders
                 else layer.geometry,
                 # The owner's: rows may yet be given it.

@@ -183,7 +183,7 @@ def _unpacked(packed, licensor) -> dict:
     packed = np.asarray(packed, "float64").reshape(-1)
     # A layer's order of rows, which is everybody's, comes after its keys.
     orders = {
-        path: sum(entry.geometry.ordered_rows)
+        path: entry.geometry.order_size
         for path, entry in licensor.passport.layers.items()
     }
     sizes = sum(place.key.size for place in licensor.places.values())

@@ -241,13 +241,13 @@ class _Published:
         scales: What filters were multiplied by, float32 `(channels,)`; `None`
             where there are none.
         dead: Which of them were dead, bool `(channels,)`.
-        ordered: Whether rows are in a secret order now.
+        row_groups: Orders that each kernel's rows have now; see `row_order`.
     """
 
     wanted: dict
     scales: np.ndarray | None
     dead: np.ndarray
-    ordered: bool
+    row_groups: tuple[int, ...]
 
 
 def _publish(path, site, target, seed, sizes, signs, order) -> _Published:
@@ -279,11 +279,12 @@ def _publish(path, site, target, seed, sizes, signs, order) -> _Published:
         scales, dead = _publish_kernel(target, flips, sizes, noise)
         row_order.release(layer)
         scale = np.where(dead, 0.0, scale / scales)
-    order = order and _store_in_order(
-        adapter, layer, derive(seed, "order", path)
-    )
+    row_groups = ()
+    if order:
+        secret = derive(seed, "order", path)
+        row_groups = _store_in_order(adapter, layer, secret)
     wanted = {"gamma": scale * width, "beta": shift}
-    return _Published(wanted, scales, dead, order)
+    return _Published(wanted, scales, dead, row_groups)
 
 
 def _solved(model, published, seed) -> dict:
@@ -301,7 +302,7 @@ def _solved(model, published, seed) -> dict:
             generator(derive(seed, PASSPORT, path, "keys")),
             np.random.default_rng(0),
         )
-        layer.split_keys(solution.groups, about.ordered)
+        layer.split_keys(solution.groups, about.row_groups)
         keys = {
             f"{role}_key": adapter.keys_of(layer.layer, rows).reshape(
                 layer.geometry.key_shape
@@ -418,22 +419,23 @@ def _is_double(layer) -> bool:
     return keras.backend.standardize_dtype(layer.variable_dtype) == "float64"
 
 
-def _store_in_order(adapter, layer, seed) -> bool:
-    """Stores a kernel's rows in a secret order; `False` if it has none.
+def _store_in_order(adapter, layer, seed) -> tuple:
+    """Stores a kernel's rows in secret orders, and returns how many.
 
     Of a depthwise kernel that is nearly all zeros, a column might be left
     that no key reaches.
     """
-    counts = row_order.counts(adapter, layer)
-    if not counts:
-        return False
-    order = draws.order_of_rows(seed, counts)
-    row_order.store(adapter, layer, order)
+    groups = row_order.groups(adapter, layer)
+    if not groups:
+        return ()
+    orders = tuple(zip(row_order.counts(adapter, layer), groups, strict=True))
+    order = draws.order_of_rows(seed, orders)
+    row_order.store(adapter, layer, order, groups)
     if np.all(_norms(adapter.matrix(layer)) >= _DEAD):
-        return True
-    for kernel, value in row_order.gathered(adapter, layer, order):
+        return groups
+    for kernel, value in row_order.gathered(adapter, layer, order, groups):
         kernel.assign(value)
-    return False
+    return ()
 
 
 def _norms(matrix):

@@ -89,9 +89,8 @@ def unscaled_keys(model, paths, images, reference, seed) -> dict:
         chosen[path] = {r: [int(i) for i in some] for r, some in picked.items()}
 
     def take(path, seen):
-        geometry = dataclasses.replace(
-            layers[path].geometry, key_groups=1, ordered_rows=()
-        )
+        geometry = layers[path].geometry.in_own_order()
+        geometry = dataclasses.replace(geometry, key_groups=1)
         return hidden(digest(seen, geometry).astype("float64"))
 
     maps = features.layer_inputs(
@@ -148,7 +147,7 @@ def entries(model, published, images, reference, seed) -> dict:
     layers = protected_layers(model)
     for path, layer in layers.items():
         groups = _count_groups(filters.response_matrix(layer))
-        layer.split_keys(groups, published[path].ordered)
+        layer.split_keys(groups, published[path].row_groups)
     keys = unscaled_keys(
         model, {path: path for path in layers}, images, reference, seed
     )

@@ -228,7 +228,7 @@ def _geometries(model) -> dict:
         if isinstance(layer, PassportNormalization):
             # Without what its keys have, and no reference.
             geometries[path] = dataclasses.replace(
-                layer.geometry, key_groups=1, ordered_rows=()
+                layer.geometry.in_own_order(), key_groups=1
             )
         elif adapter is not None and adapter.refusal(layer) is None:
             geometries[path] = adapter.geometry(layer)

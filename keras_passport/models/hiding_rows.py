@@ -107,9 +107,9 @@ def _store(layer, seed) -> bool:
     # Any keys show it; those of a passport may give a β of 0.
     key = np.random.default_rng(0).normal(size=layer.geometry.key_shape)
     before = _hidden(layer, key)
-    order = order_of_rows(seed, counts)
+    order = order_of_rows(seed, tuple((rows, 1) for rows in counts))
     row_order.store(adapter, kernel_layer, order)
-    layer.split_keys(layer.key_groups, ordered=True)
+    layer.split_keys(layer.key_groups, row_groups=(1,))
     gap = np.abs(
         _hidden(layer, layer.geometry.moved(key, order), order) - before
     )
@@ -117,7 +117,7 @@ def _store(layer, seed) -> bool:
         row_order.release(kernel_layer)
         return True
     # Several filters to a channel share a row.
-    layer.split_keys(layer.key_groups, ordered=False)
+    layer.split_keys(layer.key_groups)
     for variable, value in row_order.gathered(adapter, kernel_layer, order):
         variable.assign(value)
     return False

@@ -112,7 +112,10 @@ def kernels_hash(model: keras.Model, passport: Passport) -> str:
         layer = layers[given[own]]
         if given[own] in stored:
             found = row_order.gathered(
-                layer.adapter, layer.layer, stored[given[own]]
+                layer.adapter,
+                layer.layer,
+                stored[given[own]],
+                layer.row_groups,
             )
         else:
             found = [
@@ -139,7 +142,10 @@ def _of_model(model, orders):
                 gathered = {
                     id(variable): value
                     for variable, value in row_order.gathered(
-                        layer.adapter, layer.layer, orders[path]
+                        layer.adapter,
+                        layer.layer,
+                        orders[path],
+                        layer.row_groups,
                     )
                 }
             read_layer = _kernel(path, layer.layer, gathered)

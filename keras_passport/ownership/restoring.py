@@ -55,12 +55,11 @@ def _in_order(layer, order):
     if order is None:
         yield
         return
-    for variable, value in row_order.gathered(
-        layer.adapter, layer.layer, order
-    ):
+    ordered = layer.adapter, layer.layer, order, layer.row_groups
+    for variable, value in row_order.gathered(*ordered):
         variable.assign(value)
     yield
-    row_order.store(layer.adapter, layer.layer, order)
+    row_order.store(*ordered)
 
 
 class AnyStatistics:

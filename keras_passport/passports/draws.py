@@ -43,23 +43,27 @@ def signs(seed: bytes, count: int) -> np.ndarray:
     return hidden(1.0 - 2.0 * highest)
 
 
-def order_of_rows(seed: bytes, counts: tuple[int, ...]) -> np.ndarray:
+def order_of_rows(
+    seed: bytes, orders: tuple[tuple[int, int], ...]
+) -> np.ndarray:
     """A secret order of kernels' rows, and signs; see `layers.row_order`.
 
     Args:
         seed: What `derive` returns.
-        counts: How many rows each kernel has.
+        orders: How many rows each kernel has, and how many orders.
 
     Returns:
-        float32 array `(sum of counts,)`: for each kernel 1 to its number of
-        rows in random order, each with a random sign. float32 has all whole
-        numbers up to 2²⁴.
+        float32 array `(Geometry.order_size,)`: for each kernel `(rows,
+        orders)`, of which each column has 1 to the number of rows in random
+        order, each with a random sign. float32 has all whole numbers up to
+        2²⁴.
     """
-    drawn = words(seed, 2 * sum(counts))
-    parts, start = [], 0
-    for rows in counts:
-        places, flips = drawn[start : start + 2 * rows].reshape(2, rows)
+    sizes = [2 * rows * groups for rows, groups in orders]
+    parts, start, drawn = [], 0, words(seed, sum(sizes))
+    for size, (rows, groups) in zip(sizes, orders, strict=True):
+        places, flips = drawn[start : start + size].reshape(2, groups, rows)
         order = np.argsort(places, kind="stable") + 1
-        parts.append(np.where(flips >> np.uint64(63), -order, order))
-        start += 2 * rows
-    return hidden(np.concatenate(parts).astype("float32"))
+        order = np.where(flips >> np.uint64(63), -order, order)
+        parts.append(order.T.astype("float32").ravel())
+        start += size
+    return hidden(np.concatenate(parts))

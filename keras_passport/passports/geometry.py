@@ -41,6 +41,8 @@ class Geometry:
             `KernelAdapter.response`.
         ordered_rows: How many rows each of the layer's kernels has, where
             they are stored in a secret order (`layers.row_order`).
+        row_groups: Into how many groups of filters each of those kernels
+            falls whose rows have an order of their own; one if not given.
 
     Example:
 
@@ -62,6 +64,7 @@ class Geometry:
     output_padding: tuple[int, ...] | None = None
     key_groups: int = 1
     ordered_rows: tuple[int, ...] = ()
+    row_groups: tuple[int, ...] = ()
 
     def __post_init__(self):
         rank = len(self.kernel_size)
@@ -81,6 +84,8 @@ class Geometry:
             or not _are_sizes(
                 self.ordered_rows, len(self.ordered_rows), largest=2**24
             )
+            or len(self.row_groups) not in (0, len(self.ordered_rows))
+            or not _are_sizes(self.row_groups, len(self.row_groups))
             or not (extra is None or _are_sizes(extra, rank, smallest=0))
         ):
             raise PassportError(
@@ -105,15 +110,35 @@ class Geometry:
         """Number of elements of the key."""
         return math.prod(self.key_shape)
 
+    @property
+    def orders(self) -> tuple[tuple[int, int], ...]:
+        """Rows, and orders that they have, of each kernel that has any."""
+        groups = self.row_groups or (1,) * len(self.ordered_rows)
+        return tuple(zip(self.ordered_rows, groups, strict=True))
+
+    @property
+    def order_size(self) -> int:
+        """Number of elements of all orders of rows."""
+        return sum(rows * groups for rows, groups in self.orders)
+
+    @property
+    def moves_keys(self) -> bool:
+        """Whether a key can follow rows: if all filters have one order."""
+        return [groups for _, groups in self.orders] == [1]
+
     def fits(self, other: "Geometry") -> bool:
         """Whether keys of another geometry serve this one.
 
         Those for rows in their own order do for rows in a secret one; see
         `moved`.
         """
-        if self.ordered_rows and not other.ordered_rows:
-            return dataclasses.replace(self, ordered_rows=()) == other
+        if self.moves_keys and not other.ordered_rows:
+            return self.in_own_order() == other
         return self == other
+
+    def in_own_order(self) -> "Geometry":
+        """The geometry of the same layer whose rows have no secret order."""
+        return dataclasses.replace(self, ordered_rows=(), row_groups=())
 
     def moved(
         self, key: np.ndarray, order: np.ndarray, back: bool = False
@@ -147,7 +172,7 @@ class Geometry:
     def to_dict(self) -> dict:
         """Plain lists, strings and numbers, for JSON."""
         # What the first files could not have is named where it is there.
-        usual = {"key_groups": 1, "ordered_rows": ()}
+        usual = {"key_groups": 1, "ordered_rows": (), "row_groups": ()}
         return {
             name: list(value) if isinstance(value, tuple) else value
             for name, value in dataclasses.asdict(self).items()

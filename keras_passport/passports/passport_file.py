@@ -392,7 +392,7 @@ def _check_keys(passport):
     stored = elements = additions = 0
     for entry in passport.layers.values():
         key_size, kernel = entry.geometry.key_size, entry.geometry.kernel_size
-        elements += sum(entry.geometry.ordered_rows)
+        elements += entry.geometry.order_size
         for role in passport.function.roles:
             size = entry.array(role).size
             stored += size

@@ -49,10 +49,10 @@ def orders_of(passport) -> dict[str, np.ndarray]:
         passport: A `Passport`.
 
     Returns:
-        Dict from path to float32 array `(rows,)`; see `layers.row_order`.
+        Dict from path to float32 array; see `layers.row_order`.
     """
     return {
-        path: order_of_rows(seed, passport.layers[path].geometry.ordered_rows)
+        path: order_of_rows(seed, passport.layers[path].geometry.orders)
         for path, seed in order_seeds(passport).items()
     }
 

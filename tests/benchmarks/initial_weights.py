@@ -12,8 +12,9 @@ each layer:
 * how many rows are put back at their places, with their signs, and whether
   the attacker is told so,
 * by how many standard deviations the right seed stands out of others, from
-  angles between filters alone, which no order of rows changes: beyond six,
-  the 10⁹ seeds of a layer can be tried without knowing anything else.
+  angles between filters alone, which no order of rows changes (of the filters
+  that have it): beyond six, the 10⁹ seeds of a layer can be tried without
+  knowing anything else.
 
 With `--fraction=0.04`, also what RevA from the signs that were found, and new
 normalisations on the rows that were put back, reach with so many labels.
@@ -61,13 +62,17 @@ def main(_):
         kernel = rows(model.get_layer(path).kernel)
         found = rows_right(rows(layers[path].layer.kernel), kernel)
         right, total = right + found * len(kernel), total + len(kernel)
-        stored = rows(kp.protected_layers(protected)[path].layer.kernel)
+        layer = kp.protected_layers(protected)[path]
+        stored = rows(layer.layer.kernel)
+        [(_, groups)] = layer.geometry.orders
+        stands_out = standing(model.get_layer(path), first, stored, groups)
         numbers = {
             "like its first": likeness[path],
             "rows put back": found,
-            "seed stands out": standing(model.get_layer(path), first, stored),
+            "seed stands out": stands_out,
         }
-        print(path, kernel.shape, "told" if fits else "", rounded(numbers))
+        told_so = "told" if fits else ""
+        print(path, kernel.shape, groups, told_so, rounded(numbers))
     print(f"{total} rows, {right / total:.2f} of them put back", flush=True)
     if _FRACTION.value:
         attack(protected, aligned, first)
@@ -143,22 +148,30 @@ def rows_right(ours, theirs):
     return np.mean(gaps < 1e-4 * np.abs(theirs).max())
 
 
-def standing(layer, first, stored):
+def standing(layer, first, stored, groups):
     """Standard deviations by which the right seed's angles fit better."""
-    ours = angles(stored)
-    right = ours @ angles(rows(first.get_layer(layer.name).kernel))
+    ours = angles(stored, groups)
+    kernel = rows(first.get_layer(layer.name).kernel)
+    right = ours @ angles(kernel, groups)
     rng = np.random.default_rng(0)
     others = [
-        ours @ angles(drawn(layer, int(seed)))
+        ours @ angles(drawn(layer, int(seed)), groups)
         for seed in rng.integers(1, 10**9, _OTHERS.value)
     ]
     return (right - np.mean(others)) / np.std(others)
 
 
-def angles(kernel):
-    """Sizes of the filters' cosines, of mean 0 and deviation 1."""
+def angles(kernel, groups):
+    """Sizes of the filters' cosines, of mean 0 and deviation 1.
+
+    Of filters of one group each, whose rows have the same order.
+    """
     kernel = kernel / np.linalg.norm(kernel, axis=0)
-    values = np.abs((kernel.T @ kernel)[np.triu_indices(kernel.shape[1], 1)])
+    values = []
+    for part in np.split(kernel, groups, axis=1):
+        pairs = np.triu_indices(part.shape[1], 1)
+        values.append(np.abs((part.T @ part)[pairs]))
+    values = np.concatenate(values)
     return (values - values.mean()) / values.std()
 
 
