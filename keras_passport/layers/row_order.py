@@ -26,7 +26,7 @@ from keras_passport.layers import packing
 from keras_passport.layers.bindings import has_values
 
 # Most filters of a group, by the least number of rows that they have.
-_FILTERS = ((256, 8), (64, 4), (0, 2))
+_FILTERS = ((1024, 8), (64, 4), (0, 2))
 
 
 def guard(layer, ordered: bool) -> None:
@@ -103,7 +103,9 @@ def groups(adapter, layer) -> tuple[int, ...]:
 
     A row of g numbers whose cosine with another is ρ tells g/2 log2(1/(1-ρ²))
     bits of which it is: 0.7 g at the 0.8 that trained kernels may have with
-    their first weights. Of n rows and signs, log2(2n) are needed.
+    their first weights. Of n rows and signs, log2(2n) are needed. With fewer,
+    rows as they are put back are less like the kernel than what they were put
+    back by: the first weights alone say as much.
 
     Args:
         adapter: As for `counts`.
