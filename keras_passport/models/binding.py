@@ -47,10 +47,12 @@ def bind(model: keras.Model, passport: Any) -> keras.Model:
     layers = layers_or_error(model)
     check_passport(passport)
     fitted = passport.fitted(model)
-    keys, orders = fitted.keys(), specs.orders_of(fitted)
+    keys = fitted.keys()
     access.bind(
         {
-            layer._secret: layer.keys_of(**keys[path], order=orders.get(path))
+            layer._secret: layer.keys_of(
+                **keys[path], order=specs.order_of(fitted, path)
+            )
             for path, layer in layers.items()
         }
     )

@@ -42,19 +42,23 @@ def order_seeds(passport) -> dict[str, bytes]:
     }
 
 
-def orders_of(passport) -> dict[str, np.ndarray]:
-    """The order of each layer's rows that has a secret one.
+def order_of(passport, path: str) -> np.ndarray | None:
+    """The order of a layer's rows; see `layers.row_order`.
 
     Args:
         passport: A `Passport`.
+        path: Of the layer.
 
     Returns:
-        Dict from path to float32 array; see `layers.row_order`.
+        float32 array, or `None` where rows are in their own order.
     """
-    return {
-        path: order_of_rows(seed, passport.layers[path].geometry.orders)
-        for path, seed in order_seeds(passport).items()
-    }
+    orders = passport.layers[path].geometry.orders
+    return order_of_rows(order_seed(passport, path), orders) if orders else None
+
+
+def orders_of(passport) -> dict[str, np.ndarray]:
+    """`order_of` of each layer whose rows have a secret order, by path."""
+    return {path: order_of(passport, path) for path in order_seeds(passport)}
 
 
 def keys_of(passport) -> Mapping:
@@ -94,11 +98,12 @@ def _moved(passport, keys: Mapping) -> Mapping:
 
 def rows_of(passport) -> dict[str, np.ndarray]:
     """See `Passport.rows`."""
-    orders, rows = orders_of(passport), {}
+    rows = {}
     for path, keys in passport.keys().items():
         parts = [key.ravel() for key in keys.values()]
-        if path in orders:
-            parts.append(orders[path])
+        order = order_of(passport, path)
+        if order is not None:
+            parts.append(order)
         rows[path] = np.concatenate(parts)[None]
     return rows
 
