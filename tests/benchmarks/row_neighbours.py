@@ -13,6 +13,11 @@ is left with a sign a channel. Those and the filters' are guessed together, as
 the signs under which the kernel's sum is largest: how many of γ's signs that
 tells, but for one sign for all, from channels put together without a mistake,
 and from rows as they are.
+
+That is of an order that all filters have (`hide_rows`). Where each group of
+them has its own (`protect_trained`), rows have four or eight numbers: "in
+groups" says of how many the nearest one is of their channel then, and how many
+signs are told from rows, but for one sign for all of a group.
 """
 
 import json
@@ -20,6 +25,8 @@ import json
 import keras
 import numpy as np
 from absl import app, flags
+
+from keras_passport.layers import kernels, row_order
 
 _ORIGINAL = flags.DEFINE_string("original", None, "A .keras file.")
 _SEED = flags.DEFINE_integer("seed", 0, "Of the guesses' starts.", 0)
@@ -35,17 +42,26 @@ def main(_):
     model = keras.saving.load_model(_ORIGINAL.value, compile=False)
     rng = np.random.default_rng(_SEED.value)
     totals = {"filters": 0, "by channels": 0, "by rows": 0, "chance": 0}
+    totals |= {"by rows, in groups": 0, "chance in groups": 0}
     for layer in model._flatten_layers():
         if not isinstance(layer, keras.layers.Conv2D):
             continue
         kernel = keras.ops.convert_to_numpy(layer.kernel).astype("float64")
-        found = neighbours(kernel)
+        [groups] = row_order.groups(kernels.adapter_for(layer), layer)
+        found = {"groups": groups, **neighbours(kernel)}
+        parts = [neighbours(some) for some in np.split(kernel, groups, -1)]
+        if parts[0]:
+            same = np.mean([part["same channel"] for part in parts])
+            found["same channel, in groups"] = same
         normalization = layer._outbound_nodes[0].operation
         if getattr(normalization, "gamma", None) is not None:
             gamma = keras.ops.convert_to_numpy(normalization.gamma)
             kernel = kernel * np.where(gamma < 0, -1, 1)
             kernel /= np.sqrt(np.sum(kernel**2, axis=(0, 1, 2)))
             told = signs(kernel, rng)
+            some = [signs(part, rng) for part in np.split(kernel, groups, -1)]
+            for name, of in (("by rows", "by rows, "), ("chance", "chance ")):
+                told[f"{of}in groups"] = np.mean([one[name] for one in some])
             found.update(told)
             totals["filters"] += len(gamma)
             for name, part in told.items():
