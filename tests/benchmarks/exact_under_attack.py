@@ -124,9 +124,9 @@ def main(_):
     }
     imitations = {}
     if _IMITATED.value:
-        for name in ("gaussian", "rotated", "shuffled"):
+        for name in ("gaussian", "rotated"):
             twin = keras.models.clone_model(networks["ordered"])
-            imitate(networks["ordered"], twin, name)
+            imitate(networks["ordered"], twin, name == "rotated")
             imitations[name] = twin
         imitations["grouped"] = grouped(networks["exact"])
     if _LEARN_OWN.value:
@@ -175,12 +175,8 @@ def main(_):
             )
 
 
-def imitate(network, twin, kind):
-    """Gives a clone kernels that have something of the network's filters.
-
-    Their sizes (`"gaussian"`), the angles between them too (`"rotated"`), or
-    each filter's numbers in any order, with any signs (`"shuffled"`).
-    """
+def imitate(network, twin, rotated):
+    """Gives a clone kernels with the network's sizes of filters, or angles."""
     rng = np.random.default_rng([_SEED.value, 0x1517A7E])
     twin.set_weights(network.get_weights())
     for variable in twin.weights:
@@ -188,10 +184,7 @@ def imitate(network, twin, kind):
             continue
         kernel = keras.ops.convert_to_numpy(variable)
         filters = kernel.reshape(-1, kernel.shape[-1]).astype("float64")
-        if kind == "shuffled":
-            drawn = rng.permuted(filters, axis=0)
-            drawn *= rng.choice([-1, 1], filters.shape)
-        elif kind == "rotated":
+        if rotated:
             turn, _ = np.linalg.qr(rng.normal(size=(len(filters),) * 2))
             drawn = turn @ filters
         else:
