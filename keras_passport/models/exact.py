@@ -99,12 +99,11 @@ def protect_trained(
 
     What this hides is which sign and size each filter has, its shape, and all
     of its scale and shift. Who fine-tunes the published kernels is left with
-    little more than who trains from scratch, unless they can draw the weights
-    that its training began with (see `reinitialize`). Which of the filters
-    belong together stays visible, and so do the signs of a classifier, whose
-    filters add up to nothing before a softmax. Normalisations that do not
-    directly follow a kernel, and those that mix channels, get a passport layer
-    of their own, which hides their scale and shift.
+    little more than who trains from scratch. Without an order, the signs of a
+    classifier stay visible, whose filters add up to nothing before a softmax.
+    Normalisations that do not directly follow a kernel, and those that mix
+    channels, get a passport layer of their own, which hides their scale and
+    shift.
 
     Args:
         model: Functional or built Sequential model, trained, with nested ones
@@ -121,11 +120,13 @@ def protect_trained(
             `ownership.Signature`. Defaults to ones that follow from the seed.
         order: Whether the rows of each kernel, what each element of its
             window does with each input channel, are stored in a secret order
-            and with secret signs, too. That hides the filters' shape, which
-            otherwise tells most signs (`attacks.orientation`), and which
-            channel meets which; each call gathers the rows, which costs a
-            copy of all kernels, and one passport must serve all examples of
-            a call. With `False` each example may come with its own.
+            and with secret signs, too: an order of their own for every few
+            filters, which who draws the first weights again can't undo. That
+            hides the filters' shape, which otherwise tells most signs
+            (`attacks.orientation`), and which channel meets which; each call
+            gathers the rows, which nearly doubles the time of single
+            examples on CPUs, and one passport must serve all examples of a
+            call. With `False` each example may come with its own.
         images: Identity images in the model's own input domain, float `(n,
             height, width, channels)`, or a dict for several inputs: keys are
             made of them then, as a proof of whose they are, and γ and β are

@@ -39,8 +39,9 @@ def hide_rows(model: ProtectedModel, passport: Passport) -> ProtectedModel:
 
     Call it last: `hide_statistics` wants rows in their own order. Whoever has
     the network of before undoes it (`attacks.known_ancestor`): never publish
-    that. Nor the weights that its training began with, or their seed: see
-    `reinitialize`.
+    that. Nor the weights that its training began with, or their seed: who has
+    them undoes an order that all filters have (see `reinitialize`;
+    `protect_trained` gives every few filters their own).
 
     Args:
         model: Protected functional model, bound or not, whose rows are in
