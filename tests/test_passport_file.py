@@ -413,6 +413,40 @@ def test_keys_out_of_proportion_to_the_file(kernel_size, message, tmp_path):
     assert path.read_text() == "an older file"
 
 
+@pytest.mark.parametrize(
+    "rows, filters, groups",
+    [(2048, 2048, 256), (2048, 1009, 1009), (4608, 512, 64)],
+    ids=["wide", "a prime number of filters", "a convolution's"],
+)
+def test_orders_of_large_kernels(rows, filters, groups, tmp_path):
+    """They are many numbers, of which none is in the file."""
+    geometry = Geometry(
+        "pointwise",
+        rows,
+        key_groups=-(-filters // (3 * rows // 4)),
+        ordered_rows=(rows,),
+        row_groups=(groups,),
+    )
+    key = np.random.default_rng(0).normal(size=geometry.key_shape)
+    entry = kp.PassportEntry(geometry, gamma_key=key, beta_key=key)
+    layers = {f"layer {index}": entry for index in range(3)}
+    passport = kp.Passport("solved", "V3", layers, b"s" * 16)
+    passport.save(tmp_path / "owner.h5")
+    loaded = kp.Passport.load(tmp_path / "owner.h5")
+    assert loaded.fingerprint == passport.fingerprint
+    assert (tmp_path / "owner.h5").stat().st_size < 2**18
+
+
+def test_orders_out_of_proportion_to_the_file(tmp_path):
+    geometry = Geometry(
+        "pointwise", 4, ordered_rows=(2**24,), row_groups=(2**20,)
+    )
+    entry = kp.PassportEntry(geometry, gamma_key=np.ones(4, "float32"))
+    passport = kp.Passport("feature_maps", "V1", {"a": entry}, b"s" * 16)
+    with pytest.raises(kp.PassportError, match="numbers of orders"):
+        passport.save(tmp_path / "owner.h5")
+
+
 def test_loading_needs_numpy_alone(path):
     printed = run_in_fresh_process(
         "import sys, keras_passport as kp\n"

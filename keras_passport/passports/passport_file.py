@@ -50,6 +50,9 @@ _LARGEST_HEADER = 2**21
 # How many elements the keys may have, and how many additions they may take:
 # a number, or in large files a multiple of the elements in the file.
 _LARGEST_KEYS = (2**19, 16)
+# Orders of rows are not in the file: an eighth to all of the numbers that the
+# kernels have, of which it has two for each row.
+_LARGEST_ORDERS = (2**26, 2**13)
 _MOST_WORK = (2**28, 4096)
 
 
@@ -389,10 +392,10 @@ def _entry(file, index, layer, version) -> PassportEntry:
 
 
 def _check_keys(passport):
-    stored = elements = additions = 0
+    stored = elements = ordered = additions = 0
     for entry in passport.layers.values():
         key_size, kernel = entry.geometry.key_size, entry.geometry.kernel_size
-        elements += entry.geometry.order_size
+        ordered += entry.geometry.order_size
         for role in passport.function.roles:
             size = entry.array(role).size
             stored += size
@@ -400,6 +403,7 @@ def _check_keys(passport):
             additions += max(size, key_size) * sum(kernel)
     for received, (least, factor), of_what in (
         (elements, _LARGEST_KEYS, "elements"),
+        (ordered, _LARGEST_ORDERS, "numbers of orders"),
         (additions, _MOST_WORK, "additions"),
     ):
         if received > max(least, factor * stored):
