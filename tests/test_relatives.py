@@ -38,6 +38,16 @@ def of_three_kernels():
     return keras.Model(inputs, x)
 
 
+def of_shapes(classes=4, width=8, size=3):
+    """A network with filters of sizes of their own, without normalisations."""
+    keras.utils.set_random_seed(0)
+    x = inputs = keras.Input((8, 8, 3))
+    x = keras.layers.Conv2D(width, size, name="first")(x)
+    x = keras.layers.Conv2D(12, 3, activation="relu", name="second")(x)
+    x = keras.layers.GlobalAveragePooling2D()(x)
+    return keras.Model(inputs, keras.layers.Dense(classes, name="head")(x))
+
+
 def trained_on(untrained, shuffled, likeness):
     """A network with kernels that are like those, as after a training."""
     base, rng = keras.models.clone_model(untrained), np.random.default_rng(3)
@@ -102,6 +112,42 @@ class TestKnownAncestor:
         assert np.bincount(test[1]).max() < 150
         result = kp.attacks.known_ancestor(kp.public(model), base, test)
         assert result.accuracy > 0.97
+
+    @pytest.mark.parametrize(
+        "change, strange",
+        [
+            ({"classes": 3}, {"head"}),
+            ({"classes": 4, "width": 6}, {"first", "second"}),
+            ({"size": 5}, {"first"}),
+        ],
+        ids=["fewer classes", "narrower", "larger kernels"],
+    )
+    @pytest.mark.parametrize("order", [False, True])
+    def test_layers_of_other_shapes_are_strangers(self, order, change, strange):
+        """As an ancestor's classifier nearly always is."""
+        base, other = of_shapes(), of_shapes(**change)
+        for path in {"first", "second", "head"} - strange:
+            weights = base.get_layer(path).get_weights()
+            other.get_layer(path).set_weights(weights)
+        model, _ = kp.protect_trained(base, seed=1, order=order)
+        test = pictures(8, seed=6), np.arange(8) % 4
+        one, reference = (
+            kp.attacks.known_ancestor(model, network, test).history[0][
+                "parameters"
+            ]
+            for network in (other, base)
+        )
+        for path, (gamma, beta) in one.items():
+            if path in strange:
+                assert set(gamma) == {1.0} and set(beta) == {0.0}
+            else:
+                np.testing.assert_array_equal(gamma, reference[path][0])
+                np.testing.assert_array_equal(beta, reference[path][1])
+        kp.attacks.ancestor_alone(model, other, test)
+        bases = kp.attacks.difference_directions(model, other)
+        assert {path for path, rows in bases.items() if len(rows)} == (
+            {"first", "second", "head"} - strange
+        )
 
     @pytest.mark.parametrize("order", [False, True])
     def test_means_are_those_without_the_kernels_biases(self, order):

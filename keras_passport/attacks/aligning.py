@@ -152,7 +152,8 @@ def put_back(layer, kernel) -> bool:
 
     Returns:
         Whether rows fit better than they would fit the same numbers in any
-        order; if not, they stay as they are stored.
+        order; if not, or if its kernel has another shape, they stay as they
+        are stored.
     """
     adapter, rng, orders = layer.adapter, np.random.default_rng(0), []
     geometry = layer.geometry
@@ -162,6 +163,8 @@ def put_back(layer, kernel) -> bool:
         geometry.orders,
         strict=True,
     ):
+        if stored.shape != known.shape:
+            return False
         found, fits, chances = [], [], []
         for ours, theirs in zip(
             np.split(stored, groups, axis=1),

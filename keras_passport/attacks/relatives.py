@@ -94,6 +94,9 @@ def known_ancestor(
     for path, (kernel, own) in aligning.counterparts(public, ancestor).items():
         layer = protected_layers(public)[path]
         ours, theirs = (_filters(layer), _filters_of(kernel))
+        if ours.shape[1] != theirs.shape[1] or len(theirs) < len(ours):
+            alike[path] = 0.0  # As a classifier for other classes.
+            continue
         chosen, cosines, sizes = aligning.matched(ours, theirs)
         alike[path] = float(np.median(np.abs(cosines)))
         found = fits.get(path, alike[path] >= ALIKE)
@@ -285,6 +288,8 @@ def _adopted(model, ancestor, seed=0) -> tuple:
         public, ancestor
     ).items():
         layer = protected[path]
+        if _filters(layer).shape != _filters_of(kernel).shape:
+            continue
         _copy_weights(kernel, layer.layer)
         theirs = owner
         if isinstance(owner, PassportNormalization):
@@ -328,9 +333,9 @@ def difference_directions(
 
     Returns:
         Dict from path to an orthonormal basis, float64 `(vectors, channels)`;
-        without rows where the versions don't differ, a kernel's groups of
-        channels have no number in common (depthwise), or a normalisation
-        stands without a kernel.
+        without rows where the versions don't differ, or kernels' shapes do, a
+        kernel's groups of channels have no number in common (depthwise), or a
+        normalisation stands without a kernel.
 
     Raises:
         PassportError: If no layer differs, or the other one has no layer for
@@ -351,7 +356,7 @@ def difference_directions(
     }
     for path, (kernel, _) in aligning.counterparts(model, other).items():
         ours, theirs = response_matrix(protected[path]), _matrix_of(kernel)
-        if len(ours) > 1:
+        if len(ours) > 1 or ours.shape != theirs.shape:
             continue
         left = _plane(ours[0], theirs[0], rank)
         if len(left):
