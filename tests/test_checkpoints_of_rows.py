@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import keras_passport as kp
-from keras_passport.layers import loading
+from keras_passport.layers import loading, row_order
 from support.plain_models import nested_model, plain_cnn, randomize
 from support.protected_models import images, outer_model
 
@@ -176,6 +176,36 @@ def test_asynchronous_checkpoints_have_the_note(tmp_path, caplog):
     assert "skipped" not in caplog.text
     with pytest.raises(kp.PassportError, match="Expected.*Received"):
         checkpoint(model=EXACT[False](base)[0]).read(path)
+
+
+@pytest.mark.parametrize("name", ["w.weights.h5", "w.keras", "w.h5", "ck"])
+def test_one_order_is_not_one_of_each_group(name, tmp_path, monkeypatch):
+    """As versions before this one stored rows, under passports of theirs."""
+    base = keras.Sequential([keras.Input((5,)), keras.layers.Dense(6)])
+    groups, _ = kp.protect_trained(base, seed=0)
+    monkeypatch.setattr(row_order, "groups", lambda *args: (1,))
+    one, _ = kp.protect_trained(base, seed=0)
+    path = str(tmp_path / name)
+    for saved, other, received in (
+        (one, groups, "a secret order"),
+        (groups, one, "3 secret orders"),
+    ):
+        before = values(other)
+        if name == "ck":
+            checkpoint(model=saved).write(path)
+        elif name == "w.weights.h5":
+            saved.save_weights(path, overwrite=True)
+        else:
+            saved.save(path, overwrite=True)
+        message = (
+            f"passport of its own. Received: weights with rows in {received}"
+        )
+        with pytest.raises((kp.PassportError, ValueError), match=message):
+            if name == "ck":
+                checkpoint(model=other).read(path)
+            else:
+                other.load_weights(path)
+        assert_equal(values(other), before)
 
 
 def test_a_training_is_taken_up(tmp_path):

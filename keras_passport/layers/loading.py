@@ -25,7 +25,7 @@ NOTE = "ordered"
 def _check(layer, store) -> None:
     """Raises `PassportError` if weights are of rows that are stored otherwise.
 
-    The same passport fits both.
+    The same passport may fit both.
 
     Args:
         layer: The passport layer.
@@ -36,10 +36,14 @@ def _check(layer, store) -> None:
         return
     expected, received = _named(note(layer)), _named(store[NOTE])
     if received != expected:
+        hint = "keras_passport.hide_rows makes another network of one passport"
+        if "orders" in expected + received:
+            hint = (
+                "each of protect_trained's networks has a passport of its own"
+            )
         raise PassportError(
             f"Expected weights with {expected} for layer '{layer.name}': "
-            "keras_passport.hide_rows makes another network of the same "
-            f"passport. Received: weights with {received}"
+            f"{hint}. Received: weights with {received}"
         )
 
 
