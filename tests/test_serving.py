@@ -9,6 +9,7 @@ from keras import layers
 
 import keras_passport as kp
 from keras_passport.passports.specs import SPEC_VERSION
+from keras_passport.serving import one_row
 from support.kernel_layers import FUNCTIONS, KERNELS, TAILS, stack
 from support.plain_models import (
     inputs_of,
@@ -745,3 +746,68 @@ def test_a_spec_holds_no_secret():
     bound, _, key = bound_and_served(plain_cnn())
     unbound = kp.protect(plain_cnn())
     assert kp.passport_spec(bound) == kp.passport_spec(unbound)
+
+
+@pytest.mark.parametrize("make", [multi_input_model, nested_inputs_model])
+@pytest.mark.parametrize("trained", [True, False])
+def test_one_row_serves_all_batches(make, trained, monkeypatch):
+    """It is not repeated for all examples: some would not fit into memory."""
+    base = randomize(make())
+    if trained:
+        model, passport = kp.protect_trained(base)
+    else:
+        model = kp.protect(base)
+        passport = kp.Passport.random_pattern(model, seed=0)
+        kp.bind(model, passport)
+    served = kp.require_passport(model)
+    x = inputs_of(model, count=37)
+    key = passport.pack(kp.passport_spec(served))
+    given, rows = kp.with_passport(x, key), []
+    take = one_row._Batches.__getitem__
+
+    def taken(batches, index):
+        batch = take(batches, index)
+        rows.append(
+            len(
+                served.passport_in(
+                    keras.tree.map_structure(np.asarray, batch[0])
+                )
+            )
+        )
+        return batch
+
+    monkeypatch.setattr(one_row._Batches, "__getitem__", taken)
+    expected = model.predict(x, verbose=0)
+    for options in ({}, {"batch_size": 10}, {"batch_size": 100}):
+        rows.clear()
+        outputs = served.predict(given, verbose=0, **options)
+        for one, other in zip(
+            *map(keras.tree.flatten, (outputs, expected)), strict=True
+        ):
+            np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
+        assert set(rows) == {1}
+    targets = keras.tree.map_structure(np.zeros_like, expected)
+    weights = np.linspace(0.0, 1.0, 37).astype("float32")
+    for one in (model, served):
+        one.compile(loss="mse")
+    said = [
+        one.evaluate(
+            *(inputs, targets),
+            sample_weight=weights,
+            batch_size=16,
+            verbose=0,
+            return_dict=True,
+        )
+        for one, inputs in ((model, x), (served, given))
+    ]
+    assert said[1] == pytest.approx(said[0], rel=1e-4)
+    # A row for each example stays one.
+    rows.clear()
+    each = kp.with_passport(x, np.repeat(key, 37, axis=0))
+    if not trained:
+        again = served.predict(each, verbose=0)
+        for one, other in zip(
+            *map(keras.tree.flatten, (again, expected)), strict=True
+        ):
+            np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
+    assert not rows

@@ -1,5 +1,6 @@
 """`ProtectedModel`: a Keras model that asks for its passport first."""
 
+import functools
 import os
 import pathlib
 import stat
@@ -56,9 +57,7 @@ def _asks_first(name):
             compiling.build_ahead_of(original, self, args, kwargs)
         return getattr(super(ProtectedModel, self), name)(*args, **kwargs)
 
-    method.__name__ = name
-    method.__doc__ = original.__doc__
-    return method
+    return functools.wraps(original)(method)
 
 
 def _file_on_disk(filepath, suffixes) -> pathlib.Path | None:

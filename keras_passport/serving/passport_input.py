@@ -16,6 +16,7 @@ from keras_passport.models import checks, inputs
 from keras_passport.models.protected_model import ProtectedModel
 from keras_passport.passports.specs import SPEC_VERSION
 from keras_passport.secrecy import hidden, type_of
+from keras_passport.serving.one_row import by_batches
 
 INPUT = "passport"
 
@@ -32,6 +33,9 @@ class PassportInputModel(ProtectedModel):
     """
 
     takes_passport = True
+
+    evaluate = by_batches(ProtectedModel.evaluate)
+    predict = by_batches(ProtectedModel.predict)
 
     @functools.wraps(keras.Model.export)
     def export(self, *args, **kwargs):
@@ -56,6 +60,15 @@ class PassportInputModel(ProtectedModel):
             given = inputs.restructured(self, given)
         return super().__call__(given, *others, **kwargs)
 
+    def passport_in(self, given):
+        """The packed passport among inputs, or `None`."""
+        if isinstance(given, Mapping):
+            return given.get(INPUT)
+        flat = keras.tree.flatten(given)
+        if isinstance(given, (list, tuple)) and len(flat) == len(self.inputs):
+            return flat[[tensor.name for tensor in self.inputs].index(INPUT)]
+        return None
+
     def _checked(self, given):
         """Inputs with a passport among them that Keras will not show.
 
@@ -66,13 +79,8 @@ class PassportInputModel(ProtectedModel):
             PassportError: If they are no structure of arrays or tensors with
                 a packed passport in its place.
         """
-        place = [tensor.name for tensor in self.inputs].index(INPUT)
         flat = keras.tree.flatten(given)
-        passport = None
-        if isinstance(given, Mapping):
-            passport = given.get(INPUT)
-        elif isinstance(given, (list, tuple)) and len(flat) == len(self.inputs):
-            passport = flat[place]
+        passport = self.passport_in(given)
         if passport is None or not all(
             leaf is None or hasattr(leaf, "shape") for leaf in flat
         ):
@@ -288,7 +296,9 @@ def with_passport(inputs: Inputs, packed: Tensor) -> Inputs:
     """Inputs for `fit`, `evaluate` and `predict` of a `PassportInputModel`.
 
     Keras checks that all inputs have equally many rows, so one row is
-    repeated, without being copied.
+    repeated, without being copied; `evaluate` and `predict` hand each batch
+    one. `fit` copies all rows, which are long where kernels' rows are in
+    secret orders (`protect_trained`): train what a passport is bound to.
 
     Args:
         inputs: Array, or list or dict of arrays, as the model without the
