@@ -5,8 +5,10 @@ import functools
 import keras
 import numpy as np
 import pytest
+from scipy.optimize import linear_sum_assignment
 
 import keras_passport as kp
+from keras_passport.layers import kernels, row_order
 from support.attack_targets import hidden
 from support.known_statistics import pictures
 from support.plain_models import plain_cnn, small_resnet
@@ -262,6 +264,29 @@ class TestKnownAncestor:
             assert cosines.mean() < likeness + 0.03
             if likeness == 0.99:
                 assert fits[path] and cosines.mean() > 0.97
+
+    @pytest.mark.parametrize("likeness, most", [(0.8, 0.1), (0.9, 0.2)])
+    def test_long_kernels_have_no_longer_rows(self, likeness, most):
+        """More rows are harder to tell, but not by twice as many numbers.
+
+        Filters' signs are known here, which an attacker has to guess.
+        """
+        layer = keras.layers.Conv2D(16, 3)
+        layer.build((None, 8, 8, 128))
+        [groups] = row_order.groups(kernels.adapter_for(layer), layer)
+        rng = np.random.default_rng(0)
+
+        def put_back(filters):
+            first, noise = rng.normal(size=(2, 1152, filters))
+            trained = likeness * first + np.sqrt(1 - likeness**2) * noise
+            order = rng.permutation(1152)
+            stored = trained[order] * rng.choice((-1, 1), (1152, 1))
+            _, found = linear_sum_assignment(-np.abs(first @ stored.T))
+            return np.mean(order[found] == np.arange(1152))
+
+        right = put_back(16 // groups)
+        assert right < most
+        assert put_back(8) > max(0.15, 2.0 * right)
 
     def test_a_stranger_gives_nothing(self):
         model, _, test = protected(ancestor())
