@@ -60,11 +60,12 @@ def main(_):
     right = total = 0
     for path, fits in told.items():
         kernel = rows(model.get_layer(path).kernel)
-        found = rows_right(rows(layers[path].layer.kernel), kernel)
-        right, total = right + found * len(kernel), total + len(kernel)
         layer = kp.protected_layers(protected)[path]
         stored = rows(layer.layer.kernel)
         [(_, groups)] = layer.geometry.orders
+        found = rows_right(rows(layers[path].layer.kernel), kernel, groups)
+        right += found * len(kernel) * groups
+        total += len(kernel) * groups
         stands_out = standing(model.get_layer(path), first, stored, groups)
         numbers = {
             "like its first": likeness[path],
@@ -140,12 +141,15 @@ def rows(kernel):
     return values.reshape(-1, values.shape[-1])
 
 
-def rows_right(ours, theirs):
-    """How many rows are at their places, up to filters' signs and sizes."""
+def rows_right(ours, theirs, groups):
+    """How many rows are at their places, up to filters' signs and sizes.
+
+    A row of one group may be right where that of another is not.
+    """
     ours, theirs = (one / np.linalg.norm(one, axis=0) for one in (ours, theirs))
     signs = np.sign(np.sum(ours * theirs, axis=0))
-    gaps = np.abs(ours * signs - theirs).max(1)
-    return np.mean(gaps < 1e-4 * np.abs(theirs).max())
+    gaps = np.abs(ours * signs - theirs).reshape(len(theirs), groups, -1)
+    return np.mean(gaps.max(2) < 1e-4 * np.abs(theirs).max())
 
 
 def standing(layer, first, stored, groups):
