@@ -12,6 +12,10 @@ import os
 import pytest
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+# Before NumPy is imported, here and in what tests start. There is a worker for
+# each core, and threads of OpenBLAS's that have none spin while they wait: two
+# took a hundred times one's processor time to solve for a few hundred rows.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 
 def pytest_configure(config):
