@@ -3,6 +3,7 @@
 In the tests' process much is imported, open and encoded already.
 """
 
+import json
 import os
 import signal
 import subprocess
@@ -160,9 +161,8 @@ def test_without_docstrings(folder):
 
 def test_a_home_folder_is_known_after_an_equals_sign(folder, tmp_path):
     """Where no shell puts another name in its place."""
-    (folder / "spec.json").write_text(
-        start("spec", "public.keras", folder=folder).stdout
-    )
+    model = keras.saving.load_model(folder / "public.keras")
+    (folder / "spec.json").write_text(json.dumps(kp.passport_spec(model)))
     done = start(
         "pack",
         "~/owner.h5",
