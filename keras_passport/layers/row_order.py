@@ -27,7 +27,7 @@ from keras_passport.layers import packing
 from keras_passport.layers.bindings import has_values
 
 # Most filters of a group, by the least number of rows that they have.
-_FILTERS = ((64, 4), (0, 2))
+_FILTERS = ((64, 4), (0, 1))
 
 
 def guard(layer, ordered: bool) -> None:
