@@ -262,7 +262,8 @@ class TestKnownAncestor:
             cosines = np.sum(ours * theirs, 0) / np.linalg.norm(ours, axis=0)
             cosines = np.abs(cosines / np.linalg.norm(theirs, axis=0))
             assert cosines.mean() < likeness + 0.03
-            if likeness == 0.99:
+            # Of the stem's 27 rows each filter has an order.
+            if likeness == 0.99 and len(ours) > 27:
                 assert fits[path] and cosines.mean() > 0.97
 
     @pytest.mark.parametrize("likeness, most", [(0.8, 0.1), (0.9, 0.2)])

@@ -359,6 +359,7 @@ def first_seed_warning(model) -> str | None:
         return None
     return (
         f"Its training began with the weights of seed {seed}. Whoever tries "
-        "that seed undoes the secret order of rows. Train what you protect "
-        "from keras_passport.reinitialize(network)."
+        "that seed knows what its kernels still have of them: after a short "
+        "training nearly all. Train what you protect from "
+        "keras_passport.reinitialize(network)."
     )

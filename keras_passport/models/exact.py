@@ -99,11 +99,12 @@ def protect_trained(
 
     What this hides is which sign and size each filter has, its shape, and all
     of its scale and shift. Who fine-tunes the published kernels is left with
-    little more than who trains from scratch. Without an order, the signs of a
-    classifier stay visible, whose filters add up to nothing before a softmax.
-    Normalisations that do not directly follow a kernel, and those that mix
-    channels, get a passport layer of their own, which hides their scale and
-    shift.
+    little more than who trains from scratch, unless it was trained shortly
+    from weights that they can draw (see `reinitialize`). Without an order,
+    the signs of a classifier stay visible, whose filters add up to nothing
+    before a softmax. Normalisations that do not directly follow a kernel, and
+    those that mix channels, get a passport layer of their own, which hides
+    their scale and shift.
 
     Args:
         model: Functional or built Sequential model, trained, with nested ones

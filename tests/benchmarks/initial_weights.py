@@ -154,6 +154,8 @@ def rows_right(ours, theirs, groups):
 
 def standing(layer, first, stored, groups):
     """Standard deviations by which the right seed's angles fit better."""
+    if groups == stored.shape[1]:
+        return float("nan")  # One filter has no angle.
     ours = angles(stored, groups)
     kernel = rows(first.get_layer(layer.name).kernel)
     right = ours @ angles(kernel, groups)

@@ -73,8 +73,8 @@ def main(_):
 
 def neighbours(kernel):
     """Of how many rows the nearest is of their channel, and beside them."""
-    height, width, channels, _ = kernel.shape
-    if height * width == 1:
+    height, width, channels, filters = kernel.shape
+    if height * width == 1 or filters == 1:
         return {}
     rows = kernel.reshape(height * width * channels, -1)
     rows = rows / np.linalg.norm(rows, axis=1, keepdims=True)
