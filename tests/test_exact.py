@@ -553,7 +553,7 @@ def test_the_command_writes_a_model_and_its_passport(tmp_path, capsys):
     assert run_command(*words, out, owner) == 0
     assert "4 of 4 kernel layers protected" in capsys.readouterr().out
     assert run_command("show", owner) == 0
-    assert "of 141 rows, 417 numbers" in capsys.readouterr().out
+    assert "of 141 rows, 834 numbers" in capsys.readouterr().out
     assert owner.stat().st_mode & 0o777 == 0o600
     model = keras.saving.load_model(out)
     kp.bind(model, kp.Passport.load(owner))

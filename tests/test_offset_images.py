@@ -108,7 +108,7 @@ def test_offsets_tell_no_signs(cancel):
     assert_chance(right)
 
 
-@pytest.mark.parametrize("order, groups", [(False, 12), (True, 2)])
+@pytest.mark.parametrize("order, groups", [(False, [12]), (True, range(1, 12))])
 def test_the_size_of_offsets_tells_nothing(order, groups):
     """Of filters that are all alike each has a key, and F but one number."""
     right = []
@@ -125,7 +125,7 @@ def test_the_size_of_offsets_tells_nothing(order, groups):
         )
         [layer] = kp.protected_layers(model).values()
         # Rows in another order make filters of other groups unlike.
-        assert layer.geometry.key_groups == groups
+        assert layer.geometry.key_groups in groups
         gamma, _ = layer.hidden_parameters()
         offset = offsets.of(layer, "gamma")
         # If |F| were one number, this would be γ.

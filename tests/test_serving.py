@@ -769,7 +769,7 @@ def test_one_row_serves_all_batches(make, trained, monkeypatch):
         batch = take(batches, index)
         rows.append(
             len(
-                served.passport_in(
+                served._passport_in(
                     keras.tree.map_structure(np.asarray, batch[0])
                 )
             )

@@ -38,7 +38,10 @@ class _Batches(keras.utils.PyDataset):
         def taken(array):
             if array is self._passport and self._replicas == 1:
                 return array[:1]
-            return array[some]
+            part = array[some]
+            # As Keras does with arrays.
+            floats = part.dtype.kind == "f"
+            return part.astype(keras.config.floatx()) if floats else part
 
         batch = keras.tree.map_structure(taken, self._arrays)
         # As Keras hands on arrays: its generators know of no lists.
@@ -49,7 +52,7 @@ def by_batches(method):
     """`evaluate` or `predict` that repeats no passport beyond a batch.
 
     Args:
-        method: That of a model with `passport_in`, which finds the packed
+        method: That of a model with `_passport_in`, which finds the packed
             passport among inputs.
 
     Returns:
@@ -64,6 +67,7 @@ def by_batches(method):
         batches = _batches(self, given)
         if batches is None:
             return method(self, *args, **kwargs)
+        self._checked_call(given["x"])
         for name in ("self", "x", "y", "sample_weight", "batch_size"):
             given.pop(name, None)
         given |= given.pop("kwargs", {})
@@ -80,9 +84,12 @@ def _batches(model, given):
         (x,) if y is None else (x, y) if weights is None else (x, y, weights)
     )
     leaves = keras.tree.flatten(arrays)
-    if not all(isinstance(leaf, np.ndarray) and leaf.ndim for leaf in leaves):
+    if not all(
+        isinstance(leaf, np.ndarray) and leaf.ndim and leaf.dtype.kind in "biuf"
+        for leaf in leaves
+    ):
         return None
-    passport = model.passport_in(x)
+    passport = model._passport_in(x)
     rows = {len(leaf) for leaf in leaves}
     is_one = passport is not None and passport.strides[0] == 0
     if not is_one or len(rows) > 1 or (y is None and weights is not None):

@@ -60,7 +60,7 @@ class PassportInputModel(ProtectedModel):
             given = inputs.restructured(self, given)
         return super().__call__(given, *others, **kwargs)
 
-    def passport_in(self, given):
+    def _passport_in(self, given):
         """The packed passport among inputs, or `None`."""
         if isinstance(given, Mapping):
             return given.get(INPUT)
@@ -80,7 +80,7 @@ class PassportInputModel(ProtectedModel):
                 a packed passport in its place.
         """
         flat = keras.tree.flatten(given)
-        passport = self.passport_in(given)
+        passport = self._passport_in(given)
         if passport is None or not all(
             leaf is None or hasattr(leaf, "shape") for leaf in flat
         ):
