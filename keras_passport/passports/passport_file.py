@@ -50,7 +50,7 @@ _LARGEST_HEADER = 2**21
 # How many elements the keys may have, and how many additions they may take:
 # a number, or in large files a multiple of the elements in the file.
 _LARGEST_KEYS = (2**19, 16)
-# Orders of rows are not in the file: an eighth to all of the numbers that the
+# Orders of rows are not in the file: a quarter to all of the numbers that the
 # kernels have, of which it has two for each row.
 _LARGEST_ORDERS = (2**26, 2**13)
 _MOST_WORK = (2**28, 4096)
