@@ -122,7 +122,7 @@ def protect_trained(
         order: Whether the rows of each kernel, what each element of its
             window does with each input channel, are stored in a secret order
             and with secret signs, too: an order of their own for every few
-            filters, which who draws the first weights again can't undo. That
+            filters, of which first weights hardly tell where they are. That
             hides the filters' shape, which otherwise tells most signs
             (`attacks.orientation`), and which channel meets which; each call
             gathers the rows, which nearly doubles the time of single

@@ -74,7 +74,7 @@ def main(_):
         }
         told_so = "told" if fits else ""
         print(path, kernel.shape, groups, told_so, rounded(numbers))
-    print(f"{total} rows, {right / total:.2f} of them put back", flush=True)
+    print(f"{total} rows, {right / total:.4f} of them put back", flush=True)
     if _FRACTION.value:
         attack(protected, aligned, first)
 
