@@ -62,8 +62,8 @@ def order_of_rows(
     parts, start, drawn = [], 0, words(seed, sum(sizes))
     for size, (rows, groups) in zip(sizes, orders, strict=True):
         places, flips = drawn[start : start + size].reshape(2, groups, rows)
-        order = np.argsort(places, kind="stable") + 1
-        order = np.where(flips >> np.uint64(63), -order, order)
-        parts.append(order.T.astype("float32").ravel())
+        order = np.argsort(places, kind="stable").astype("float32") + 1
+        np.negative(order, out=order, where=flips >= 2**63)
+        parts.append(order.T.ravel())
         start += size
     return hidden(np.concatenate(parts))
