@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 import keras_passport as kp
+from keras_passport.layers import normalization as normalizations
 from keras_passport.layers.protected import function_of
 from keras_passport.models.binding import keyed_function
 from support.plain_models import (
@@ -337,7 +338,8 @@ def test_a_saved_model_is_whole_without_its_source(base, tmp_path):
 
 
 @pytest.mark.parametrize("protects", (False, True))
-def test_estimated_statistics(protects):
+@pytest.mark.parametrize("number", [3, 9])
+def test_estimated_statistics(protects, number):
     """Those of the batches, the last layer's seen through the first's."""
     base = plain_cnn()
     model = base
@@ -350,7 +352,8 @@ def test_estimated_statistics(protects):
         if isinstance(layer, keras.layers.BatchNormalization)
     ]
     before = [layer.momentum for layer in normalizations]
-    batches = np.array_split(images(12), 3)
+    # Of unlike sizes; calls are compiled from the fifth on.
+    batches = np.array_split(images(4 * number - 1), number)
     kernels = [np.array(v) for v in model.trainable_variables]
     assert kp.estimate_statistics(model, batches) is model
     assert [layer.momentum for layer in normalizations] == before
@@ -374,3 +377,51 @@ def test_estimated_statistics(protects):
     )
     with pytest.raises(ValueError, match="at least one batch"):
         kp.estimate_statistics(model, [])
+
+
+class OfThisMoment(keras.layers.Layer):
+    """One that no backend can compile: it looks at numbers."""
+
+    def compute_output_spec(self, x):
+        return keras.KerasTensor(x.shape, x.dtype)
+
+    def call(self, x):
+        return x * np.asarray(x).max()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        pytest.param({"dtype": "float64"}, marks=needs_tensorflow),
+        {"axis": 1},
+    ],
+)
+@pytest.mark.parametrize("layer", [keras.layers.ReLU, OfThisMoment])
+def test_statistics_of_layers_that_can_and_cannot_be_compiled(layer, options):
+    """Estimated in two rounds, as `hide_statistics` does it."""
+    x = np.random.default_rng(0).normal(size=(14, 3, 3))
+    normalization = keras.layers.BatchNormalization(**options)
+    model = keras.Sequential(
+        [keras.layers.Input((3, 3)), layer(), normalization]
+    )
+    estimator = normalizations.Estimator(model)
+    for scale in (1.0, 2.0):
+        batches = np.array_split(scale * x, 7)
+        estimator.estimate(batches)
+        seen = [
+            np.maximum(b, 0) if layer is keras.layers.ReLU else b * b.max()
+            for b in batches
+        ]
+        axes = (0, 2) if "axis" in options else (0, 1)
+        np.testing.assert_allclose(
+            normalization.moving_mean,
+            np.mean([s.mean(axes) for s in seen], axis=0),
+            rtol=1e-5,
+        )
+        np.testing.assert_allclose(
+            normalization.moving_variance,
+            np.mean([s.var(axes) for s in seen], axis=0),
+            rtol=1e-5,
+        )
+    assert normalization.momentum == 0.99

@@ -106,9 +106,10 @@ def hide_statistics(
     for layer in layers.values():
         layer.fold_bias()
     steps = {path: _Step(layer) for path, layer in layers.items()}
+    estimator = normalization.Estimator(model)
     for _ in range(_ROUNDS):
         with binding.assumed(model, before):
-            normalization.estimate_statistics(model, batches)
+            estimator.estimate(batches)
         hidden = {
             path: _absorbed(layer, *before[path])
             for path, layer in layers.items()
