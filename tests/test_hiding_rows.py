@@ -8,7 +8,9 @@ import pytest
 from keras import ops
 
 import keras_passport as kp
+from keras_passport.layers import row_order
 from keras_passport.passports import specs
+from keras_passport.passports.draws import order_of_rows
 from support.kernel_layers import FUNCTIONS, KERNELS, stack
 from support.known_statistics import pictures
 from support.plain_models import nested_model, plain_cnn, small_resnet
@@ -17,9 +19,21 @@ from support.truth import relative_difference
 
 pytestmark = pytest.mark.eager
 
-# Layers whose stored rows no key could meet: of several kernels, or of
-# channels that have rows of their own.
-AS_THEY_ARE = ("depthwise", "separable")
+
+def in_one_order(model, passport):
+    """What `hide_rows` was: all filters have an order, which keys follow."""
+    copy = kp.public(model)
+    fitted = passport.fitted(copy)
+    for path, layer in kp.protected_layers(copy).items():
+        given = layer.adapter, layer.layer
+        rows = tuple((rows, 1) for rows in row_order.counts(*given))
+        order = order_of_rows(specs.order_seed(fitted, path), rows)
+        row_order.store(*given, order)
+        layer.split_keys(layer.key_groups, (1,))
+    return kp.bind(copy, passport)
+
+
+BOTH = pytest.mark.parametrize("hide", [kp.hide_rows, in_one_order])
 
 
 def passport_of(model, base, kind="random_image"):
@@ -30,31 +44,23 @@ def passport_of(model, base, kind="random_image"):
     )
 
 
-def case(base=plain_cnn, function="V3", kind="random_image"):
+def case(base=plain_cnn, function="V3", kind="random_image", hide=kp.hide_rows):
     """A bound model with statistics, its passport, a copy of hidden rows."""
     plain = base()
     model = kp.protect(plain, function)
     passport = passport_of(model, plain, kind)
     kp.calibrate(kp.bind(model, passport))
     kp.estimate_statistics(model, [pictures(64)])
-    return model, passport, kp.hide_rows(model, passport)
-
-
-def values(variables):
-    return [ops.convert_to_numpy(variable) for variable in variables]
+    return model, passport, hide(model, passport)
 
 
 @pytest.mark.parametrize("name", KERNELS)
-def test_a_layers_keys_follow_its_rows(name):
+def test_every_kernel_layers_rows(name):
     *_, shape = KERNELS[name]
     model = kp.protect(stack(name))
     passport = kp.Passport.random_pattern(model, seed=0)
     kp.bind(model, passport)
     x = np.random.default_rng(1).normal(size=(4, *shape)).astype("float32")
-    if name.startswith(AS_THEY_ARE):
-        with pytest.raises(kp.PassportError, match="layers with one kernel"):
-            kp.hide_rows(model, passport)
-        return
     expected = predict(model, x)
     hidden = kp.hide_rows(model, passport)
     assert relative_difference(predict(hidden, x), expected) < 1e-5
@@ -63,24 +69,29 @@ def test_a_layers_keys_follow_its_rows(name):
 
 @pytest.mark.parametrize("base", [small_resnet, nested_model])
 @pytest.mark.parametrize("function", FUNCTIONS)
-def test_the_network_computes_the_same(function, base, tmp_path):
-    model, passport, hidden = case(base, function)
+@BOTH
+def test_the_network_computes_the_same(hide, function, base, tmp_path):
+    model, passport, hidden = case(base, function, hide=hide)
     x = pictures(20)
     expected = predict(model, x)
     assert relative_difference(predict(hidden, x), expected) < 1e-5
     before, after = map(kp.protected_layers, (model, hidden))
     for path, layer in after.items():
         assert layer.ordered and not before[path].ordered
-        [rows] = layer.geometry.ordered_rows
+        [(rows, groups)] = layer.geometry.orders
         stored, own = (
-            np.abs(ops.convert_to_numpy(one.layer.kernel).reshape(rows, -1))
+            np.abs(ops.convert_to_numpy(one.layer.kernel)).reshape(
+                rows, groups, -1
+            )
             for one in (layer, before[path])
         )
-        # The same rows, in other places, some of them negated.
-        assert not np.array_equal(stored, own)
-        np.testing.assert_array_equal(
-            stored[np.lexsort(stored.T)], own[np.lexsort(own.T)]
-        )
+        for group in range(groups):
+            # The same rows, in other places, some of them negated.
+            one, other = stored[:, group], own[:, group]
+            assert not np.array_equal(one, other)
+            np.testing.assert_array_equal(
+                one[np.lexsort(one.T)], other[np.lexsort(other.T)]
+            )
     # What a call gathers is bit for bit what was trained.
     plain = kp.unlock(hidden, passport, fold=False)
     for one, other in zip(
@@ -123,9 +134,10 @@ def test_another_passport_paralyses():
     # Nor do the right keys alone, in an order of somebody's own.
     row = passport.fitted(hidden).rows()
     for path, layer in kp.protected_layers(hidden).items():
-        [rows] = layer.geometry.ordered_rows
+        [(rows, groups)] = layer.geometry.orders
         row[path] = row[path].copy()
-        row[path][0, -rows:] = np.arange(1, rows + 1)
+        own = np.repeat(np.arange(1, rows + 1), groups)
+        row[path][0, -own.size :] = own
     packed = np.concatenate(list(row.values()), axis=1)
     with kp.presented(hidden, packed):
         assert relative_difference(predict(hidden, x), expected) > 0.1
@@ -155,8 +167,9 @@ def test_layers_of_other_names_are_matched():
     assert relative_difference(predict(hidden, x), expected) < 1e-6
 
 
-def test_a_renamed_and_saved_passport_of_hidden_rows(tmp_path):
-    model, passport, hidden = case()
+@BOTH
+def test_a_renamed_and_saved_passport_of_hidden_rows(hide, tmp_path):
+    model, passport, hidden = case(hide=hide)
     x = pictures(8)
     expected = predict(hidden, x)
     fitted = passport.fitted(hidden)
@@ -185,8 +198,9 @@ def test_kinds_of_protect_trained_without_an_order():
         assert relative_difference(predict(hidden, x), expected) < 1e-4
 
 
-def test_fakes_of_who_knows_the_order_are_those_of_before():
-    model, passport, hidden = case()
+@BOTH
+def test_fakes_of_who_knows_the_order_are_those_of_before(hide):
+    model, passport, hidden = case(hide=hide)
     data = pictures(40), np.arange(40) % 4
     seeds = specs.order_seeds(passport.fitted(hidden))
     options = {
@@ -251,8 +265,9 @@ def test_filters_tell_no_sign_any_more():
     assert abs(told[1] - 0.5) < 0.25
 
 
-def test_leaks_of_moved_keys_and_of_the_order_are_found(tmp_path):
-    model, passport, hidden = case()
+@BOTH
+def test_leaks_of_keys_and_of_the_order_are_found(hide, tmp_path):
+    model, passport, hidden = case(hide=hide)
     hidden.save(tmp_path / "protected.keras")
     clean = kp.find_leaks(passport, [tmp_path], model=hidden)
     assert clean.clean, str(clean)
@@ -343,9 +358,10 @@ def test_an_order_follows_the_passports_own_paths(kind):
         assert relative_difference(found, expected) < bound
 
 
-def test_licences_outlive_it():
+@BOTH
+def test_licences_outlive_it(hide):
     """Issued before or after, bound and traced before or after."""
-    model, passport, hidden = case(small_resnet)
+    model, passport, hidden = case(small_resnet, hide=hide)
     x = pictures(8)
     expected = predict(model, x)
     names = [f"licensee {number}" for number in range(20)]
@@ -373,12 +389,15 @@ def test_licences_outlive_it():
 
 def test_weights_of_another_order_are_refused(tmp_path):
     model, passport, hidden = case()
-    for number, (one, other) in enumerate([(model, hidden), (hidden, model)]):
+    kinds = model, hidden, in_one_order(model, passport)
+    for number, one in enumerate(kinds):
         path = tmp_path / f"{number}.weights.h5"
         one.save_weights(path)
         kp.public(one).load_weights(path)
-        with pytest.raises(ValueError, match="rows in .* order"):
-            kp.public(other).load_weights(path)
+        for other in kinds:
+            if other is not one:
+                with pytest.raises(ValueError, match="rows in .* order"):
+                    kp.public(other).load_weights(path)
 
 
 @pytest.mark.parametrize("way", ["hide_rows", "protect_trained"])
@@ -434,17 +453,20 @@ def test_what_was_compiled_and_reported_stays():
         kp.hide_rows(kp.require_passport(model), passport)
 
 
-def test_packed_keys_of_hidden_rows_are_leaks(tmp_path):
+@BOTH
+def test_packed_keys_of_hidden_rows_are_leaks(hide, tmp_path):
     """Also where nobody says that rows were hidden."""
-    model, passport, hidden = case()
+    model, passport, hidden = case(hide=hide)
     np.save(tmp_path / "row.npy", passport.pack(hidden))
     assert not kp.find_leaks(passport, [tmp_path]).clean
     other = kp.Passport.random_pattern(model, seed=9)
     assert kp.find_leaks(other, [tmp_path]).clean
 
 
-def test_permuting_leaves_what_reads_in_a_secret_order():
-    model, passport, hidden = case()
+@BOTH
+def test_permuting_leaves_what_is_read_in_a_secret_order(hide):
+    model, passport, hidden = case(hide=hide)
     rewrite = kp.attacks.permute_channels(hidden, seed=1)
-    assert list(rewrite.orders) == ["second_conv"]
-    assert "secret order" in rewrite.skipped["first_conv"]
+    one = hide is in_one_order
+    assert list(rewrite.orders) == ["second_conv"] * one
+    assert "order" in rewrite.skipped["first_conv"]

@@ -12,6 +12,8 @@ from keras_passport.errors import PassportError
 from keras_passport.layers import offsets, spaces
 from keras_passport.layers.protected import function_of, protected_layers
 from keras_passport.models import binding, protected_model, unlocking
+from keras_passport.passports.derivation import derive
+from keras_passport.passports.draws import order_of_rows
 from keras_passport.passports.entries import ROLES, PassportEntry
 from keras_passport.passports.passport import Passport
 
@@ -127,7 +129,12 @@ def forge_passport(
         )
     entries, systems = {}, []
     for path, layer in layers.items():
-        space = spaces.of_layer(layer)
+        seed = (order_seeds or {}).get(path)
+        order = None
+        if layer.gathered:
+            own = seed or derive(bytes(16), "order", path)
+            order = order_of_rows(own, layer.geometry.orders)
+        space = spaces.of_layer(layer, order)
         keys = {}
         for role in function.roles:
             wanted = parameters[path][ROLES.index(role)]
@@ -152,7 +159,6 @@ def forge_passport(
                     "norm": float(np.linalg.norm(key)),
                 }
             )
-        seed = (order_seeds or {}).get(path)
         entries[path] = PassportEntry(layer.geometry, order_seed=seed, **keys)
     passport = Passport("feature_maps", function, entries, bytes(16))
     return passport, tuple(systems)

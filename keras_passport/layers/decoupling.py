@@ -22,7 +22,6 @@ from keras_passport.layers import (
     own_gradients,
     packing,
     row_order,
-    scopes,
 )
 from keras_passport.layers.duals import SMALL
 
@@ -62,16 +61,21 @@ def hidden(layer, passport, training) -> tuple:
     kernel = layer.adapter.weight(layer.layer) if layer.decouple else None
     if kernel is None or not _is_wanted():
         packed = layer._seen(passport)
-        return row_order.kernels_of(layer, packed), *layer._parameters(packed)
+        values = row_order.kernels_of(layer, packed)
+        met = values if layer.gathered else ()
+        return values, *layer._parameters(packed, met)
     duals = []
     if training and passport is None and access.is_settled(layer._secret):
         keys, *duals = access.read(layer._secret, access.DUALS)
     else:
         keys = layer._seen(passport)
 
+    # What keys meet has decoupled gradients: of rows that are gathered, they
+    # go on to where these are stored.
+    [(_, met)] = row_order.met_by_keys(layer, keys) or [(kernel, kernel.value)]
+
     def respond(value, keys):
-        with scopes.Substitution([(kernel, value)]):
-            return layer._respond(keys)
+        return layer._respond(keys, [(kernel, value)])
 
     def gradient(tensors, upstream):
         _, _, keys, *duals = tensors
@@ -93,13 +97,15 @@ def hidden(layer, passport, training) -> tuple:
         return [change, of_hidden, *map(ops.zeros_like, (keys, *duals))]
 
     # The gradient of what else a response may depend on is its own.
-    response = respond(ops.stop_gradient(kernel.value), keys)
+    response = respond(ops.stop_gradient(met), keys)
     features, response, *_ = own_gradients.attach(
-        gradient, [kernel.value, response, keys, *duals]
+        gradient, [met, response, keys, *duals]
     )
     gamma, beta = layer._by_role(response, keys.shape[0])
-    # A gradient of rows in their order goes to where they are stored.
-    values = row_order.kernels_of(layer, keys, {id(kernel): features})
+    values = []
+    if not layer.gathered:
+        # A gradient of rows in their order goes to where they are stored.
+        values = row_order.kernels_of(layer, keys, {id(kernel): features})
     return values or [(kernel, features)], gamma, beta
 
 

@@ -4,7 +4,7 @@ import numpy as np
 from keras import ops
 
 from keras_passport.errors import PassportError
-from keras_passport.layers import offsets, packing
+from keras_passport.layers import offsets, packing, row_order
 from keras_passport.layers.bindings import KEYS
 from keras_passport.passports.entries import ROLES
 
@@ -92,4 +92,4 @@ def change_of_kernel(layer, gamma, beta, size) -> tuple:
         packing.keys_in(layer, keys),
         rows - size * response,
     )
-    return kernel, change
+    return kernel, row_order.stored(layer, keys, kernel, change)

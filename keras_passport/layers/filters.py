@@ -6,6 +6,8 @@ import math
 import numpy as np
 from keras import ops
 
+from keras_passport.layers import row_order, scopes
+
 # Rows of a key matrix that meet a kernel at once.
 ROWS = 1024
 # Of a regression's weights, so that a few filters say no more than they know;
@@ -16,11 +18,13 @@ STEPS = 30
 _QUANTILES = (0.02, 0.1, 0.25, 0.5)
 
 
-def response_matrix(layer) -> np.ndarray:
+def response_matrix(layer, order=None) -> np.ndarray:
     """A protected layer's linear map from keys to hidden parameters.
 
     Args:
         layer: Built `PassportNormalization`.
+        order: Of its rows, as a passport has it, where keys meet those in
+            their own order; without, they are taken as they are stored.
 
     Returns:
         float64 array `(blocks, rows, columns)`: groups of input channels
@@ -28,7 +32,12 @@ def response_matrix(layer) -> np.ndarray:
         systems of their own. A block's rows are its part of the key in C
         order.
     """
-    return kernel_matrix(layer.adapter, layer.layer)
+    kernels = []
+    if layer.gathered and order is not None:
+        given = order, layer.row_groups
+        kernels = row_order.gathered(layer.adapter, layer.layer, *given)
+    with scopes.Substitution(kernels):
+        return kernel_matrix(layer.adapter, layer.layer)
 
 
 def kernel_matrix(adapter, layer) -> np.ndarray:

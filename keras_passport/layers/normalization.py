@@ -450,7 +450,9 @@ class Estimator:
             def step(inputs, momentum):
                 trainable = self._model.trainable_variables
                 others = self._model.non_trainable_variables
-                values = [[v.value for v in each] for each in (trainable, others)]
+                values = [
+                    [v.value for v in each] for each in (trainable, others)
+                ]
                 new = stateless(inputs, momentum, *values)
                 for variable, value in zip(others, new, strict=True):
                     variable.assign(value)

@@ -31,10 +31,13 @@ from keras_passport.passports import functions
 
 # What a layer is made of; its adapter, geometry and keys belong to these.
 _PARTS = ("layer", "normalization", "between", "function")
+_NEW = ("offsets", "row_groups", "gathered")
 
 
 @keras.saving.register_keras_serializable(package="keras_passport")
-class PassportNormalization(loading.Noted, keras.layers.Wrapper):
+class PassportNormalization(
+    loading.Noted, scopes.Rematerialized, keras.layers.Wrapper
+):
     """Kernel layer and normalisation with a scale and shift from a passport.
 
     Computes y = γ · normalise(layer(x)) + β (eq. 3) where, as the passport
@@ -66,17 +69,17 @@ class PassportNormalization(loading.Noted, keras.layers.Wrapper):
         ordered: Whether the kernel's rows are stored in a secret order; see
             `row_order`.
         row_groups: How many orders each kernel's rows have; one if not given.
+        gathered: Whether keys meet those rows in their own order.
         offsets: Whether γ and β are F(W, p) and a public offset; see
             `offsets`.
         decouple: Whether a passport's hidden parameters train as if
             they were variables of their own: their gradient then reaches the
             kernel along the dual keys, and the features' gradient not along
-            the keys. Values are the same either way, and so it is in every
-            call, whether it trains or not, and in JAX's forward mode, whose
-            products are those of these gradients. With `False`, they are those
-            of the formula alone, as in the paper's own training. Separable
-            layers, whose response is no linear function of one kernel, and
-            frozen kernels always do that.
+            the keys. Values are the same either way; so it is in every call,
+            whether it trains or not, and in JAX's forward mode. With `False`,
+            they are those of the formula alone, as in the paper's own
+            training. Separable layers, whose response is no linear function
+            of one kernel, and frozen kernels always do that.
         name: Defaults to the kernel layer's name.
 
     Call arguments:
@@ -111,6 +114,7 @@ class PassportNormalization(loading.Noted, keras.layers.Wrapper):
         identity: bool = False,
         ordered: bool = False,
         row_groups: tuple[int, ...] = (),
+        gathered: bool = False,
         offsets: bool = False,
         **kwargs: Any,
     ):
@@ -145,6 +149,7 @@ class PassportNormalization(loading.Noted, keras.layers.Wrapper):
         self.key_groups = key_groups
         self.identity = identity
         self.ordered, self.row_groups = ordered, tuple(row_groups)
+        self.gathered = gathered
         self.offsets = offsets
         self.affine, self.normalization = without_affine(normalization)
         self.supports_masking = all(
@@ -199,6 +204,7 @@ class PassportNormalization(loading.Noted, keras.layers.Wrapper):
             key_groups=self.key_groups,
             ordered_rows=rows,
             row_groups=self.row_groups,
+            gathered=self.gathered,
         )
 
     @property
@@ -249,15 +255,18 @@ class PassportNormalization(loading.Noted, keras.layers.Wrapper):
         dual = functools.partial(duals.packed_basis, self)
         return access.Keys(array, dual, tensor)
 
-    def split_keys(self, groups: int, row_groups: tuple[int, ...] = ()) -> None:
+    def split_keys(
+        self,
+        groups: int,
+        row_groups: tuple[int, ...] = (),
+        gathered: bool = False,
+    ) -> None:
         """Deals the output channels out to groups that have a key each.
 
         Args:
             groups: Number of groups; see `key_groups`.
             row_groups: How many secret orders each kernel's rows have now.
-
-        Raises:
-            PassportError: If a passport is bound, of other keys.
+            gathered: Whether keys meet them in their own order.
         """
         if self.is_bound:
             raise PassportError(
@@ -266,6 +275,7 @@ class PassportNormalization(loading.Noted, keras.layers.Wrapper):
             )
         self.key_groups, self.ordered = groups, bool(row_groups)
         self.row_groups = row_groups if any(n > 1 for n in row_groups) else ()
+        self.gathered = gathered
         self._note_geometry()
 
     def unbind_keys(self) -> None:
@@ -344,9 +354,9 @@ class PassportNormalization(loading.Noted, keras.layers.Wrapper):
         """
         folding.into_mean(self)
 
-    def _parameters(self, packed):
+    def _parameters(self, packed, kernels=None):
         """γ and β, each (rows, channels), or None where not hidden."""
-        return self._by_role(self._respond(packed), packed.shape[0])
+        return self._by_role(self._respond(packed, kernels), packed.shape[0])
 
     def _seen(self, passport):
         """The packed keys of a call: those given with it, or its context's."""
@@ -354,19 +364,22 @@ class PassportNormalization(loading.Noted, keras.layers.Wrapper):
             passport = access.read(self._secret)
         return row_order.one_passport(self, passport)
 
-    def _respond(self, packed):
+    def _respond(self, packed, kernels=None):
         """The kernel's response to packed keys: (rows · roles, channels).
 
-        γ's and β's keys meet the kernel in one product: it is read once.
+        γ's and β's keys meet the kernel in one product: it is read once. What
+        they meet may be known already, as `scopes.Substitution` takes it.
         """
+        if kernels is None:
+            kernels = row_order.met_by_keys(self, packed)
         keys = packing.keys_in(self, packed)
-        return self.adapter.response(self.layer, keys)
+        with scopes.Substitution(kernels):
+            return self.adapter.response(self.layer, keys)
 
     def _by_role(self, response, rows):
         roles = self.function.roles
-        response = ops.reshape(
-            response, (rows or -1, len(roles), response.shape[-1])
-        )
+        shape = (rows or -1, len(roles), response.shape[-1])
+        response = ops.reshape(response, shape)
         values = {
             role: offsets.added(self, role, response[:, i])
             for i, role in enumerate(roles)
@@ -429,18 +442,6 @@ class PassportNormalization(loading.Noted, keras.layers.Wrapper):
         )
         return self.activation(outputs)
 
-    def rematerialized_call(self, layer_call, *args, **kwargs):
-        # Under a `keras.RematScope`: whether Keras would, is Keras's to say.
-        chosen = super().rematerialized_call(layer_call, *args, **kwargs)
-        mode = self._remat_mode
-        if chosen is layer_call or mode is None or mode.mode == "activations":
-            return chosen
-
-        def rematerialized(*args, **kwargs):
-            return scopes.rematerialized(self, layer_call, args, kwargs)
-
-        return rematerialized
-
     def compute_mask(self, inputs, previous_mask):
         return previous_mask if self.supports_masking else None
 
@@ -478,8 +479,7 @@ class PassportNormalization(loading.Noted, keras.layers.Wrapper):
             "identity": self.identity,
             "ordered": self.ordered,
             # Which versions before this one did not know.
-            **({"offsets": True} if self.offsets else {}),
-            **({"row_groups": self.row_groups} if self.row_groups else {}),
+            **{n: v for n in _NEW if (v := getattr(self, n))},
         }
 
     @classmethod

@@ -11,8 +11,9 @@ training began with (`groups`).
 The order is a key of one number a row and group: its size says which of the
 stored rows is meant, counted from 1, and its sign what that is multiplied by.
 It follows from a passport's seed, and comes last in a packed passport. Keys of
-γ and β meet kernels as they are stored; only what a call does with its inputs
-has the rows gathered.
+γ and β that are solved for meet kernels as they are stored, and only what a
+call does with its inputs has the rows gathered. Those that a network was
+trained under meet what is gathered (`PassportNormalization.gathered`).
 """
 
 import math
@@ -157,17 +158,29 @@ def store(
         order: As for `gathered`, and so is the next.
         groups: How many orders each kernel's rows have.
     """
-    inverse, start = [], 0
-    rows = counts(adapter, layer)
+    back = inverse(counts(adapter, layer), order, groups)
+    for kernel, value in gathered(adapter, layer, back, groups):
+        kernel.assign(value)
+
+
+def inverse(
+    rows: tuple[int, ...], order: np.ndarray, groups: tuple[int, ...] = ()
+) -> np.ndarray:
+    """The order that gathers what is in its own order to where it is stored.
+
+    Args:
+        rows: As `counts` returns them.
+        order: As for `gathered`, and so is the next.
+        groups: How many orders each kernel's rows have.
+    """
+    found, start = [], 0
     for count, own in zip(rows, groups or (1,) * len(rows), strict=True):
         part = order[start : start + count * own].reshape(count, own)
         places = np.argsort(np.abs(part), axis=0)
         signs = np.take_along_axis(np.sign(part), places, axis=0)
-        inverse.append((signs * (places + 1)).ravel())
+        found.append((signs * (places + 1)).ravel())
         start += count * own
-    inverse = np.concatenate(inverse).astype("float32")
-    for kernel, value in gathered(adapter, layer, inverse, groups):
-        kernel.assign(value)
+    return np.concatenate(found).astype("float32")
 
 
 def gathered(
@@ -263,6 +276,38 @@ def kernels_of(layer, packed, values: dict | None = None) -> list:
         return []
     order = packing.order_in(layer, packed)
     return gathered(layer.adapter, layer.layer, order, layer.row_groups, values)
+
+
+def met_by_keys(layer, packed) -> list:
+    """What keys meet in place of kernels as they are stored.
+
+    Args:
+        layer: A passport layer.
+        packed: As for `kernels_of`.
+
+    Returns:
+        What `gathered` does; an empty list where they meet what is stored.
+    """
+    return kernels_of(layer, packed) if layer.gathered else []
+
+
+def stored(layer, packed, kernel, value):
+    """Where what is added to a kernel's rows in their order is to be added.
+
+    Args:
+        layer: A passport layer.
+        packed: As for `kernels_of`, an array or eager tensor.
+        kernel: The variable.
+        value: Tensor of its shape, for what keys meet.
+    """
+    if not layer.gathered:
+        return value
+    adapter, kernel_layer = layer.adapter, layer.layer
+    order = ops.convert_to_numpy(packing.order_in(layer, packed))
+    back = inverse(counts(adapter, kernel_layer), order, layer.row_groups)
+    values = {id(kernel): ops.convert_to_tensor(value)}
+    found = gathered(adapter, kernel_layer, back, layer.row_groups, values)
+    return next(value for variable, value in found if variable is kernel)
 
 
 def one_passport(layer, packed):

@@ -97,6 +97,20 @@ def without_remat(layer):
         part._remat_mode = None
 
 
+class Rematerialized:
+    """A layer whose call is computed again under a `keras.RematScope`."""
+
+    def rematerialized_call(self, layer_call, *args, **kwargs):
+        # Whether Keras would, is Keras's to say.
+        chosen = super().rematerialized_call(layer_call, *args, **kwargs)
+        mode = self._remat_mode
+        if chosen is layer_call or mode is None or mode.mode == "activations":
+            return chosen
+        return lambda *args, **kwargs: rematerialized(
+            self, layer_call, args, kwargs
+        )
+
+
 def rematerialized(layer, call, args, kwargs):
     """A layer's call whose inner values are computed again for gradients.
 

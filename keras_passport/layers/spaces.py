@@ -68,13 +68,14 @@ class Space:
         return np.asarray(key) - self.solve(self.response(key))
 
 
-def of_layer(layer) -> Space:
+def of_layer(layer, order=None) -> Space:
     """The space of a protected layer.
 
     Args:
         layer: Built `PassportNormalization`.
+        order: As for `filters.response_matrix`.
     """
-    matrix = filters.response_matrix(layer)
+    matrix = filters.response_matrix(layer, order)
     groups = layer.geometry.key_groups
     solved = [_inverse(matrix[:, :, group::groups]) for group in range(groups)]
     return Space(

@@ -41,7 +41,10 @@ def secrets_of(passport, models) -> list[Secret]:
     moved = [
         one
         for one in fitted
-        if any(entry.own_rows for entry in one.layers.values())
+        if any(
+            entry.own_rows or entry.geometry.gathered
+            for entry in one.layers.values()
+        )
     ]
     if not moved:
         # Where nobody says that rows were hidden, a packed row may be lying
@@ -57,6 +60,8 @@ def secrets_of(passport, models) -> list[Secret]:
     for one in (passport, *moved):
         keys = one.keys()
         for path, entry in one.layers.items():
+            if one is not passport and not entry.own_rows:
+                continue  # The same keys, which meet other rows.
             for role, scaled in keys[path].items():
                 key, channels = entry.key(role), entry.geometry.channels
                 add("key", path, role, scaled, parts=key_parts(scaled)[0])
@@ -78,7 +83,8 @@ def secrets_of(passport, models) -> list[Secret]:
         hidden = {r: v for r, v in hidden.items() if v is not None}
         # Others follow from the same kernel, so they are alike.
         others = {
-            role: _responses(layer, key_parts(keys[role])[1]) for role in hidden
+            role: _responses(layer, key_parts(keys[role])[1], row)
+            for role in hidden
         }
         for role, value in hidden.items():
             parts = _variances(others[role])
@@ -121,11 +127,14 @@ def maps_of(passport, notes) -> list[Map]:
     return maps
 
 
-def _responses(layer, keys):
-    """What a layer's kernel makes of keys, as float64."""
+def _responses(layer, keys, row):
+    """What a layer's kernel makes of keys, as float64, its rows as in `row`."""
     import keras
 
-    made = layer.adapter.response(layer.layer, keys)
+    from keras_passport.layers import row_order, scopes
+
+    with scopes.Substitution(row_order.met_by_keys(layer, row)):
+        made = layer.adapter.response(layer.layer, keys)
     return keras.ops.convert_to_numpy(made).astype("float64")
 
 

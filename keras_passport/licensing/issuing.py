@@ -105,16 +105,16 @@ class Licensor:
         self._layers = protected_layers(model)
         self.places = {}
         keys = self.passport.keys()
-        # Of rows that were hidden after the training, to which a passport's
-        # keys are moved: a licence is for the network of before, and of after.
-        entries = self.passport.layers
+        # Of rows that were hidden after the training: a licence is for the
+        # network of before, and of after.
+        entries, orders = self.passport.layers, specs.orders_of(self.passport)
         self.orders = {
             path: order
-            for path, order in specs.orders_of(self.passport).items()
-            if entries[path].own_rows
+            for path, order in orders.items()
+            if entries[path].own_rows or entries[path].geometry.gathered
         }
         for path, layer in self._layers.items():
-            space = spaces.of_layer(layer)
+            space = spaces.of_layer(layer, orders.get(path))
             for role, key in keys[path].items():
                 key = hidden(np.asarray(key, "float64"))
                 offset = offsets.of(layer, role)
@@ -304,9 +304,9 @@ class Licensor:
             key: Float array of a key's shape.
             back: Whether it is the other way round.
         """
-        if path not in self.orders:
-            return key
         geometry = self._layers[path].geometry
+        if path not in self.orders or geometry.gathered:
+            return key
         return geometry.moved(key, self.orders[path], back)
 
     def trace(self, leak: Any, ledger: Any, bound: float = 1e-6) -> Any:

@@ -4,44 +4,35 @@ Trained filters are not symmetric: their shape tells four of five signs of γ
 (`attacks.orientation`), and which channel meets which. Stored in a secret
 order and with secret signs, rows tell neither. `protect_trained` stores them
 so; here is the same for a network that was trained under its passport, whose
-keys stay what they are, moved to where the rows are now.
+keys stay what they are: they meet rows as a call gathers them.
 """
 
-import math
-
-import numpy as np
-
 from keras_passport.errors import PassportError
-from keras_passport.layers import packing, row_order
+from keras_passport.layers import row_order
 from keras_passport.layers.protected import protected_layers
 from keras_passport.models import compiling, forgetting
 from keras_passport.models.binding import bind
 from keras_passport.models.protected_model import ProtectedModel, public
 from keras_passport.passports.draws import order_of_rows
-from keras_passport.passports.entries import ROLES
 from keras_passport.passports.passport import Passport, check_passport
 from keras_passport.passports.specs import order_seed
 from keras_passport.secrecy import hidden
-
-# Of the largest response: float32 adds up in another order.
-_ROUNDING = 1e-4
 
 
 def hide_rows(model: ProtectedModel, passport: Passport) -> ProtectedModel:
     """Stores the rows of each kernel in a secret order, with secret signs.
 
     A row is what one element of a kernel's window does with one input
-    channel. The order follows from the passport's seed, so the passport stays
-    as it is: it fits the network before and after, and its feature maps still
-    say whose it is. Outputs are the same but for rounding. Each call gathers
+    channel, for a few filters. The order follows from the passport's seed, so
+    the passport stays as it is: it fits the network before and after, and its
+    feature maps still say whose it is. Outputs are the same. Each call gathers
     the rows, which costs a copy of all kernels, and one passport must serve
     all examples of a call.
 
     Call it last: `hide_statistics` wants rows in their own order. Whoever has
     the network of before undoes it (`attacks.known_ancestor`): never publish
-    that. Nor the weights that its training began with, or their seed: who has
-    them undoes an order that all filters have (see `reinitialize`;
-    `protect_trained` gives every few filters their own).
+    that. Nor, after a short training, the weights that it began with, or their
+    seed: see `reinitialize`.
 
     Args:
         model: Protected functional model, bound or not, whose rows are in
@@ -50,10 +41,8 @@ def hide_rows(model: ProtectedModel, passport: Passport) -> ProtectedModel:
         passport: Its `Passport`.
 
     Returns:
-        A new model that is bound to the passport. Depthwise and separable
-        kernels keep their rows, since no key of the same size could follow
-        (`protect_trained(unlock(model, passport))` hides theirs as well); so
-        do kernels with LoRA.
+        A new model that is bound to the passport. Kernels with LoRA keep
+        their rows.
 
     Raises:
         PassportError: If the model is not protected, the passport does not fit
@@ -86,7 +75,7 @@ def hide_rows(model: ProtectedModel, passport: Passport) -> ProtectedModel:
             stored.append(path)
     if not stored:
         raise PassportError(
-            "Expected layers with one kernel. Received: model "
+            "Expected kernels without LoRA. Received: model "
             f"'{model.name}' without any"
         )
     for name in ("report", "solution", "calibration"):
@@ -98,35 +87,14 @@ def hide_rows(model: ProtectedModel, passport: Passport) -> ProtectedModel:
 
 
 def _store(layer, seed) -> bool:
-    """Stores a layer's rows in the order of a seed, if keys can follow."""
+    """Stores a layer's rows in the orders of a seed, if it has any."""
     adapter, kernel_layer = layer.adapter, layer.layer
-    counts = row_order.counts(adapter, kernel_layer)
-    if len(counts) != 1 or getattr(kernel_layer, "lora_enabled", False):
+    groups = row_order.groups(adapter, kernel_layer)
+    if not groups or getattr(kernel_layer, "lora_enabled", False):
         return False
-    if math.prod(layer.geometry.filter_shape) % counts[0] != 0:
-        return False
-    # Any keys show it; those of a passport may give a β of 0.
-    key = np.random.default_rng(0).normal(size=layer.geometry.key_shape)
-    before = _hidden(layer, key)
-    order = order_of_rows(seed, tuple((rows, 1) for rows in counts))
-    row_order.store(adapter, kernel_layer, order)
-    layer.split_keys(layer.key_groups, row_groups=(1,))
-    gap = np.abs(
-        _hidden(layer, layer.geometry.moved(key, order), order) - before
-    )
-    if gap.max() <= _ROUNDING * np.abs(before).max():
-        row_order.release(kernel_layer)
-        return True
-    # Several filters to a channel share a row.
-    layer.split_keys(layer.key_groups)
-    for variable, value in row_order.gathered(adapter, kernel_layer, order):
-        variable.assign(value)
-    return False
-
-
-def _hidden(layer, key, order=None):
-    """What a layer computes of one key for all that it hides."""
-    roles = layer.function.roles
-    keys = {role: key if role in roles else None for role in ROLES}
-    found = layer.hidden_parameters(packing.pack(layer, keys, order))
-    return np.concatenate([value for value in found if value is not None])
+    rows = row_order.counts(adapter, kernel_layer)
+    order = order_of_rows(seed, tuple(zip(rows, groups, strict=True)))
+    row_order.store(adapter, kernel_layer, order, groups)
+    row_order.release(kernel_layer)
+    layer.split_keys(layer.key_groups, groups, gathered=True)
+    return True

@@ -2,14 +2,12 @@
 
 import dataclasses
 
-import keras
 import numpy as np
 from scipy import stats
 
 from keras_passport import audit
 from keras_passport.attacks.fake import scaling_of
 from keras_passport.errors import PassportError
-from keras_passport.layers import offsets
 from keras_passport.layers.protected import protected_layers
 from keras_passport.models import exact_images
 from keras_passport.ownership import networks
@@ -249,17 +247,12 @@ def signs_of(matches, model, passport, protected) -> tuple[dict, str]:
     if "gamma" not in passport.function.roles:
         return {}, ""
     made = {}
-    keys = passport.keys()
+    rows = passport.rows()
     matched = {match.path for match in matches}
     for path, layer in protected_layers(model).items():
         if path not in matched:
             continue
-        gamma = keras.ops.convert_to_numpy(
-            layer.adapter.response(
-                layer.layer, np.asarray(keys[path]["gamma"])[None]
-            )
-        )[0]
-        gamma = gamma + offsets.of(layer, "gamma")
+        gamma, _ = layer.hidden_parameters(rows[path])
         made[path] = np.where(gamma < 0, -1.0, 1.0)
     return made, "F of its kernels and the passport"
 

@@ -43,6 +43,8 @@ class Geometry:
             they are stored in a secret order (`layers.row_order`).
         row_groups: Into how many groups of filters each of those kernels
             falls whose rows have an order of their own; one if not given.
+        gathered: Whether keys meet such rows as a call gathers them, in
+            their own order; else as they are stored.
 
     Example:
 
@@ -65,6 +67,7 @@ class Geometry:
     key_groups: int = 1
     ordered_rows: tuple[int, ...] = ()
     row_groups: tuple[int, ...] = ()
+    gathered: bool = False
 
     def __post_init__(self):
         rank = len(self.kernel_size)
@@ -86,6 +89,8 @@ class Geometry:
             )
             or len(self.row_groups) not in (0, len(self.ordered_rows))
             or not _are_sizes(self.row_groups, len(self.row_groups))
+            or type(self.gathered) is not bool
+            or self.gathered > bool(self.ordered_rows)
             or not (extra is None or _are_sizes(extra, rank, smallest=0))
         ):
             raise PassportError(
@@ -123,22 +128,28 @@ class Geometry:
 
     @property
     def moves_keys(self) -> bool:
-        """Whether a key can follow rows: if all filters have one order."""
-        return [groups for _, groups in self.orders] == [1]
+        """Whether a key follows rows to where they are stored.
+
+        It can if all filters have one order.
+        """
+        stored = not self.gathered
+        return stored and [groups for _, groups in self.orders] == [1]
 
     def fits(self, other: "Geometry") -> bool:
         """Whether keys of another geometry serve this one.
 
-        Those for rows in their own order do for rows in a secret one; see
-        `moved`.
+        Those for rows in their own order do for rows that are gathered, and
+        for such as they can follow; see `moved`.
         """
-        if self.moves_keys and not other.ordered_rows:
+        if (self.gathered or self.moves_keys) and not other.ordered_rows:
             return self.in_own_order() == other
         return self == other
 
     def in_own_order(self) -> "Geometry":
         """The geometry of the same layer whose rows have no secret order."""
-        return dataclasses.replace(self, ordered_rows=(), row_groups=())
+        return dataclasses.replace(
+            self, ordered_rows=(), row_groups=(), gathered=False
+        )
 
     def moved(
         self, key: np.ndarray, order: np.ndarray, back: bool = False
@@ -173,6 +184,7 @@ class Geometry:
         """Plain lists, strings and numbers, for JSON."""
         # What the first files could not have is named where it is there.
         usual = {"key_groups": 1, "ordered_rows": (), "row_groups": ()}
+        usual["gathered"] = False
         return {
             name: list(value) if isinstance(value, tuple) else value
             for name, value in dataclasses.asdict(self).items()

@@ -154,7 +154,9 @@ def fitted(passport, names: Mapping[str, str], geometries: Mapping):
         entry = passport.layers[given]
         if entry.geometry != geometries[path]:
             entry = dataclasses.replace(
-                entry, geometry=geometries[path], own_rows=True
+                entry,
+                geometry=geometries[path],
+                own_rows=geometries[path].moves_keys,
             )
         fitted.layers[path] = _moved(entry, given, path)
     return fitted
