@@ -34,8 +34,8 @@ def first_seed(
 
     Kernels that were trained are still like those that they began as. Keras
     draws these from one number of a script, or of the layer's initialiser,
-    and who has it undoes what `hide_rows` hides (`attacks.with_rows_of`), and
-    after a short training some of what `protect_trained` does.
+    and who has it undoes, after a short training, some of what a secret order
+    of rows hides (`attacks.with_rows_of`).
     Train what is to be protected from `reinitialize(network)`.
 
     Args:

@@ -8,29 +8,14 @@ import pytest
 from keras import ops
 
 import keras_passport as kp
-from keras_passport.layers import row_order
 from keras_passport.passports import specs
-from keras_passport.passports.draws import order_of_rows
 from support.kernel_layers import FUNCTIONS, KERNELS, stack
 from support.known_statistics import pictures
 from support.plain_models import nested_model, plain_cnn, small_resnet
-from support.protected_models import compiled, predict
+from support.protected_models import compiled, in_one_order, predict
 from support.truth import relative_difference
 
 pytestmark = pytest.mark.eager
-
-
-def in_one_order(model, passport):
-    """What `hide_rows` was: all filters have an order, which keys follow."""
-    copy = kp.public(model)
-    fitted = passport.fitted(copy)
-    for path, layer in kp.protected_layers(copy).items():
-        given = layer.adapter, layer.layer
-        rows = tuple((rows, 1) for rows in row_order.counts(*given))
-        order = order_of_rows(specs.order_seed(fitted, path), rows)
-        row_order.store(*given, order)
-        layer.split_keys(layer.key_groups, (1,))
-    return kp.bind(copy, passport)
 
 
 BOTH = pytest.mark.parametrize("hide", [kp.hide_rows, in_one_order])

@@ -12,7 +12,7 @@ from keras_passport.layers import kernels, row_order
 from support.attack_targets import hidden
 from support.known_statistics import pictures
 from support.plain_models import plain_cnn, small_resnet
-from support.protected_models import predict
+from support.protected_models import in_one_order, predict
 
 
 @functools.cache
@@ -222,7 +222,7 @@ class TestKnownAncestor:
         untrained = of_three_kernels()
         base = trained_on(untrained, trained != "from it", likeness=0.6)
         model, passport = kp.protect_trained(base, order=False)
-        model = kp.hide_rows(model, passport)
+        model = in_one_order(model, passport)
         aligned, fits = kp.attacks.with_rows_of(model, untrained)
         *_, path = kp.protected_layers(model)
         assert fits[path] == (trained == "from it")
@@ -241,14 +241,18 @@ class TestKnownAncestor:
         assert np.abs(cosines).min() > 0.9
         assert same.all() or not same.any()
 
+    @pytest.mark.parametrize("way", ["protect_trained", "hide_rows"])
     @pytest.mark.parametrize("likeness", [0.6, 0.85, 0.99])
     def test_rows_of_few_filters_say_no_more_than_what_they_are_like(
-        self, likeness
+        self, likeness, way
     ):
         """First weights tell no order of four filters; a release does."""
         untrained = of_three_kernels()
         base = trained_on(untrained, shuffled=False, likeness=likeness)
-        model, _ = kp.protect_trained(base)
+        hides = way == "hide_rows"
+        model, passport = kp.protect_trained(base, order=not hides)
+        if hides:
+            model = kp.hide_rows(model, passport)
         aligned, fits = kp.attacks.with_rows_of(model, untrained)
         layers = kp.protected_layers(aligned)
         for path in fits:
@@ -325,6 +329,20 @@ class TestDifference:
         before, _, _ = protected(ancestor())
         model, passport, _ = protected(ancestor(), hides=True)
         assert min(shares(model, passport, kp.public(before))) > 0.999
+
+    def test_rows_in_the_same_orders_show_a_plane_for_each_of_them(self):
+        before, _, _ = protected(ancestor())
+        model, passport, _ = protected(ancestor(), hides=True)
+        before, model = (kp.hide_rows(m, passport) for m in (before, model))
+        directions = kp.attacks.difference_directions(model, before)
+        for path, pair in hidden(model, passport).items():
+            basis = directions[path]
+            # Of four filters two directions, of one its only one.
+            layer = kp.protected_layers(model)[path]
+            [(rows, groups)] = layer.geometry.orders
+            assert len(basis) == (2 * groups if rows >= 64 else groups)
+            for value in pair:
+                assert np.sum((basis @ value) ** 2) > 0.999 * np.sum(value**2)
 
     @pytest.mark.parametrize("public", (True, False))
     def test_four_numbers_a_layer_are_left(self, public):

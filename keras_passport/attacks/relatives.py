@@ -11,6 +11,7 @@ from typing import Any
 
 import keras
 import numpy as np
+import scipy.linalg
 from keras import ops
 
 from keras_passport import graph
@@ -38,6 +39,8 @@ ALIKE = 0.5
 # Directions of a difference that are less than this part of its first are
 # rounding errors.
 ROUNDING = 1e-5
+# What is left beside the directions of a plane that is one.
+CLEAR = 0.1
 
 
 def known_ancestor(
@@ -133,7 +136,9 @@ def difference(
     two: its two left singular vectors span the plane of the keys, and so γ
     and β are two combinations of what the kernel makes of those. Four numbers
     a layer are left, and few labels tell them; a public network's own γ and β
-    tell them by themselves, as far as they are still those.
+    tell them by themselves, as far as they are still those. Rows that every
+    few filters store in an order of their own leave such a plane for each few,
+    and half of all numbers.
 
     Args:
         model: Protected classifier with one output; what is public of it is
@@ -358,9 +363,11 @@ def difference_directions(
         ours, theirs = response_matrix(protected[path]), _matrix_of(kernel)
         if len(ours) > 1 or ours.shape != theirs.shape:
             continue
-        left = _plane(ours[0], theirs[0], rank)
-        if len(left):
-            found[path] = np.linalg.qr((left @ ours[0]).T)[0].T
+        groups = [1, *protected[path].row_groups]
+        found[path] = min(
+            (_directions(ours[0], theirs[0], rank, own) for own in groups),
+            key=lambda pair: pair[0],
+        )[1]
     if not any(len(basis) for basis in found.values()):
         raise PassportError(
             "Expected two versions that differ in a kernel. "
@@ -369,11 +376,36 @@ def difference_directions(
     return found
 
 
+def _directions(ours, theirs, rank, groups):
+    """What a kernel makes of the leading directions of a difference.
+
+    Rows that groups of filters store in orders of their own, the same ones in
+    both versions, leave a plane for each group.
+
+    Returns:
+        Tuple of what is left beside the directions, a part of the first, and
+        an orthonormal basis as of `difference_directions`.
+    """
+    rests, parts = [], []
+    for one, two in zip(
+        np.split(ours, groups, axis=1),
+        np.split(theirs, groups, axis=1),
+        strict=True,
+    ):
+        if groups > 1 and one.shape[1] <= rank:
+            parts.append(np.eye(one.shape[1]))  # No plane: any γ and β.
+            continue
+        rest, left = _plane(one, two, rank)
+        rests.append(rest)
+        parts.append(np.linalg.qr((left @ one).T)[0].T)
+    return np.median(rests or [CLEAR]), scipy.linalg.block_diag(*parts)
+
+
 def _plane(ours, theirs, rank):
     """Leading left singular vectors of a difference, up to a size.
 
     `calibrate` makes kernels larger as well: of all sizes the one that leaves
-    least beside the leading directions.
+    least beside the leading directions; how much is told first.
     """
     fitted = np.sum(ours * theirs) / max(np.sum(theirs**2), 1e-30)
     best = None
@@ -382,12 +414,12 @@ def _plane(ours, theirs, rank):
             ours - size * theirs, full_matrices=False
         )
         if values[0] <= ROUNDING * np.linalg.norm(ours):
-            return np.zeros((0, len(ours)))
+            return 1.0, np.zeros((0, len(ours)))
         rest = values[rank] / values[0] if len(values) > rank else 0.0
         if best is None or rest < 0.5 * best[0]:
             kept = values[:rank] > ROUNDING * values[0]
             best = rest, left.T[:rank][kept]
-    return best[1]
+    return best
 
 
 def _filters(layer):

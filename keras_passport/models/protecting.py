@@ -141,9 +141,10 @@ def reinitialize(
 
     Kernels that were trained are still like those that they began as. Keras
     draws these from one of 10⁹ seeds for each, or from the one seed of a
-    script, and who draws them again undoes `hide_rows`. So train what is to
-    be protected from weights that follow from a secret: unless `seed` is an
-    integer, each kernel's numbers are put in an order of its own.
+    script, and who draws them again undoes a secret order of rows after a
+    short training. So train what is to be protected from weights that follow
+    from a secret: unless `seed` is an integer, each kernel's numbers are put
+    in an order of its own.
 
     Args:
         model: Functional or Sequential model, protected or not.

@@ -15,8 +15,8 @@ what `difference` reaches with `--fraction` of the labels, then RevA from there,
                    decoupled
   coupled          likewise, by the formula's gradient
   hidden           another release: of after `hide_statistics`
-  hidden rows      the same two, rows hidden in both: in one order, as it
-                   follows from the passport
+  hidden rows      the same two, rows hidden in both: in the same orders,
+                   which follow from the passport
   new passport     another release: the same network, another passport
   exact            `protect_trained(order=False)`
   order            `protect_trained` as it is by default

@@ -14,7 +14,7 @@ the signs under which the kernel's sum is largest: how many of γ's signs that
 tells, but for one sign for all, from channels put together without a mistake,
 and from rows as they are.
 
-That is of an order that all filters have (`hide_rows`). Where each group of
+That is of an order that all filters have, as they had once. Where each group of
 them has its own (`protect_trained`), rows have four numbers at most: "in
 groups" says of how many the nearest one is of their channel then, and how many
 signs are told from rows, but for one sign for all of a group.

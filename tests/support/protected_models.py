@@ -4,6 +4,9 @@ import keras
 import numpy as np
 
 import keras_passport as kp
+from keras_passport.layers import row_order
+from keras_passport.passports import specs
+from keras_passport.passports.draws import order_of_rows
 from support.plain_models import plain_cnn, randomize
 from support.truth import overwrite_affine
 
@@ -108,3 +111,16 @@ def version(number, units=400):
     for weight in model.weights:
         weight.assign(rng.uniform(0.5, 1.5, weight.shape) / units**0.5)
     return model
+
+
+def in_one_order(model, passport):
+    """What `hide_rows` was: all filters have an order, which keys follow."""
+    copy = kp.public(model)
+    fitted = passport.fitted(copy)
+    for path, layer in kp.protected_layers(copy).items():
+        given = layer.adapter, layer.layer
+        rows = tuple((rows, 1) for rows in row_order.counts(*given))
+        order = order_of_rows(specs.order_seed(fitted, path), rows)
+        row_order.store(*given, order)
+        layer.split_keys(layer.key_groups, (1,))
+    return kp.bind(copy, passport)
