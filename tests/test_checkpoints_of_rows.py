@@ -198,7 +198,7 @@ def test_one_order_is_not_one_of_each_group(name, tmp_path, monkeypatch):
         else:
             saved.save(path, overwrite=True)
         message = (
-            f"passport of its own. Received: weights with rows in {received}"
+            f"has one of its own. Received: weights with rows in {received}"
         )
         with pytest.raises((kp.PassportError, ValueError), match=message):
             if name == "ck":
