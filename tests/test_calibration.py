@@ -148,6 +148,12 @@ def test_large_changes_are_named_and_can_be_left_out():
         before, model.get_layer("small").layer.get_weights(), strict=True
     ):
         np.testing.assert_array_equal(old, new)
+    # Beside a large change, a layer that can't change has none to be named.
+    model = fresh()
+    model.get_layer("large").layer.trainable = False
+    with pytest.warns(UserWarning, match="\\(small: [0-9.]+\\)"):
+        kp.calibrate(model, like=base)
+    assert model.calibration.left == ["large"]
 
 
 def test_wrong_arguments():

@@ -290,8 +290,8 @@ def _start_trainable(layer, targets):
 
 def _warn(report, max_change):
     if report.large and max_change is None:
-        sizes = {row.path: f"{row.change:.2f}" for row in report.rows}
-        named = [f"{path}: {sizes[path]}" for path in report.large]
+        sizes = {row.path: row.change for row in report.rows}
+        named = [f"{path}: {sizes[path]:.2f}" for path in report.large]
         warnings.warn(
             "Kernels changed by more than half their norm, since their keys "
             f"are small ({_first_of(named)}): expect the network to need more "
