@@ -344,14 +344,14 @@ def test_several_inputs(tmp_path):
         kp.Passport.random_image(model, four, reference=base)
 
 
-@pytest.mark.parametrize("size", (8, (8, 8), (6, 10)))
+@pytest.mark.parametrize("size", (8, np.array([8, 8]), (6, 10)))
 def test_models_of_open_size(size):
     base = randomize(small_resnet(size=None))
     model = kp.protect(base)
     with pytest.raises(kp.PassportError, match="spatial_size"):
         kp.Passport.random_pattern(model)
     passport = kp.Passport.random_pattern(model, spatial_size=size)
-    height, width = size if isinstance(size, tuple) else (size, size)
+    height, width = np.broadcast_to(size, 2).tolist()
     assert passport.layers["stem_conv"].gamma.shape == (height, width, 3)
     assert passport.layers["block1_2_conv"].gamma.shape == (
         height // 2,
@@ -363,8 +363,27 @@ def test_models_of_open_size(size):
     assert model(x).shape == (2, 4)
     pictures = kp.Passport.fixed_image(model, x, reference=base)
     assert pictures.layers["stem_conv"].gamma.shape == (height, width, 3)
-    with pytest.raises(kp.PassportError, match="spatial_size"):
-        kp.Passport.random_pattern(model, spatial_size=(8,))
+    for wrong in ((8,), 0, -8, 8.5, "8", (8, 0)):
+        with pytest.raises(kp.PassportError, match="Expected spatial_size"):
+            kp.Passport.random_pattern(model, spatial_size=wrong)
+
+
+def test_layers_that_do_not_say_their_outputs_size():
+    """Keras infers no size for `EinsumDense("abc,cd->abd", (None, d))`."""
+    keras.utils.set_random_seed(0)
+    inputs = keras.Input((5, 3))
+    x = inputs
+    for width in (4, 6):
+        x = keras.layers.EinsumDense("abc,cd->abd", (None, width))(x)
+        x = keras.layers.LayerNormalization()(x)
+    base = keras.Model(inputs, x)
+    model = kp.protect(base)
+    passport = kp.Passport.random_pattern(model)
+    x = np.ones((2, 5, 3), "float32")
+    pictures = kp.Passport.fixed_image(model, x, reference=base)
+    for path, entry in passport.layers.items():
+        assert entry.gamma.shape == pictures.layers[path].gamma.shape
+    assert kp.bind(model, passport)(x).shape == (2, 5, 6)
 
 
 NORMS = {"unit": lambda size: 1.0, "fan_in": lambda size: np.sqrt(size / 2)}

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import numbers
 import pathlib
 import threading
 
@@ -14,7 +15,7 @@ from keras_passport.errors import PassportError
 from keras_passport.layers import kernels
 from keras_passport.layers.passport_normalization import PassportNormalization
 from keras_passport.layers.protected import protected_layers
-from keras_passport.models import inputs
+from keras_passport.models import binding, checks, inputs
 from keras_passport.passports import matching
 from keras_passport.secrecy import hidden, type_of
 from keras_passport.shapes import fits
@@ -39,31 +40,59 @@ def input_shapes(model, spatial_size=None) -> dict[str, tuple[int, ...]]:
     """
     layers = protected_layers(model)
     shapes = {path: layer.inputs_shape[1:] for path, layer in layers.items()}
-    if all(None not in shape for shape in shapes.values()):
+    if _are_known(shapes):
         return shapes
-    if spatial_size is None:
+    checks.check_graph(model)
+    is_open = any(None in tensor.shape[1:] for tensor in model.inputs)
+    if spatial_size is None and is_open:
         raise PassportError(
             "Expected spatial_size, since the model leaves its input size "
             f"open ({model.input_shape}). Received: spatial_size=None"
         )
+    filled = keras.tree.map_structure(
+        lambda tensor: keras.KerasTensor(
+            _filled(tensor.shape, spatial_size), dtype=tensor.dtype
+        ),
+        graph.inputs_of(model),
+    )
+    with graph.any_sizes(model):
+        seen = _seen(layers, "compute_output_spec", model, filled)
+        if not _are_known(seen):
+            # Layers such as an EinsumDense with `output_shape=(None, 64)` don't
+            # say how many positions they give out until they are called.
+            zeros = keras.tree.map_structure(
+                lambda spec: ops.zeros(spec.shape, spec.dtype), filled
+            )
+            channels = {
+                path: layer.adapter.units(layer.layer)
+                for path, layer in layers.items()
+            }
+            neutral = {
+                path: (np.ones(size), np.zeros(size))
+                for path, size in channels.items()
+            }
+            with binding.assumed(model, neutral):
+                seen = _seen(layers, "call", model, zeros)
+    return {path: seen[path] for path in layers}
+
+
+def _are_known(shapes) -> bool:
+    return all(None not in shape for shape in shapes.values())
+
+
+def _seen(layers, method, model, x) -> dict:
+    """The shape in which each layer sees its inputs first, per path."""
     seen = {}
 
-    def note(path, spec):
-        seen.setdefault(path, tuple(spec.shape[1:]))
+    def note(path, inputs):
+        seen.setdefault(path, tuple(inputs.shape[1:]))
 
-    with (
-        graph.any_sizes(model),
-        watching(layers, "compute_output_spec", note),
-    ):
-        model.compute_output_spec(
-            keras.tree.map_structure(
-                lambda tensor: keras.KerasTensor(
-                    _filled(tensor.shape, spatial_size), dtype=tensor.dtype
-                ),
-                graph.inputs_of(model),
-            )
-        )
-    return {path: seen[path] for path in layers}
+    with watching(layers, method, note):
+        if method == "call":
+            model(x, training=False)
+        else:
+            model.compute_output_spec(x)
+    return seen
 
 
 def map_shapes(model) -> dict[str, tuple]:
@@ -122,11 +151,16 @@ def open_sizes(model, x) -> tuple[int, ...] | None:
 
 
 def _filled(shape, spatial_size):
-    sizes = (
-        iter(spatial_size)
-        if isinstance(spatial_size, (tuple, list))
-        else iter([spatial_size] * len(shape))
-    )
+    several = isinstance(spatial_size, (tuple, list, np.ndarray))
+    given = spatial_size if several else [spatial_size] * len(shape)
+    if spatial_size is not None and not all(
+        isinstance(size, numbers.Integral) and size > 0 for size in given
+    ):
+        raise PassportError(
+            "Expected spatial_size to be whole numbers of 1 or more. "
+            f"Received: spatial_size={spatial_size!r}"
+        )
+    sizes = map(int, given)
     try:
         rest = [next(sizes) if n is None else n for n in shape[1:]]
     except StopIteration:
@@ -134,7 +168,7 @@ def _filled(shape, spatial_size):
             "Expected spatial_size to hold a size for each open axis of "
             f"{shape}. Received: spatial_size={spatial_size}"
         ) from None
-    return (1, *rest)
+    return (shape[0] or 1, *rest)
 
 
 def layer_inputs(
