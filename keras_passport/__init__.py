@@ -25,7 +25,7 @@ _WHERE = {
     "PassportRequiredError": "errors",
     "KernelAdapter": "layers.kernels",
     "PassportNormalization": "layers.passport_normalization",
-    "estimate_statistics": "layers.normalization",
+    "estimate_statistics": "layers.estimating",
     "protected_layers": "layers.protected",
     "register_kernel_layer": "layers.kernels",
     "LeakReport": "leaks.report",

@@ -203,3 +203,66 @@ def test_images_of_several_inputs_stay_in_order(tmp_path):
     assert loaded.fingerprint == passport.fingerprint
     np.save(tmp_path / "x.npy", images[3])
     assert not kp.find_leaks(loaded, tmp_path / "x.npy").clean
+
+
+@pytest.fixture(scope="module")
+def estimated():
+    """A network and its protection, bound, with statistics of their own."""
+    base = made("tensor")
+    model = kp.protect(base)
+    kp.bind(model, kp.Passport.random_pattern(model, seed=0))
+    return base, kp.estimate_statistics(model, [X])
+
+
+def numpy(tensor):
+    return keras.ops.convert_to_numpy(tensor)
+
+
+def with_a_number(number):
+    x = X.copy()
+    x[3, 0, 0, 0] = number
+    return x
+
+
+TAKE_BATCHES = {
+    "estimate": lambda base, model, x: kp.estimate_statistics(model, x),
+    "hide": lambda base, model, x: kp.hide_statistics(model, x),
+    "restore": lambda base, model, x: kp.restore_statistics(base, x),
+    "calibrate": lambda base, model, x: kp.calibrate(
+        model, like=base, batches=x
+    ),
+}
+WRONG_BATCHES = {
+    "a number": (lambda: 4, "Received: a int"),
+    "an array": (lambda: X, r"shape=\(8, 8, 1\) as batch number 0"),
+    "numbers": (lambda: [X.tolist()], "Received: a list as batch"),
+    "labels": (lambda: [(X, Y)], "lambda x, y: x"),
+    "an empty one": (lambda: [X, X[:0]], "batch number 1.*without any"),
+    "no batches": (lambda: iter(()), "at least one batch"),
+    "NaN": (lambda: [X, with_a_number(np.nan)], "NaN or infinity"),
+    "infinity": (lambda: [with_a_number(np.inf)], "NaN or infinity"),
+}
+
+
+@pytest.mark.eager
+@pytest.mark.parametrize(
+    "verb, name",
+    [("estimate", name) for name in WRONG_BATCHES]
+    + [
+        (verb, name)
+        for verb in ("hide", "restore", "calibrate")
+        for name in ("an array", "NaN")
+    ],
+)
+def test_wrong_batches_are_told_and_spoil_nothing(verb, name, estimated):
+    """One picture with NaN made NaN of all statistics, and then of kernels."""
+    make, message = WRONG_BATCHES[name]
+    before = [numpy(one(X, training=False)) for one in estimated]
+    with pytest.raises(ValueError, match=message):
+        TAKE_BATCHES[verb](*estimated, make())
+    for old, one in zip(before, estimated, strict=True):
+        new = numpy(one(X, training=False))
+        if verb == "calibrate" and name == "NaN":
+            assert np.isfinite(new).all()  # its kernels are what they became
+        else:
+            np.testing.assert_allclose(new, old, atol=1e-6)

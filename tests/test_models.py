@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 import keras_passport as kp
-from keras_passport.layers import normalization as normalizations
+from keras_passport.layers import estimating
 from keras_passport.layers.protected import function_of
 from keras_passport.models.binding import keyed_function
 from support.plain_models import (
@@ -405,7 +405,7 @@ def test_statistics_of_layers_that_can_and_cannot_be_compiled(layer, options):
     model = keras.Sequential(
         [keras.layers.Input((3, 3)), layer(), normalization]
     )
-    estimator = normalizations.Estimator(model)
+    estimator = estimating.Estimator(model)
     for scale in (1.0, 2.0):
         batches = np.array_split(scale * x, 7)
         estimator.estimate(batches)

@@ -5,18 +5,14 @@ the layers do, statistics included, with γ and β as tensors through which
 gradients flow.
 """
 
-import contextlib
-from collections.abc import Iterable
-
 import keras
 import numpy as np
 from keras import ops
 
 from keras_passport.errors import PassportError
-from keras_passport.hints import Inputs
 
-# How many calls of a small model take as long as tracing one does.
-_BEFORE_COMPILING = 5
+# Where it was once.
+from keras_passport.layers.estimating import estimate_statistics  # noqa: F401
 
 SUPPORTED = (
     keras.layers.BatchNormalization,
@@ -349,129 +345,3 @@ def _fused(layer, inputs, gamma, beta, training):
         outputs = tf.reshape(outputs, shape)
     outputs.set_shape(inputs.shape)
     return outputs
-
-
-def estimate_statistics(
-    model: keras.Model, batches: Iterable[Inputs]
-) -> keras.Model:
-    """Sets moving statistics to their means over batches, training nothing.
-
-    Moving averages remember some 1 / (1 - momentum) steps: after a short
-    training, or a change of kernels, they are not the network's own yet.
-
-    Args:
-        model: Any Keras model, bound if it is protected. Frozen batch
-            normalisations keep their statistics.
-        batches: Iterable of inputs as the model takes them, each with as many
-            examples as in training.
-
-    Returns:
-        The model itself.
-
-    Raises:
-        ValueError: If there are no batches.
-
-    Example:
-
-    >>> model = kp.calibrate(kp.bind(kp.protect(base), passport), like=base)
-    >>> model = kp.estimate_statistics(model, np.array_split(images, 4))
-    """
-    return Estimator(model).estimate(batches)
-
-
-class Estimator:
-    """Estimates a model's statistics, once or again and again.
-
-    Its calls are compiled after a few: from then on tracing costs less than
-    what it saves.
-
-    Args:
-        model: As for `estimate_statistics`. Between two estimates its weights
-            may change, but nothing else of what it computes: neither what is
-            bound, presented or assumed, nor which layers are frozen.
-    """
-
-    def __init__(self, model: keras.Model):
-        self._model = model
-        self._layers = [
-            layer
-            for layer in model._flatten_layers()
-            if isinstance(layer, keras.layers.BatchNormalization)
-        ]
-        self._calls = 0
-        self._compiled = None
-
-    def estimate(self, batches: Iterable[Inputs]) -> keras.Model:
-        """As `estimate_statistics` does it."""
-        count = 0
-        for count, inputs in enumerate(batches, start=1):
-            self._call(inputs, 1.0 - 1.0 / count)
-        if not count:
-            raise ValueError("Expected at least one batch. Received: none")
-        return self._model
-
-    def _call(self, inputs, momentum):
-        self._calls += 1
-        if self._calls == _BEFORE_COMPILING and not self._model.run_eagerly:
-            self._compiled = self._compile()
-        if self._compiled is not None:
-            try:
-                self._compiled(inputs, momentum)
-                return
-            except Exception:
-                # Of a layer of the user's that runs as Python does, alone.
-                self._compiled = None
-        self._eager(inputs, momentum)
-
-    def _eager(self, inputs, momentum):
-        with self._momenta(momentum):
-            self._model(inputs, training=True)
-
-    def _compile(self):
-        backend = keras.backend.backend()
-        if backend == "tensorflow":
-            import tensorflow as tf
-
-            step = tf.function(
-                self._eager, autograph=False, reduce_retracing=True
-            )
-            # A float would be traced anew, each of them.
-            return lambda inputs, momentum: step(inputs, tf.constant(momentum))
-        if backend == "jax":
-            import jax
-
-            @jax.jit
-            def stateless(inputs, momentum, trainable, others):
-                with self._momenta(momentum):
-                    return self._model.stateless_call(
-                        trainable, others, inputs, training=True
-                    )[1]
-
-            def step(inputs, momentum):
-                trainable = self._model.trainable_variables
-                others = self._model.non_trainable_variables
-                values = [
-                    [v.value for v in each] for each in (trainable, others)
-                ]
-                new = stateless(inputs, momentum, *values)
-                for variable, value in zip(others, new, strict=True):
-                    variable.assign(value)
-
-            return step
-        return None
-
-    @contextlib.contextmanager
-    def _momenta(self, momentum):
-        """Lets every layer's moving averages have this momentum, a number."""
-        before = [layer.momentum for layer in self._layers]
-        try:
-            for layer in self._layers:
-                layer.momentum = (
-                    momentum
-                    if isinstance(momentum, float)
-                    else ops.cast(momentum, layer.moving_mean.dtype)
-                )
-            yield
-        finally:
-            for layer, own in zip(self._layers, before, strict=True):
-                layer.momentum = own

@@ -11,7 +11,7 @@ from keras import ops
 from keras_passport import graph
 from keras_passport.errors import PassportError
 from keras_passport.hints import Inputs
-from keras_passport.layers import normalization
+from keras_passport.layers import estimating
 from keras_passport.layers.passport_normalization import PassportNormalization
 from keras_passport.layers.protected import layers_or_error
 from keras_passport.models import features
@@ -140,8 +140,9 @@ def calibrate(
         PassportError: If `like` is another network than the model's original,
             or a number is not finite.
         ValueError: If `batches` or `max_change` come without `like`, or there
-            are no batches; if `signs` come with `like`, or are not what they
-            must be.
+            are no batches, or one is not what the model takes, or makes NaN
+            or infinity of a statistic; if `signs` come with `like`, or are not
+            what they must be.
 
     Example:
 
@@ -168,9 +169,7 @@ def calibrate(
             "both"
         )
     if batches is not None:
-        batches = list(batches)
-        if not batches:
-            raise ValueError("Expected at least one batch. Received: none")
+        batches = list(estimating.checked_batches(model, batches))
     wanted = _wanted(layers, like, batches, signs)
     planned = [
         _plan(path, layer, wanted[path], batches is not None, max_change)
@@ -189,7 +188,7 @@ def calibrate(
     if like is not None:
         _warn(model.calibration, max_change)
     if batches is not None:
-        normalization.estimate_statistics(model, batches)
+        estimating.estimate_statistics(model, batches)
     return model
 
 

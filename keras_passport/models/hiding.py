@@ -8,7 +8,7 @@ import numpy as np
 
 from keras_passport.errors import PassportError
 from keras_passport.hints import Inputs
-from keras_passport.layers import folding, normalization
+from keras_passport.layers import estimating, folding, normalization
 from keras_passport.layers.protected import protected_layers
 from keras_passport.models import binding
 
@@ -63,7 +63,9 @@ def hide_statistics(
             order (its statistics are hidden), or a layer with statistics
             has no kernel that can be changed (frozen, or with LoRA). The
             model is then left as it was.
-        ValueError: If there are no batches.
+        ValueError: If there are no batches, or one is not what the model
+            takes, or makes NaN or infinity of a statistic. The model then
+            computes what it did.
 
     Example:
 
@@ -102,11 +104,11 @@ def hide_statistics(
         )
         for path, layer in protected_layers(model).items()
     }
-    batches = list(batches)
+    batches = list(estimating.checked_batches(model, batches))
     for layer in layers.values():
         layer.fold_bias()
     steps = {path: _Step(layer) for path, layer in layers.items()}
-    estimator = normalization.Estimator(model)
+    estimator = estimating.Estimator(model)
     for _ in range(_ROUNDS):
         with binding.assumed(model, before):
             estimator.estimate(batches)

@@ -8,7 +8,7 @@ from keras import ops
 
 from keras_passport import graph
 from keras_passport.hints import Inputs
-from keras_passport.layers import folding, normalization
+from keras_passport.layers import estimating, folding, normalization
 from keras_passport.layers.passport_normalization import PassportNormalization
 from keras_passport.models import features
 
@@ -35,7 +35,8 @@ def restore_statistics(
         The model itself.
 
     Raises:
-        ValueError: If there are no batches.
+        ValueError: If there are no batches, or one is not what the model
+            takes, or makes NaN or infinity. The model is then left as it was.
 
     Example:
 
@@ -62,13 +63,15 @@ def restore_statistics(
         total[1] = total[1] + np.square(values).sum(0, dtype="float64")
         total[2] += len(values)
 
-    ran = False
     with features.watching(layers, "call", note):
-        for inputs in batches:
+        for inputs in estimating.checked_batches(model, batches):
             model(inputs, training=False)
-            ran = True
-    if not ran:
-        raise ValueError("Expected at least one batch. Received: none")
+    for path, (first, second, _) in sums.items():
+        if not (np.all(np.isfinite(first)) and np.all(np.isfinite(second))):
+            raise ValueError(
+                "Expected batches of which layers see finite numbers. "
+                f"Received: ones with NaN or infinity before layer '{path}'"
+            )
     for path, layer in layers.items():
         first, second, seen = sums[path]
         if seen:
