@@ -507,6 +507,11 @@ def test_a_licence_is_good_enough(model, licensor, tmp_path):
     assert ledger.licensees == ["Bob", "Eve"]
 
 
+def first(licensor):
+    """The path of the first protected layer."""
+    return next(iter(licensor.passport.layers))
+
+
 @pytest.mark.parametrize(
     ("call", "match"),
     [
@@ -537,6 +542,17 @@ def test_a_licence_is_good_enough(model, licensor, tmp_path):
             "finite",
         ),
         (lambda at: licensing.Ledger("no_ledger", None), "32 bytes"),
+        (lambda at: at.issue("Bob", "ledger.jsonl"), "licensing.Ledger.*str"),
+        (lambda at: at.issue("Bob", []), "licensing.Ledger.*list"),
+        (lambda at: at.issue("Bob", accept=True), "accept.*bool"),
+        (lambda at: at.again("Bob", "ledger.jsonl"), "licensing.Ledger.*str"),
+        (lambda at: at.trace(np.zeros(3), 5), "names.*int"),
+        (lambda at: at.trace(np.zeros(3) * 1j, NAMES), "complex"),
+        (lambda at: at.trace({first(at): None}, NAMES), "tuple of two"),
+        (lambda at: at.trace({first(at): 5}, NAMES), "tuple of two"),
+        (lambda at: at.trace({first(at): (5,)}, NAMES), "tuple of two"),
+        (lambda at: at.trace({first(at): ("a", "b")}, NAMES), "numbers"),
+        (lambda at: at.trace(at.model, NAMES), "γ and β of its own"),
         (lambda at: licensing.Ledger("no_ledger", "s" * 32), "32 bytes"),
     ],
 )
@@ -557,3 +573,26 @@ def test_a_few_steps_on_gamma_and_beta_leave_the_mark(model, licensor):
     assert licensor.trace(found, NAMES).verdict == "licensee 7"
     trained = with_parameters(model, found, fold=False)
     assert licensor.trace(trained, NAMES).verdict == "licensee 7"
+
+
+@pytest.mark.parametrize("bound", (0, -1e-6, 1, 2, float("nan"), "1e-6"))
+def test_a_bound_that_is_no_chance_is_refused(bound, licensor):
+    """With one of 0 or NaN a marked key was called stripped."""
+    with pytest.raises(ValueError, match="Expected bound"):
+        licensor.trace(licensor.issue("licensee 1"), NAMES, bound)
+
+
+@pytest.mark.parametrize("strength", (-1.0, float("inf"), float("nan"), "1"))
+@pytest.mark.parametrize("name", ("range_strength", "null_strength"))
+def test_strengths_that_make_no_key_are_refused(name, strength, licensor):
+    with pytest.raises(ValueError, match="Expected finite strengths"):
+        licensing.Licensor(
+            licensor.passport, licensor.model, SECRET, **{name: strength}
+        )
+
+
+def test_who_is_named_twice_is_one_suspect(licensor):
+    leak = licensor.issue("licensee 1")
+    found = licensor.trace(leak, [*NAMES, *NAMES])
+    assert found == licensor.trace(leak, NAMES)
+    assert found.licensees == ("licensee 1",)

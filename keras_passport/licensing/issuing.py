@@ -2,6 +2,8 @@
 
 import dataclasses
 import functools
+import math
+import numbers
 from collections.abc import Callable
 from typing import Any
 
@@ -18,7 +20,7 @@ from keras_passport.passports import specs
 from keras_passport.passports.derivation import derive
 from keras_passport.passports.entries import PassportEntry
 from keras_passport.passports.passport import Passport, check_passport
-from keras_passport.secrecy import hidden
+from keras_passport.secrecy import hidden, type_of
 from keras_passport.texts import shown
 
 # A per cent of γ and β costs no accuracy to speak of.
@@ -68,7 +70,7 @@ class Licensor:
     Raises:
         PassportError: If the passport does not fit the model, or the secret
             is none.
-        ValueError: If a strength is negative.
+        ValueError: If a strength is negative, infinite, or no number.
 
     Example:
 
@@ -91,9 +93,12 @@ class Licensor:
         passport, secret = hidden(passport), hidden(secret)
         check_passport(passport)
         check_secret(secret)
-        if not (range_strength >= 0 and null_strength >= 0):
+        if not all(
+            isinstance(strength, numbers.Real) and 0 <= strength < math.inf
+            for strength in (range_strength, null_strength)
+        ):
             raise ValueError(
-                "Expected strengths of 0 or more. Received: "
+                "Expected finite strengths of 0 or more. Received: "
                 f"range_strength={range_strength}, "
                 f"null_strength={null_strength}"
             )
@@ -173,7 +178,8 @@ class Licensor:
 
         Raises:
             PassportError: If the name is none, or has a licence in the
-                ledger, or 30 words are not good enough.
+                ledger, what is given as one is none, or 30 words are not good
+                enough.
 
         Example:
 
@@ -204,6 +210,13 @@ class Licensor:
                 f"Received: '{licensee}'"
             )
         codes.check_word(word)
+        if ledger is not None:
+            _check_ledger(ledger)
+        if not (accept is None or callable(accept)):
+            raise PassportError(
+                "Expected accept to be a function of a licence. "
+                f"Received: a {type_of(accept)}"
+            )
         for number in range(word, word + _WORDS):
             licence = self._made(licensee, number)
             if accept is None or accept(licence):
@@ -247,8 +260,9 @@ class Licensor:
         >>> licensor.again("Bob", ledger).fingerprint == licence.fingerprint
         True
         """
+        _check_ledger(ledger)
         entries = {entry["licensee"]: entry for entry in ledger.entries}
-        if licensee not in entries:
+        if not isinstance(licensee, str) or licensee not in entries:
             raise PassportError(
                 "Expected a licensee of the ledger. Received: "
                 f"'{shown(licensee, 80)}', who has no licence"
@@ -362,6 +376,14 @@ class Licensor:
         mark = place.space.null_part(self.drawn(licensee, path, role, word))
         norm = np.linalg.norm(place.key) or 1.0
         return mark * (self.null_strength * norm / np.sqrt(place.space.freedom))
+
+
+def _check_ledger(ledger) -> None:
+    if not isinstance(ledger, Ledger):
+        raise PassportError(
+            "Expected a licensing.Ledger(path, secret). "
+            f"Received: a {type_of(ledger)}"
+        )
 
 
 def _named(licensee: str, word: int) -> tuple[str, ...]:

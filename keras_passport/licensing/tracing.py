@@ -1,7 +1,8 @@
 """`trace`: the licensee whose key, γ and β, or model a leak came from."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from numbers import Real
 from typing import Any
 
 import keras
@@ -22,6 +23,8 @@ from keras_passport.texts import chance, shown
 # A leak whose γ and β have less in common with the owner's is another's.
 _RELATED = 0.5
 _OWN = 1e-4
+# Kinds of dtype; that of bfloat16 is NumPy's for what it does not know.
+_NO_NUMBERS = "cOSUmM"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,6 +85,7 @@ def trace(leak: Any, ledger: Any, licensor: Any, bound: float = 1e-6) -> Trace:
     Raises:
         PassportError: If the leak is nothing of that, or does not fit the
             network.
+        ValueError: If `bound` is no chance.
 
     Example:
 
@@ -94,11 +98,18 @@ def trace(leak: Any, ledger: Any, licensor: Any, bound: float = 1e-6) -> Trace:
     """
     names = getattr(ledger, "licensees", ledger)
     # A text is a list of letters.
-    names = [] if isinstance(names, str | bytes) else list(names)
+    is_list = isinstance(names, Iterable) and not isinstance(names, str | bytes)
+    names = list(names) if is_list else []
     if not names or not all(isinstance(name, str) for name in names):
         raise PassportError(
             "Expected a ledger with licences, or the licensees' names. "
             f"Received: a {type_of(ledger)}"
+        )
+    names = list(dict.fromkeys(names))  # Named twice, it is one suspect.
+    if not (isinstance(bound, Real) and 0 < bound < 1):
+        raise ValueError(
+            "Expected bound to be a chance between 0 and 1, such as 1e-6. "
+            f"Received: bound={bound!r}"
         )
     keys, values = _read(hidden(leak), licensor)
     for array in (*(keys or {}).values(), *values.values()):
@@ -158,6 +169,13 @@ def _read(leak, licensor) -> tuple:
     if isinstance(leak, Passport):
         keys = leak.fitted(licensor.model).keys()
     elif isinstance(leak, keras.Model):
+        if protected_layers(leak):
+            raise PassportError(
+                "Expected a model with γ and β of its own, unlocked or folded: "
+                "a protected one has none, and says nothing of whom it was "
+                f"bound for. Received: '{shown(leak.name)}' with passport "
+                "layers; trace the passport that was found with it"
+            )
         return None, _of_model(leak, licensor)
     elif isinstance(leak, Mapping):
         return None, _of_parameters(leak, licensor)
@@ -180,6 +198,10 @@ def _read(leak, licensor) -> tuple:
 
 
 def _unpacked(packed, licensor) -> dict:
+    if packed.dtype.kind in _NO_NUMBERS:
+        raise PassportError(
+            f"Expected packed keys of numbers. Received: dtype={packed.dtype}"
+        )
     packed = np.asarray(packed, "float64").reshape(-1)
     # A layer's order of rows, which is everybody's, comes after its keys.
     orders = {
@@ -213,10 +235,22 @@ def _unpacked(packed, licensor) -> dict:
 def _of_parameters(leak, licensor) -> dict:
     values = {}
     for path, role in licensor.places:
-        given = leak.get(path, (None, None))[ROLES.index(role)]
+        pair = leak.get(path, (None, None))
+        if not isinstance(pair, (tuple, list)) or len(pair) != len(ROLES):
+            raise PassportError(
+                f"Expected γ and β of '{shown(path)}' in a tuple of two, None "
+                f"for what is not known. Received: a {type_of(pair)}"
+            )
+        given = pair[ROLES.index(role)]
         if given is None:
             continue
-        given = np.asarray(given, "float64").reshape(-1)
+        given = np.asarray(given)
+        if given.dtype.kind in _NO_NUMBERS:
+            raise PassportError(
+                f"Expected {role} of '{shown(path)}' to be numbers. "
+                f"Received: dtype={given.dtype}"
+            )
+        given = given.astype("float64").reshape(-1)
         if given.shape != licensor.places[path, role].values.shape:
             raise PassportError(
                 f"Expected {role} of '{shown(path)}' to have shape "
