@@ -1,6 +1,7 @@
 """What only a passport's owner can measure: never a part of an attack."""
 
 import dataclasses
+import operator
 import random
 from collections.abc import Iterable, Sequence
 
@@ -12,6 +13,7 @@ from keras_passport.attacks.fake import Judge, fake_passports, scaling_of
 from keras_passport.errors import PassportError
 from keras_passport.passports import passport_file, specs
 from keras_passport.passports.passport import Passport, check_passport
+from keras_passport.secrecy import type_of
 
 # What scripts give `keras.utils.set_random_seed`.
 COMMON_SEEDS = (
@@ -46,11 +48,25 @@ def first_seed(
         The seed, or `None`: it is none of these, which is not to say that
         there is none; without a secret 10⁹ can be tried for each kernel.
 
+    Raises:
+        ValueError: If it is no built model, or a seed is no whole number.
+
     Example:
 
     >>> kp.audit.first_seed(kp.reinitialize(base)) is None
     True
     """
+    if not isinstance(model, keras.Model) or not model.built:
+        raise ValueError(
+            "Expected a Keras model with its weights, as it was trained. "
+            f"Received: a {type_of(model)}"
+            + (" that is not built" if isinstance(model, keras.Model) else "")
+        )
+    if not isinstance(seeds, Iterable) or isinstance(seeds, (str, bytes)):
+        raise ValueError(
+            "Expected seeds to be several whole numbers, such as range(1000). "
+            f"Received: a {type_of(seeds)}"
+        )
     made, kernel = _telling_kernel(model)
     if made is None:
         return None
@@ -68,13 +84,25 @@ def first_seed(
         return own if isinstance(own, int) and is_like(own) else None
     state = random.getstate()
     try:
-        for seed in seeds:
+        for given in seeds:
+            seed = _whole(given)
             random.seed(seed)
             if any(is_like(random.randint(1, 10**9)) for _ in range(_DRAWS)):
                 return seed
     finally:
         random.setstate(state)
     return None
+
+
+def _whole(seed) -> int:
+    """A seed as Python's own int, of which `random` makes what Keras did."""
+    try:
+        return operator.index(seed)
+    except TypeError:
+        raise ValueError(
+            "Expected seeds to be whole numbers, as "
+            f"keras.utils.set_random_seed takes them. Received: {seed!r}"
+        ) from None
 
 
 def _telling_kernel(model):
@@ -296,6 +324,14 @@ def accuracy_under_noise(
         PassportError: If the passport does not fit the model.
     """
     check_passport(passport)
+    # Of none there is no accuracy, nor a mean to hold against another's.
+    if repeats < 1 or not len(fractions):
+        raise ValueError(
+            "Expected one fraction or more, and repeats of 1 or more. "
+            f"Received: fractions={fractions}, repeats={repeats}"
+        )
+    # NumPy's own numbers would be none for a record's file.
+    seed = operator.index(seed)
     passport = passport_file.as_held(passport.fitted(model))
     judge = judge or Judge(model, *scores.pair(data), batch_size)
 
@@ -311,8 +347,8 @@ def accuracy_under_noise(
 
     return {
         "fractions": [float(fraction) for fraction in fractions],
-        "scale": scale,
-        "replace": replace,
+        "scale": float(scale),
+        "replace": bool(replace),
         "seed": seed,
         "accuracies": [
             [measure(number, fraction, repeat) for repeat in range(repeats)]

@@ -7,6 +7,8 @@ such rows (their numbers overflow), and are wrong there; a network under its
 valid passport must not.
 """
 
+import numbers
+
 import numpy as np
 
 # What a row without a class is given: no label is negative.
@@ -32,6 +34,7 @@ def predict(model, inputs, batch_size: int = 500) -> np.ndarray:
 
     from keras_passport import graph
 
+    check_batch_size(batch_size)
     flat = keras.tree.flatten(inputs)
     if len(flat) == 1 and graph.is_model(model):
         # As `predict` takes it; a call would warn of a list of one.
@@ -54,6 +57,15 @@ def predict(model, inputs, batch_size: int = 500) -> np.ndarray:
             )
         scores.append(values)
     return np.concatenate(scores)
+
+
+def check_batch_size(batch_size) -> None:
+    """Raises `ValueError` unless it is a number of examples per call."""
+    if not isinstance(batch_size, numbers.Integral) or batch_size < 1:
+        raise ValueError(
+            "Expected batch_size to be a whole number of 1 or more. "
+            f"Received: batch_size={batch_size!r}"
+        )
 
 
 def only(outputs):

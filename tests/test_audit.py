@@ -45,6 +45,20 @@ class TestAccuracies:
         ]
         assert noise[0] == noise[1] == [[found[0]["valid"]]]
 
+    @pytest.mark.parametrize("batch_size", (0, -1, 2.5, None))
+    def test_sizes_that_make_no_batch(self, model, passport, batch_size):
+        data = np.zeros((4, *model.input_shape[1:]), "float32"), np.zeros(4)
+        with pytest.raises(ValueError, match="Expected batch_size"):
+            kp.audit.accuracies(
+                model, passport, data, fakes=1, batch_size=batch_size
+            )
+
+    @pytest.mark.parametrize("wrong", ({"fractions": ()}, {"repeats": 0}))
+    def test_a_curve_of_nothing(self, model, passport, wrong):
+        data = np.zeros((4, *model.input_shape[1:]), "float32"), np.zeros(4)
+        with pytest.raises(ValueError, match="one fraction or more"):
+            kp.audit.accuracy_under_noise(model, passport, data, **wrong)
+
 
 class TestRightGuesses:
     def test_one_is_right_in_n(self, model, images, passport):
@@ -210,3 +224,33 @@ class TestFirstSeed:
         inputs = keras.Input((4,))
         model = keras.Model(inputs, keras.layers.ReLU()(inputs))
         assert kp.audit.first_seed(model) is None
+
+    def test_numbers_of_numpy_are_seeds(self):
+        keras.utils.set_random_seed(3)
+        model = self.trained(self.network())
+        assert kp.audit.first_seed(model, np.arange(5)) == 3
+
+    @pytest.mark.parametrize(
+        "seeds, received",
+        [
+            (3, "int"),
+            (None, "NoneType"),
+            ("123", "str"),
+            ([1.5], "1.5"),
+            ([None], "None"),
+        ],
+    )
+    def test_what_no_script_gives_keras_is_no_seed(self, seeds, received):
+        with pytest.raises(ValueError, match=f"whole numbers.*{received}"):
+            kp.audit.first_seed(self.network(), seeds)
+
+    @pytest.mark.parametrize(
+        "make, received",
+        [
+            (lambda: "model.keras", "a str"),
+            (lambda: keras.Sequential([keras.layers.Dense(3)]), "not built"),
+        ],
+    )
+    def test_what_has_no_weights_is_told(self, make, received):
+        with pytest.raises(ValueError, match=received):
+            kp.audit.first_seed(make())

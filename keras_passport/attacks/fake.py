@@ -181,6 +181,7 @@ class Judge:
     def __init__(
         self, model: Model, x: Inputs, y: Tensor, batch_size: int = 500
     ):
+        scores.check_batch_size(batch_size)
         self._function = binding.keyed_function(model)
         self._strategy = replicas.current_strategy()
         self._classes = model.outputs[0].shape[-1]
