@@ -386,6 +386,10 @@ def test_refusals(owned, tmp_path):
     model, passport = owned
     with pytest.raises(FileNotFoundError, match="Expected an existing file"):
         kp.find_leaks(passport, [tmp_path, tmp_path / "missing"])
+    # Of nothing it does not say that it is clean.
+    for nothing in ([], tmp_path):
+        report = kp.find_leaks(passport, nothing)
+        assert not report.clean and "no file" in str(report)
     with pytest.raises(kp.PassportError, match="Expected passport to be"):
         kp.find_leaks(key_of(passport), tmp_path)
     other = kp.protect(wide_cnn(), "V1")

@@ -135,10 +135,14 @@ def find_leaks(
         left = NotExamined(str(path), place, reason)
         not_examined[left] = None
 
+    paths = [paths] if isinstance(paths, (str, os.PathLike)) else list(paths)
     files = scanned_files.files_under(
-        [paths] if isinstance(paths, (str, os.PathLike)) else paths,
+        paths,
         lambda path, reason: problem(path, "", reason),
     )
+    if not files and not not_examined:
+        # Of nothing nobody can say that it is clean.
+        problem(shown(paths, 80), "", "there is no file in it")
     notes = []
     models = [model] if model is not None else _fitting(passport, files)
     if not models:
