@@ -110,11 +110,28 @@ class TestPlanted:
             ({"attacks": ["magic"]}, "attacks of fake_random.*magic"),
             ({"attacks": ["spectral_reva"]}, "the budget quick has"),
             ({"fractions": [0.1, 2.0]}, r"in \(0, 1\].*2.0"),
+            ({"fractions": np.array([0.1, 2.0])}, r"in \(0, 1\].*2.0"),
+            ({"attacks": "magic"}, "attacks of fake_random.*: magic"),
+            ({"attacks": 5}, "names, or a dict.*attacks=5"),
+            ({"attacks": {"key_forgery": "quick"}}, "a Budget for each"),
         ],
     )
     def test_wrong_arguments(self, arguments, message):
         with pytest.raises(ValueError, match=message):
             evaluate(None, None, None, None, **arguments)
+
+    def test_numbers_of_numpy_make_the_same_records(self):
+        """NumPy's are no JSON: each attack was "broken" by its budget."""
+        plain = Budget(num_fakes=2, fraction=0.5, seed=3, tuned=True)
+        numpy = Budget(
+            num_fakes=np.int64(2),
+            fraction=np.float64(0.5),
+            seed=np.int32(3),
+            tuned=np.bool_(True),
+        )
+        assert json.dumps(dataclasses.asdict(numpy)) == json.dumps(
+            dataclasses.asdict(plain)
+        )
 
     def test_a_label_that_is_no_class(self):
         some = given(linear_classifier(), 50)

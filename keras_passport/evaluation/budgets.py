@@ -4,6 +4,8 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
+
 from keras_passport.attacks import AttackResult
 from keras_passport.evaluation.case import Case
 from keras_passport.evaluation.progress import Progress
@@ -41,6 +43,13 @@ class Budget:
     trials: int = 1
     seed: int = 0
     tuned: bool = False
+
+    def __post_init__(self):
+        # A record's name is made of them, and NumPy's numbers are no JSON.
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, np.generic):
+                object.__setattr__(self, field.name, value.item())
 
 
 @dataclasses.dataclass(frozen=True)

@@ -5,7 +5,7 @@ import os
 import pathlib
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import keras
@@ -297,17 +297,30 @@ def _planned(level, names, seed, fractions) -> list[tuple]:
             f"Expected budget to be one of {', '.join(LEVELS)}. "
             f"Received: budget={level!r}"
         )
-    if unknown := sorted(set(names or ()) - ATTACKS.keys()):
+    if isinstance(names, str):
+        names = (names,)
+    if names is not None and not isinstance(names, Iterable):
+        raise ValueError(
+            "Expected attacks to be names, or a dict from names to Budgets. "
+            f"Received: attacks={names!r}"
+        )
+    if unknown := sorted(map(str, set(names or ()) - ATTACKS.keys())):
         raise ValueError(
             f"Expected attacks of {', '.join(ATTACKS)}. "
             f"Received: {', '.join(unknown)}"
         )
+    fractions = None if fractions is None else tuple(fractions)
     if fractions and not all(0 < part <= 1 for part in fractions):
         raise ValueError(
             "Expected fractions of numbers in (0, 1]. "
             f"Received: fractions={list(fractions)}"
         )
     if isinstance(names, Mapping):
+        if not all(isinstance(one, Budget) for one in names.values()):
+            raise ValueError(
+                "Expected a Budget for each of attacks. "
+                f"Received: attacks={dict(names)}"
+            )
         return list(names.items())
     planned = [
         (name, budget)
