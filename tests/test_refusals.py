@@ -255,3 +255,26 @@ def test_the_report_fits_in_a_terminal(columns, monkeypatch, capsys):
     lines = capsys.readouterr().out.splitlines()
     assert max(map(len, lines)) <= columns
     assert lines[-1] == "52 of 53 kernel layers protected"
+
+
+NO_MODELS = {
+    "bind": lambda one: kp.bind(one, None),
+    "unbind": kp.unbind,
+    "calibrate": kp.calibrate,
+    "reinitialize": kp.reinitialize,
+    "unlock": lambda one: kp.unlock(one, None),
+    "public": kp.public,
+    "require_passport": kp.require_passport,
+    "protected_layers": kp.protected_layers,
+    "random_pattern": kp.Passport.random_pattern,
+    "secret_checkpoint": lambda one: kp.secret_checkpoint(one).__enter__(),
+    "export_saved_model": lambda one: kp.export_saved_model(one, "served"),
+}
+
+
+@pytest.mark.parametrize("verb", NO_MODELS)
+@pytest.mark.parametrize("given", ("model.keras", None))
+def test_the_path_of_a_model_is_no_model(verb, given):
+    name = type(given).__name__
+    with pytest.raises(kp.PassportError, match=f"Received: a {name}"):
+        NO_MODELS[verb](given)

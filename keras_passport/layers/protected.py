@@ -1,10 +1,13 @@
 """The passport layers of a model, and the function that they share."""
 
+import keras
+
 from keras_passport import graph
 from keras_passport.errors import PassportError
 from keras_passport.hints import Model
 from keras_passport.layers.passport_normalization import PassportNormalization
 from keras_passport.passports.functions import PassportFunction
+from keras_passport.secrecy import type_of
 
 
 def protected_layers(model: Model) -> dict[str, PassportNormalization]:
@@ -16,7 +19,15 @@ def protected_layers(model: Model) -> dict[str, PassportNormalization]:
     Returns:
         Dict from path (names of nested models and the layer joined by "/") to
         layer.
+
+    Raises:
+        PassportError: If it is no model, such as the path of one.
     """
+    if not isinstance(model, keras.layers.Layer):
+        raise PassportError(
+            "Expected a Keras model, such as keras.saving.load_model returns. "
+            f"Received: a {type_of(model)}"
+        )
     return {
         path: layer
         for path, layer in graph.walk(model, stop=(PassportNormalization,))

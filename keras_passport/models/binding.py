@@ -196,11 +196,19 @@ def secret_checkpoint(model: keras.Model) -> Iterator[None]:
         model: Compiled model, or one that a custom loop trains; nothing
             changes for one without passport layers.
 
+    Raises:
+        PassportError: If it is no model.
+
     Example:
 
     >>> with kp.secret_checkpoint(model):
     ...     model.save_weights("checkpoint.weights.h5")
     """
+    if not isinstance(model, keras.layers.Layer):
+        raise PassportError(
+            "Expected a Keras model, compiled or trained by a loop of its own. "
+            f"Received: a {secrecy.type_of(model)}"
+        )
     if not optimizer_state.is_protected(model.variables):
         yield
         return

@@ -1,7 +1,10 @@
 """What those ask of a model that rewrite its graph."""
 
+import keras
+
 from keras_passport import graph
 from keras_passport.errors import PassportError
+from keras_passport.secrecy import type_of
 
 
 def check_graph(model, advice: str = "") -> None:
@@ -11,6 +14,11 @@ def check_graph(model, advice: str = "") -> None:
         model: Keras model.
         advice: What to add to the message.
     """
+    if not isinstance(model, keras.Model):
+        raise PassportError(
+            "Expected a Functional or Sequential model. "
+            f"Received: a {type_of(model)}"
+        )
     if not graph.is_model(model):
         raise PassportError(
             "Expected a Functional or Sequential model. Received: subclassed "

@@ -154,7 +154,11 @@ def reinitialize(
 
     Returns:
         The model itself.
+
+    Raises:
+        PassportError: If it has no graph, or the seed is too short a secret.
     """
+    checks.check_graph(model)
     secret = None if isinstance(seed, int) else secret_seed(seed)
     state = random.getstate()
     try:

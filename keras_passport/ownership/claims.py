@@ -30,7 +30,7 @@ from keras_passport.passports.derivation import (
 )
 from keras_passport.passports.functions import get
 from keras_passport.passports.passport import Passport, check_passport
-from keras_passport.secrecy import hidden
+from keras_passport.secrecy import hidden, type_of
 from keras_passport.texts import shown
 
 # 2: of the published kernels too.
@@ -314,6 +314,11 @@ def claim(
     _check_owner(owner)
     check_passport(passport)
     passport.check(model)
+    if not (reference is None or isinstance(reference, keras.Model)):
+        raise PassportError(
+            "Expected reference to be a Keras model. "
+            f"Received: a {type_of(reference)}"
+        )
     if passport.images is not None and reference is None:
         raise PassportError(
             "Expected the reference network that the passport's images went "
@@ -375,7 +380,13 @@ def attach(model: keras.Model, claim: Claim) -> keras.Model:
     if not isinstance(model, ProtectedModel):
         raise PassportError(
             "Expected a ProtectedModel, as protect returns it. "
-            f"Received: {type(model).__name__} '{model.name}'"
+            f"Received: {type(model).__name__} "
+            f"'{shown(getattr(model, 'name', model))}'"
+        )
+    if not (claim is None or isinstance(claim, Claim)):
+        raise PassportError(
+            "Expected a Claim, as ownership.claim returns it, or None. "
+            f"Received: a {type_of(claim)}"
         )
     model.claim = None if claim is None else claim.to_dict()
     return model

@@ -340,6 +340,12 @@ def _check_onnx(path):
 
 def _checked_names(class_names, served) -> list[str]:
     """Class names that are one line each, and as many as there are outputs."""
+    if isinstance(class_names, (str, bytes)):
+        # It would be a name for each letter.
+        raise ValueError(
+            "Expected class_names to be a list of names. "
+            f"Received: a {type(class_names).__name__}"
+        )
     names = [str(name) for name in class_names]
     counts = {tensor.shape[-1] for tensor in served.outputs} - {None}
     if len(counts) == 1 and len(names) not in counts:
