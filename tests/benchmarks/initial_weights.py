@@ -112,11 +112,11 @@ def attack(protected, aligned, first):
         print(result.name, rounded({"accuracy": result.accuracy}), flush=True)
 
 
-def draw_again(first, model):
+def draw_again(first, model, names=None):
     """Gives a network its first weights, of the draw that each is most like.
 
     Which draw is which layer's, the program says that made it: here, the
-    trained kernels.
+    trained kernels. All layers', if no names are given.
     """
     random.seed(_SEED.value)
     draws = [random.randint(1, int(1e9)) for _ in range(_DRAWS)]
@@ -124,6 +124,8 @@ def draw_again(first, model):
     for layer in first.layers:
         made = getattr(layer, "kernel_initializer", None)
         if made is None or not hasattr(made, "seed"):
+            continue
+        if names and layer.name not in names:
             continue
         trained = rows(model.get_layer(layer.name).kernel)
         tried = [drawn(layer, draw) for draw in draws]
