@@ -1,5 +1,6 @@
 """`hide_rows`: the truth is the network whose rows are in their own order."""
 
+import functools
 import json
 
 import keras
@@ -106,6 +107,37 @@ def test_the_network_computes_the_same(hide, function, base, tmp_path):
     spec = json.loads(json.dumps(kp.passport_spec(served)))
     given = kp.with_passport(x, owners.pack(spec))
     assert relative_difference(predict(served, given), expected) < 1e-5
+
+
+CONV = functools.partial(keras.layers.Conv2D, 8, 3, padding="same")
+
+
+@pytest.mark.parametrize(
+    "layer, shape, orders",
+    [
+        (CONV(), (3, 3, 16), 2),
+        (CONV(), (2, 2, 16), 8),
+        (CONV(), (4, 2, 16), 8),
+        (CONV(dilation_rate=2), (4, 4, 16), 8),
+        (CONV(dilation_rate=2), (5, 5, 16), 2),
+        (CONV(), (None, None, 16), 2),
+        (keras.layers.Conv1D(8, 3, padding="causal"), (2, 32), 8),
+        (keras.layers.Conv2DTranspose(8, 3), (1, 1, 16), 2),
+        (keras.layers.Dense(8), (64,), 2),
+    ],
+)
+@pytest.mark.parametrize("way", ["protect_trained", "hide_rows"])
+def test_each_filter_has_an_order_where_windows_exceed_maps(
+    way, layer, shape, orders
+):
+    """Their corners learn little: long rows are found by first weights."""
+    layer = type(layer).from_config({**layer.get_config(), "name": "kernel"})
+    base = keras.Sequential([keras.Input(shape), layer])
+    model, passport = kp.protect_trained(base, order=way == "protect_trained")
+    if way == "hide_rows":
+        model = kp.hide_rows(model, passport)
+    [layer] = kp.protected_layers(model).values()
+    assert layer.row_groups == (orders,)
 
 
 def test_another_passport_paralyses():

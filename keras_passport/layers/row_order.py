@@ -100,7 +100,7 @@ def counts(adapter, layer) -> tuple[int, ...]:
     )
 
 
-def groups(adapter, layer) -> tuple[int, ...]:
+def groups(adapter, layer, inputs_shape=None) -> tuple[int, ...]:
     """Into how many groups of filters each of a layer's kernels is to fall.
 
     A row of g numbers whose cosine with another is ρ tells g/2 log2(1/(1-ρ²))
@@ -110,19 +110,24 @@ def groups(adapter, layer) -> tuple[int, ...]:
     back by: the first weights alone say as much. Eight filters are too many
     for 1,024 rows, too: at the 0.9 that a short training leaves they tell 9.6
     of 11 bits, and four tell half of that. Rows that a training hardly changed,
-    as a window's corners over small maps, tell enough in fours as well.
+    as a window's corners over maps that are smaller than it, tell enough in
+    fours as well: there each filter has an order, whose rows, single numbers,
+    tell a filter's size, and no sign.
 
     Args:
         adapter: As for `counts`.
         layer: A built kernel layer.
+        inputs_shape: Of what it is called with, examples included; `None`
+            where it is not known.
     """
-    found = []
+    found, reaches_out = [], _reaches_out(adapter.geometry(layer), inputs_shape)
     for kernel in stored_kernels(adapter, layer):
         filters, rows = (
             kernel.shape[adapter.columns_axis],
             _rows(adapter, kernel.shape),
         )
         most = next(most for least, most in _FILTERS if rows >= least)
+        most = 1 if reaches_out else most
         found.append(
             next(
                 filters // size
@@ -131,6 +136,20 @@ def groups(adapter, layer) -> tuple[int, ...]:
             )
         )
     return tuple(found)
+
+
+def _reaches_out(geometry, inputs_shape) -> bool:
+    """Whether a window is larger than the maps that it slides over."""
+    if geometry.kind != "convolution" or inputs_shape is None:
+        return False
+    is_first = geometry.data_format == "channels_first"
+    sizes = inputs_shape[2:] if is_first else inputs_shape[1:-1]
+    return any(
+        size is not None and size < (kernel - 1) * dilation + 1
+        for size, kernel, dilation in zip(
+            sizes, geometry.kernel_size, geometry.dilation, strict=True
+        )
+    )
 
 
 def rows_of(adapter, layer) -> list[np.ndarray]:

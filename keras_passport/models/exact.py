@@ -284,7 +284,7 @@ def _publish(path, site, target, seed, sizes, signs, order) -> _Published:
     row_groups = ()
     if order:
         secret = derive(seed, "order", path)
-        row_groups = _store_in_order(adapter, layer, secret)
+        row_groups = _store_in_order(target, secret)
     wanted = {"gamma": scale * width, "beta": shift}
     return _Published(wanted, scales, dead, row_groups)
 
@@ -421,13 +421,14 @@ def _is_double(layer) -> bool:
     return keras.backend.standardize_dtype(layer.variable_dtype) == "float64"
 
 
-def _store_in_order(adapter, layer, seed) -> tuple:
+def _store_in_order(target, seed) -> tuple:
     """Stores a kernel's rows in secret orders, and returns how many.
 
     Of a depthwise kernel that is nearly all zeros, a column might be left
     that no key reaches.
     """
-    groups = row_order.groups(adapter, layer)
+    adapter, layer = target.adapter, target.layer
+    groups = row_order.groups(adapter, layer, target.inputs_shape)
     if not groups:
         return ()
     orders = tuple(zip(row_order.counts(adapter, layer), groups, strict=True))

@@ -89,7 +89,7 @@ def hide_rows(model: ProtectedModel, passport: Passport) -> ProtectedModel:
 def _store(layer, seed) -> bool:
     """Stores a layer's rows in the orders of a seed, if it has any."""
     adapter, kernel_layer = layer.adapter, layer.layer
-    groups = row_order.groups(adapter, kernel_layer)
+    groups = row_order.groups(adapter, kernel_layer, layer.inputs_shape)
     if not groups or getattr(kernel_layer, "lora_enabled", False):
         return False
     rows = row_order.counts(adapter, kernel_layer)

@@ -15,7 +15,8 @@ For each layer:
 * how many places have their right row as the nearest one, how many of those
   that are much nearer than any other (`claimed`) are right.
 
-`--filters=2` says what another number of filters to an order would do.
+Each filter has an order of its own where windows are larger than maps.
+`--filters=4` says what another number of filters to an order would do.
 """
 
 import itertools
@@ -48,6 +49,7 @@ def main(_):
     draw_again(first, model, _LAYERS.value)
     if _FILTERS.value:
         row_order._FILTERS = ((0, _FILTERS.value),)
+        row_order._reaches_out = lambda *of: False
     protected, _ = kp.protect_trained(model, select=_LAYERS.value)
     for path, layer in kp.protected_layers(protected).items():
         [(count, groups)] = layer.geometry.orders
