@@ -51,6 +51,13 @@ def test_every_kernel_layers_rows(name):
     hidden = kp.hide_rows(model, passport)
     assert relative_difference(predict(hidden, x), expected) < 1e-5
     assert hidden.count_params() == model.count_params()
+    # γ and β are set as they would be, through all kernels of a layer.
+    for layer in kp.protected_layers(hidden).values():
+        size = layer.adapter.units(layer.layer)
+        wanted = np.arange(1.0, 1 + size), np.full(size, -1.0)
+        layer.set_hidden_parameters(*wanted)
+        found = layer.hidden_parameters()
+        np.testing.assert_allclose(np.stack(found), wanted, atol=1e-4)
 
 
 @pytest.mark.parametrize("base", [small_resnet, nested_model])

@@ -4,7 +4,7 @@ import numpy as np
 from keras import ops
 
 from keras_passport.errors import PassportError
-from keras_passport.layers import offsets, packing, row_order
+from keras_passport.layers import offsets, packing, row_order, scopes
 from keras_passport.layers.bindings import KEYS
 from keras_passport.passports.entries import ROLES
 
@@ -86,10 +86,13 @@ def change_of_kernel(layer, gamma, beta, size) -> tuple:
         [np.asarray(wanted[role]) - offsets.of(layer, role) for role in given]
     )
     keys = layer._secret.bound.eager(KEYS)
-    response = ops.convert_to_numpy(layer._respond(keys))
-    change = layer.adapter.smallest_change(
-        layer.layer,
-        packing.keys_in(layer, keys),
-        rows - size * response,
-    )
+    met = row_order.met_by_keys(layer, keys)
+    response = ops.convert_to_numpy(layer._respond(keys, met))
+    # A separable layer's pointwise kernel meets what the other makes of keys.
+    with scopes.Substitution(met):
+        change = layer.adapter.smallest_change(
+            layer.layer,
+            packing.keys_in(layer, keys),
+            rows - size * response,
+        )
     return kernel, row_order.stored(layer, keys, kernel, change)
