@@ -425,3 +425,19 @@ def test_statistics_of_layers_that_can_and_cannot_be_compiled(layer, options):
             rtol=1e-5,
         )
     assert normalization.momentum == 0.99
+
+
+@needs_tensorflow
+def test_statistics_in_float64_stay_so_where_calls_are_compiled():
+    x = np.random.default_rng(0).normal(1.0, size=(14, 3))
+    normalization = keras.layers.BatchNormalization(dtype="float64")
+    model = keras.Sequential(
+        [keras.layers.Input((3,), dtype="float64"), normalization]
+    )
+    batches = np.array_split(x, 7)
+    kp.estimate_statistics(model, batches)
+    np.testing.assert_allclose(
+        normalization.moving_mean,
+        np.mean([batch.mean(0) for batch in batches], axis=0),
+        rtol=1e-12,
+    )

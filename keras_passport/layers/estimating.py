@@ -113,7 +113,9 @@ class Estimator:
                 self._eager, autograph=False, reduce_retracing=True
             )
             # A float would be traced anew, each of them.
-            return lambda inputs, momentum: step(inputs, tf.constant(momentum))
+            return lambda inputs, momentum: step(
+                inputs, tf.constant(momentum, "float64")
+            )
         if backend == "jax":
             import jax
 
