@@ -364,9 +364,10 @@ class TestDifference:
         assert result.knowledge["versions"] == 2
 
     def test_the_same_network_twice_is_refused(self):
-        model, *_ = protected(ancestor())
-        with pytest.raises(kp.PassportError, match="differ in a kernel"):
-            kp.attacks.difference_directions(model, kp.public(model))
+        model, passport, _ = protected(ancestor())
+        for one in (model, kp.hide_rows(model, passport)):
+            with pytest.raises(kp.PassportError, match="differ in a kernel"):
+                kp.attacks.difference_directions(one, kp.public(one))
 
     def test_a_normalisation_without_a_kernel_has_no_directions(self):
         inputs = keras.Input((3,))

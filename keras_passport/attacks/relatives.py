@@ -392,11 +392,10 @@ def _directions(ours, theirs, rank, groups):
         np.split(theirs, groups, axis=1),
         strict=True,
     ):
-        if groups > 1 and one.shape[1] <= rank:
-            parts.append(np.eye(one.shape[1]))  # No plane: any γ and β.
-            continue
         rest, left = _plane(one, two, rank)
-        rests.append(rest)
+        # Of no more filters than directions any change leaves nothing.
+        if groups == 1 or one.shape[1] > rank:
+            rests.append(rest)
         parts.append(np.linalg.qr((left @ one).T)[0].T)
     return np.median(rests or [CLEAR]), scipy.linalg.block_diag(*parts)
 
