@@ -147,7 +147,8 @@ def find_leaks(
     models = [model] if model is not None else _fitting(passport, files)
     if not models:
         notes.append(
-            "no model: hidden parameters and folded kernels were not looked for"
+            "no model: hidden parameters, folded kernels and the orders of "
+            "hide_rows were not looked for"
         )
     scan = Scan(passport, models, notes, _texts(secrets))
     progress = _Progress(files, verbose)

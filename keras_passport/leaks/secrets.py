@@ -48,7 +48,8 @@ def secrets_of(passport, models) -> list[Secret]:
     ]
     if not moved:
         # Where nobody says that rows were hidden, a packed row may be lying
-        # about that is for such a network.
+        # about that is for such a network of versions before; of today's it
+        # has the passport's own keys.
         for one in remaking.with_hidden_rows(passport):
             for path, keys in one.keys().items():
                 for role, key in keys.items():

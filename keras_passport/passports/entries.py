@@ -68,8 +68,8 @@ class PassportEntry:
             where the layer has another one now; or `None`.
         order_seed: 32 bytes that the order of the layer's rows follows from;
             or `None` where it follows from the passport's seed.
-        own_rows: Whether keys are for rows in their own order, which are
-            stored in a secret one now (`hide_rows`).
+        own_rows: Whether keys are for rows in their own order, and follow
+            them to where they are stored now (`hide_rows` of versions before).
     """
 
     geometry: Geometry

@@ -163,9 +163,10 @@ def fitted(passport, names: Mapping[str, str], geometries: Mapping):
 
 
 def with_hidden_rows(passport) -> list:
-    """The passport for networks whose rows `hide_rows` has hidden.
+    """The passport for networks whose rows `hide_rows` hid in versions before.
 
     Of layers with one kernel and one block of inputs, such as nearly all are.
+    Keys for what it hides now are the passport's own.
 
     Returns:
         A list with it; an empty one if all rows have an order by themselves.
