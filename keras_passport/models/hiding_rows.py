@@ -90,7 +90,10 @@ def _store(layer, seed) -> bool:
     """Stores a layer's rows in the orders of a seed, if it has any."""
     adapter, kernel_layer = layer.adapter, layer.layer
     groups = row_order.groups(adapter, kernel_layer, layer.inputs_shape)
-    if not groups or getattr(kernel_layer, "lora_enabled", False):
+    # A geometry describes one kernel or two.
+    if len(groups) not in (1, 2):
+        return False
+    if getattr(kernel_layer, "lora_enabled", False):
         return False
     rows = row_order.counts(adapter, kernel_layer)
     order = order_of_rows(seed, tuple(zip(rows, groups, strict=True)))
