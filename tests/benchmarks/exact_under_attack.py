@@ -16,8 +16,9 @@ start from the signs that filters tell ("orientation"). With `--learn_own` one
 learns on what is trained from scratch on the attacker's labels alone, and RevA
 of the exactly protected network starts from that. With `--imitated` new
 normalisations are also trained on what shares nothing with the network with
-ordered rows but its filters' sizes ("gaussian"), or those and the angles
-between them ("rotated"): what its order is worth beyond them; and on what has
+ordered rows but its filters' sizes ("gaussian"; of the one with hidden rows:
+"gaussian of hidden"), or those and the angles between them ("rotated"): what
+its order is worth beyond them; and on what has
 its windows back, but for which input channel is which and with which sign
 ("grouped"): what `row_neighbours.py` could undo of the order at best. All
 train by the same recipe, or with `--tuned` each by the best of six. A finished
@@ -124,11 +125,15 @@ def main(_):
     }
     imitations = {}
     if _IMITATED.value:
-        for name in ("gaussian", "rotated"):
+        for name in ("gaussian", "rotated") if _ORDER.value else ():
             twin = keras.models.clone_model(networks["ordered"])
             imitate(networks["ordered"], twin, name == "rotated")
             imitations[name] = twin
         imitations["grouped"] = grouped(networks["exact"])
+        if _HIDDEN.value:
+            twin = keras.models.clone_model(networks["hidden"])
+            imitate(networks["hidden"], twin, rotated=False)
+            imitations["gaussian of hidden"] = twin
     if _LEARN_OWN.value:
         # One training for both rows.
         learnt = functools.cache(
