@@ -8,12 +8,11 @@ from collections.abc import Iterable, Sequence
 import keras
 import numpy as np
 
-from keras_passport import graph, scores
+from keras_passport import graph, scores, secrecy
 from keras_passport.attacks.fake import Judge, fake_passports, scaling_of
 from keras_passport.errors import PassportError
 from keras_passport.passports import passport_file, specs
 from keras_passport.passports.passport import Passport, check_passport
-from keras_passport.secrecy import type_of
 
 # What scripts give `keras.utils.set_random_seed`.
 COMMON_SEEDS = (
@@ -59,13 +58,13 @@ def first_seed(
     if not isinstance(model, keras.Model) or not model.built:
         raise ValueError(
             "Expected a Keras model with its weights, as it was trained. "
-            f"Received: a {type_of(model)}"
+            f"Received: a {secrecy.type_of(model)}"
             + (" that is not built" if isinstance(model, keras.Model) else "")
         )
     if not isinstance(seeds, Iterable) or isinstance(seeds, (str, bytes)):
         raise ValueError(
             "Expected seeds to be several whole numbers, such as range(1000). "
-            f"Received: a {type_of(seeds)}"
+            f"Received: a {secrecy.type_of(seeds)}"
         )
     made, kernel = _telling_kernel(model)
     if made is None:

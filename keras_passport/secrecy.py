@@ -159,7 +159,7 @@ def _is_plain(values) -> bool:
     return type(values) in (list, tuple)
 
 
-def type_of(value) -> str:
+def type_of(value: object) -> str:
     """The name of a value's type, as it was before `hidden`."""
     kind = type(value)
     if kind.__module__ == __name__:
