@@ -31,8 +31,9 @@ def hide_rows(model: ProtectedModel, passport: Passport) -> ProtectedModel:
 
     Call it last: `hide_statistics` wants rows in their own order. Whoever has
     the network of before undoes it (`attacks.known_ancestor`): never publish
-    that. Nor, after a short training, the weights that it began with, or their
-    seed: see `reinitialize`.
+    that, nor two versions under one passport, whose difference tells most of
+    the orders. Nor, after a short training, the weights that it began with, or
+    their seed: see `reinitialize`.
 
     Args:
         model: Protected functional model, bound or not, whose rows are in

@@ -23,7 +23,9 @@ what `difference` reaches with `--fraction` of the labels, then RevA from there,
   releases         two of these, with a passport each
 
 With `--noattacks` nothing is trained but the networks, which takes a minute.
-`found` are the layers of which both lie in two directions by nine tenths. With
+`found` are the layers of which both lie in two directions by nine tenths,
+`rows` how many rows of groups of filters are put into the first group's order
+by those directions alone: what is left is one order for all filters. With
 `--original=original.keras --dataset=cifar10` it is a trained network of yours:
 `--only="calibrated,exact,order,releases"` then trains none.
 """
@@ -38,6 +40,7 @@ from absl import app, flags
 import keras_passport as kp
 from keras_passport import attacks
 from keras_passport.attacks import training
+from keras_passport.layers import packing, row_order
 from keras_passport.layers.bindings import KEYS
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[2] / "examples"))
@@ -177,12 +180,43 @@ def shares(model, other, rank):
     )
 
 
+def rows_matched(model, other):
+    """Part of the rows that one group's plane says are another group's.
+
+    Keys are the same in all orders, so a row of a plane is as long in each.
+    """
+    right, others = [], kp.protected_layers(other)
+    for path, layer in kp.protected_layers(model).items():
+        if not layer.geometry.ordered_rows or path not in others:
+            continue
+        ours, theirs = (
+            row_order.rows_of(one.adapter, one.layer)[0].astype("float64")
+            for one in (layer, others[path])
+        )
+        [groups] = layer.row_groups
+        if ours.shape[1] < 2 * groups:
+            continue  # A difference of one filter has no plane.
+        packed = layer._secret.bound.eager(KEYS)
+        order = np.asarray(packing.order_in(layer, packed))
+        order = np.abs(order.reshape(len(ours), groups)).argsort(axis=0)
+        found = []
+        for number, change in enumerate(
+            np.split(ours - theirs, groups, axis=1)
+        ):
+            plane = np.linalg.svd(change, full_matrices=False)[0][:, :2]
+            by_length = np.linalg.norm(plane, axis=1).argsort()
+            found.append(order[by_length, number])
+        right.append(np.mean(np.equal(found[1:], found[0])))
+    return f"{100 * np.mean(right):.1f} %" if right else ""
+
+
 def row(model, passport, other, train, test):
     kp.bind(model, passport)
     cells = [training.judge(model, test)[0]]
     two, four = (shares(model, other, rank) for rank in (2, 4))
     seen = [f"{np.median(two):.2f}", f"{np.median(four):.2f}"]
     seen.append(f"{np.sum(two.min(-1) > 0.9)} of {len(two)}")
+    seen.append(rows_matched(model, other))
     if not _ATTACKS.value:
         return [f"{100 * cells[0]:.1f}", *seen]
     options = {"fraction": _FRACTION.value, "recipe": _RECIPE}
@@ -214,7 +248,8 @@ def main(_):
         base = fitted(plain(), train, _EPOCHS.value, 3e-3)
     print(f"base {100 * training.judge(base, test)[0]:.1f} %")
     head = (
-        "version valid 2-share 4-share found difference then-RevA ancestor RevA"
+        "version valid 2-share 4-share found rows difference then-RevA "
+        "ancestor RevA"
     )
     print("|", " | ".join(head.split()), "|")
     for name, make in versions(base, train):
