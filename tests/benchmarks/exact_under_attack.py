@@ -16,11 +16,12 @@ start from the signs that filters tell ("orientation"). With `--learn_own` one
 learns on what is trained from scratch on the attacker's labels alone, and RevA
 of the exactly protected network starts from that. With `--imitated` new
 normalisations are also trained on what shares nothing with the network with
-ordered rows but its filters' sizes ("gaussian"; of the one with hidden rows:
-"gaussian of hidden"), or those and the angles between them ("rotated"): what
-its order is worth beyond them; and on what has
-its windows back, but for which input channel is which and with which sign
-("grouped"): what `row_neighbours.py` could undo of the order at best. All
+ordered rows but its filters' sizes ("gaussian"), or the numbers that each
+filter is made of ("shuffled"; of the one with hidden rows: "gaussian of
+hidden", "shuffled of hidden"), or filters' sizes and the angles between them
+("rotated"): what its order is worth beyond them; and on what has its windows
+back, but for which input channel is which and with which sign ("grouped"):
+what `row_neighbours.py` could undo of the order at best. All
 train by the same recipe, or with `--tuned` each by the best of six. A finished
 row is not run again.
 """
@@ -125,15 +126,11 @@ def main(_):
     }
     imitations = {}
     if _IMITATED.value:
-        for name in ("gaussian", "rotated") if _ORDER.value else ():
-            twin = keras.models.clone_model(networks["ordered"])
-            imitate(networks["ordered"], twin, name == "rotated")
-            imitations[name] = twin
+        for state in networks.keys() & {"ordered", "hidden"}:
+            for how in ("gaussian", "shuffled", "rotated"):
+                name = how if state == "ordered" else f"{how} of hidden"
+                imitations[name] = imitated(networks[state], how)
         imitations["grouped"] = grouped(networks["exact"])
-        if _HIDDEN.value:
-            twin = keras.models.clone_model(networks["hidden"])
-            imitate(networks["hidden"], twin, rotated=False)
-            imitations["gaussian of hidden"] = twin
     if _LEARN_OWN.value:
         # One training for both rows.
         learnt = functools.cache(
@@ -180,24 +177,29 @@ def main(_):
             )
 
 
-def imitate(network, twin, rotated):
-    """Gives a clone kernels with the network's sizes of filters, or angles."""
+def imitated(network, how):
+    """A copy whose kernels have something of the network's, and no more."""
     rng = np.random.default_rng([_SEED.value, 0x1517A7E])
+    twin = keras.models.clone_model(network)
     twin.set_weights(network.get_weights())
     for variable in twin.weights:
         if variable.path.split("/")[-1] != "kernel":
             continue
         kernel = keras.ops.convert_to_numpy(variable)
         filters = kernel.reshape(-1, kernel.shape[-1]).astype("float64")
-        if rotated:
+        if how == "rotated":
             turn, _ = np.linalg.qr(rng.normal(size=(len(filters),) * 2))
             drawn = turn @ filters
+        elif how == "shuffled":
+            drawn = rng.permuted(filters, axis=0)
+            drawn *= rng.choice([-1.0, 1.0], drawn.shape)
         else:
             drawn = rng.normal(size=filters.shape)
             drawn *= np.linalg.norm(filters, axis=0) / np.linalg.norm(
                 drawn, axis=0
             )
         variable.assign(drawn.reshape(kernel.shape))
+    return twin
 
 
 def grouped(network):
