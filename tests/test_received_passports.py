@@ -301,3 +301,48 @@ def test_exported_signatures_take_nothing_else(kind, case, tmp_path):
         with pytest.raises(Exception) as caught:  # noqa: PT011 each its own
             run(case.x, REFUSED[name](case.key))
         assert f"{case.key[0, 0]:.4f}"[:6] not in str(caught.value)
+
+
+@pytest.mark.parametrize("activation", ["relu", "relu6"])
+@pytest.mark.parametrize("way", ["predict", "saved_model"])
+def test_no_number_is_made_of_several_passports(way, activation, tmp_path):
+    """A rectifier that is fused with a bias makes 0 of NaN, a maximum -inf."""
+    if way == "saved_model" and keras.backend.backend() != "tensorflow":
+        pytest.skip("`export_saved_model` is TensorFlow's.")
+    inputs = x = keras.Input((12, 12, 3), name="pictures")
+    for name in ("first", "second"):
+        x = keras.layers.Conv2D(8, 3, padding="same", name=name)(x)
+        x = keras.layers.Activation(activation)(x)
+        x = keras.layers.MaxPooling2D()(x)
+    x = keras.layers.GlobalAveragePooling2D()(x)
+    labels = keras.layers.Lambda(lambda x: keras.ops.argmax(x, axis=-1))
+    scores = keras.layers.Dense(4, name="head")(x)
+    base = keras.Model(inputs, [scores, labels(scores)])
+    model, passport = kp.protect_trained(base, select=["first", "second"])
+    served = kp.require_passport(kp.public(model))
+    one = passport.pack(kp.passport_spec(served))
+    pictures = np.random.default_rng(0).random((4, 12, 12, 3), "float32")
+    if way == "predict":
+
+        def serve(packed):
+            given = kp.with_passport(pictures, packed)
+            return served.predict(given, verbose=0)
+    else:
+        import tensorflow as tf
+
+        kp.export_saved_model(model, tmp_path / "1")
+        loaded = tf.saved_model.load(tmp_path / "1")
+        signature = loaded.signatures["serving_default"]
+
+        def serve(packed):
+            outputs = signature(
+                pictures=tf.constant(pictures), passport=tf.constant(packed)
+            )
+            return [outputs[name].numpy() for name in sorted(outputs)]
+
+    expected = base.predict(pictures, verbose=0)
+    for packed in (one, np.concatenate([one] * 4)):
+        for output, right in zip(serve(packed), expected, strict=True):
+            np.testing.assert_allclose(output, right, rtol=1e-4, atol=1e-5)
+    mixed = np.concatenate([one, one, -one, one])
+    assert np.all(np.isnan(serve(mixed)[0]))

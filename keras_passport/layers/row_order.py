@@ -348,8 +348,7 @@ def one_passport(layer, packed):
     """
     if packed.shape[0] == 1 or not layer.geometry.ordered_rows:
         return packed
-    one = packed[:1]
-    several = ops.any(ops.not_equal(packed, one))
+    one, several = packed[:1], _are_several(packed)
     if has_values(packed):
         if several:
             raise PassportError(
@@ -359,3 +358,35 @@ def one_passport(layer, packed):
             )
         return one
     return ops.where(several, ops.cast(np.nan, one.dtype), one)
+
+
+def of_one_passport(layers, packed, outputs):
+    """A model's outputs, or NaN if a compiled call had several passports.
+
+    Layers compute NaN of them themselves; but rectifiers that are fused with a
+    bias, and maxima, drop it, and what follows makes numbers of nothing.
+
+    Args:
+        layers: The model's passport layers.
+        packed: Tensor `(1 or examples, size)`: the model's passports.
+        outputs: Structure of tensors.
+    """
+    ordered = any(layer.geometry.ordered_rows for layer in layers)
+    if not ordered or packed.shape[0] == 1 or has_values(packed):
+        return outputs
+    several = _are_several(packed)
+    return keras.tree.map_structure(
+        lambda tensor: (
+            ops.where(several, ops.cast(np.nan, tensor.dtype), tensor)
+            if keras.backend.is_float_dtype(
+                keras.backend.standardize_dtype(tensor.dtype)
+            )
+            else tensor
+        ),
+        outputs,
+    )
+
+
+def _are_several(packed):
+    # Of one row, as long as all kernels together, nothing is compared.
+    return ops.any(ops.not_equal(packed[1:], packed[:1]))

@@ -10,7 +10,7 @@ from keras import ops
 from keras_passport import graph, registration, subclasses
 from keras_passport.errors import PassportError
 from keras_passport.hints import Inputs, Tensor
-from keras_passport.layers import decoupling, received
+from keras_passport.layers import decoupling, received, row_order
 from keras_passport.layers.protected import function_of, protected_layers
 from keras_passport.models import checks, inputs
 from keras_passport.models.protected_model import ProtectedModel
@@ -59,6 +59,12 @@ class PassportInputModel(ProtectedModel):
         if isinstance(given, Mapping) and len(given) == len(self.inputs):
             given = inputs.restructured(self, given)
         return super().__call__(given, *others, **kwargs)
+
+    def call(self, inputs, training=None, mask=None):
+        outputs = super().call(inputs, training=training, mask=mask)
+        return row_order.of_one_passport(
+            protected_layers(self).values(), self._passport_in(inputs), outputs
+        )
 
     def _passport_in(self, given):
         """The packed passport among inputs, or `None`."""
