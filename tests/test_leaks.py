@@ -455,3 +455,52 @@ def test_a_key_of_one_channel_is_too_small_to_tell(tmp_path):
     report = kp.find_leaks(passport, [tmp_path / "model.keras"])
     assert report.clean
     assert any("stem" in line for line in report.untold)
+
+
+def hidden_statistics(model, passport):
+    return kp.hide_statistics(model, [images(100)])
+
+
+def hidden_rows_of_both(model, passport):
+    model = hidden_statistics(model, passport)
+    return kp.hide_rows(model, passport)
+
+
+def trained_anew(model, passport):
+    compiled(kp.bind(kp.reinitialize(model, 5), passport))
+    model.fit(images(), labels(), epochs=2, verbose=0)
+    return model
+
+
+@pytest.mark.parametrize("given", ["files", "a file and the model"])
+@pytest.mark.parametrize(
+    "change, tells",
+    [
+        (hidden_statistics, True),
+        (hidden_rows_of_both, True),
+        (trained_anew, False),
+        (lambda model, passport: model, False),
+    ],
+    ids=["statistics", "rows", "anew", "nothing"],
+)
+def test_two_versions_tell_the_keys_that_they_differ_along(
+    change, tells, given, tmp_path
+):
+    model, passport = trained()
+    before = kp.public(model)
+    if change is hidden_rows_of_both:
+        before = kp.hide_rows(before, passport)
+    before.save(tmp_path / "before.keras")
+    after = kp.public(change(model, passport))
+    if given == "files":
+        after.save(tmp_path / "after.keras")
+        report = kp.find_leaks(passport, tmp_path)
+    else:
+        report = kp.find_leaks(passport, tmp_path, after)
+    versions = [leak for leak in report.leaks if "versions" in leak.what]
+    told = {(leak.layer, leak.role) for leak in versions}
+    assert told == ({(LAYER, "gamma"), (LAYER, "beta")} if tells else set())
+    for leak in versions:
+        assert leak.measure > 0.999 > leak.bound
+        assert "new passport" in leak.advice
+        assert leak.path.endswith("before.keras") or given == "files"

@@ -21,6 +21,10 @@ _ADVICE = {
         "A passport's own numbers: never publish a passport file, a packed "
         "passport or a request that has one; take the file out."
     ),
+    "versions": (
+        "Two versions under one passport tell its keys: publish one of them, "
+        "and another only under a new passport, after a new training."
+    ),
     "hidden": (
         "γ or β, as an unlocked model, an export of a bound model or a log of "
         "hidden_parameters() has them: publish the protected model "
@@ -65,6 +69,8 @@ class Leak:
             return _ADVICE["optimizer"]
         if self.what.startswith("identity image"):
             return _ADVICE["picture"]
+        if "versions" in self.what:
+            return _ADVICE["versions"]
         if self.what.startswith(("hidden", "folded")):
             return _ADVICE["hidden"]
         return _ADVICE["passport"]

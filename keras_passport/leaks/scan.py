@@ -84,6 +84,12 @@ class Scan:
             if not self._is_kernel(name, array):
                 self._array(part, place, array)
 
+    def found(self, leaks):
+        """Adds leaks that another search has found."""
+        for leak in leaks:
+            about = leak.path, leak.place, leak.what, leak.layer, leak.role
+            self.leaks[about] = leak
+
     def _bytes(self, part, place, data):
         for (what, layer, role), first, count in self.runs.search(data):
             where = f"{place} byte {first}".lstrip()

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 
 from keras_passport.errors import PassportError
 from keras_passport.hints import Model
-from keras_passport.leaks import contents, scanned_files
+from keras_passport.leaks import contents, scanned_files, versions
 from keras_passport.leaks.report import Leak, LeakReport, NotExamined, Trace
 from keras_passport.leaks.scan import Scan
 from keras_passport.passports.passport import Passport, check_passport
@@ -89,6 +89,10 @@ def find_leaks(
        changes. No bound follows from chance there: the limits are such that
        no two of scikit-learn's 1,797 digits reach them.
 
+    6. *Versions.* No two `.keras` files that the passport fits, nor one of
+       them and `model`, may differ along its keys: a key may lie in the plane
+       of a layer's leading differences no more than by chance.
+
     Limits: a quantised kernel counts as any array. A depthwise or grouped
     kernel's slots are searched in windows alone. Files of an unknown format
     above 32 MiB are searched for bytes alone, which is said, and taken for
@@ -144,13 +148,17 @@ def find_leaks(
         # Of nothing nobody can say that it is clean.
         problem(shown(paths, 80), "", "there is no file in it")
     notes = []
-    models = [model] if model is not None else _fitting(passport, files)
+    named = _fitting(passport, files)
+    models = [model] if model is not None else list(named.values())
     if not models:
         notes.append(
             "no model: hidden parameters, folded kernels and the orders of "
             "hide_rows were not looked for"
         )
     scan = Scan(passport, models, notes, _texts(secrets))
+    if model is not None:
+        named = {"the model": model, **named}
+    scan.found(versions.leaks_of(passport, named))
     progress = _Progress(files, verbose)
     for file in files:
         data = scanned_files.contents_of(
@@ -206,8 +214,8 @@ def _texts(secrets) -> dict:
 
 
 def _fitting(passport, files):
-    """The models among files that the passport fits."""
-    models = []
+    """The models among files that the passport fits, by their names."""
+    models = {}
     for file in files:
         if file.suffix == ".keras" and _may_be_protected(file):
             import keras
@@ -218,7 +226,7 @@ def _fitting(passport, files):
             # A damaged or foreign model may fail in any way.
             except Exception:
                 continue
-            models.append(model)
+            models[str(file)] = model
     return models
 
 
