@@ -62,10 +62,41 @@ def check_model(layers, passport) -> None:
         layers: Its passport layers.
         passport: What is given for them.
     """
+    layers = list(layers)
     check(
         passport,
         sum(layer.passport_size for layer in layers),
         ordered=any(layer.geometry.ordered_rows for layer in layers),
+    )
+    known = _values(passport)
+    if known is None or len(known) == 1 or known.strides[0] == 0:
+        return
+    for layer, part in ordered_parts(layers, known):
+        if np.any(part[1:] != part[:1]):
+            raise PassportError(several_for(layer))
+
+
+def ordered_parts(layers, packed):
+    """Yields layers with rows in a secret order, and their keys.
+
+    Args:
+        layers: All passport layers of a model.
+        packed: Array or tensor `(1 or examples, size)` of their keys.
+    """
+    start = 0
+    for layer in layers:
+        end = start + layer.passport_size
+        if layer.geometry.ordered_rows:
+            yield layer, packed[:, start:end]
+        start = end
+
+
+def several_for(layer) -> str:
+    """The message for several passports where there is one kernel for all."""
+    return (
+        f"Expected one passport for all examples: layer '{layer.name}' has "
+        "its rows in a secret order (`protect_trained(order=False)` leaves "
+        "them in their own). Received: several passports"
     )
 
 

@@ -24,7 +24,7 @@ import numpy as np
 from keras import ops
 
 from keras_passport.errors import PassportError
-from keras_passport.layers import packing
+from keras_passport.layers import packing, received
 from keras_passport.layers.bindings import has_values
 
 # Most filters of a group, by the least number of rows that they have.
@@ -351,11 +351,7 @@ def one_passport(layer, packed):
     one, several = packed[:1], _are_several(packed)
     if has_values(packed):
         if several:
-            raise PassportError(
-                f"Expected one passport for all examples: layer '{layer.name}'"
-                " has its rows in a secret order (`protect_trained(order="
-                "False)` leaves them in their own). Received: several passports"
-            )
+            raise PassportError(received.several_for(layer))
         return one
     return ops.where(several, ops.cast(np.nan, one.dtype), one)
 
@@ -371,10 +367,10 @@ def of_one_passport(layers, packed, outputs):
         packed: Tensor `(1 or examples, size)`: the model's passports.
         outputs: Structure of tensors.
     """
-    ordered = any(layer.geometry.ordered_rows for layer in layers)
-    if not ordered or packed.shape[0] == 1 or has_values(packed):
+    parts = [part for _, part in received.ordered_parts(layers, packed)]
+    if not parts or packed.shape[0] == 1 or has_values(packed):
         return outputs
-    several = _are_several(packed)
+    several = ops.any(ops.stack([_are_several(part) for part in parts]))
     return keras.tree.map_structure(
         lambda tensor: (
             ops.where(several, ops.cast(np.nan, tensor.dtype), tensor)

@@ -10,7 +10,7 @@ import numpy as np
 from keras_passport import files, secrecy
 from keras_passport.errors import PassportError
 from keras_passport.hints import Model
-from keras_passport.layers import access, optimizer_state, received
+from keras_passport.layers import access, optimizer_state, received, row_order
 from keras_passport.layers.protected import layers_or_error
 from keras_passport.passports import specs
 from keras_passport.passports.passport import check_passport
@@ -229,7 +229,7 @@ def keyed_function(model: keras.Model):
         mode. Traced once per shape, it serves any number of passports.
     """
     layers = list(layers_or_error(model).values())
-    function = _compiled(model)
+    function = _compiled(model, layers)
 
     def checked(passport, inputs):
         # What is wrong with its values, nobody can tell inside.
@@ -239,7 +239,7 @@ def keyed_function(model: keras.Model):
     return checked
 
 
-def _compiled(model):
+def _compiled(model, layers):
     backend = keras.backend.backend()
     if backend == "tensorflow":
         import tensorflow as tf
@@ -247,7 +247,8 @@ def _compiled(model):
         @tf.function(reduce_retracing=True)
         def function(passport, inputs):
             with presented(model, passport):
-                return model(inputs, training=False)
+                outputs = model(inputs, training=False)
+            return row_order.of_one_passport(layers, passport, outputs)
 
         return function
     if backend == "jax":
@@ -256,9 +257,10 @@ def _compiled(model):
         @jax.jit
         def stateless(passport, inputs, trainable, non_trainable):
             with presented(model, passport):
-                return model.stateless_call(
+                outputs, _ = model.stateless_call(
                     trainable, non_trainable, inputs, training=False
-                )[0]
+                )
+            return row_order.of_one_passport(layers, passport, outputs)
 
         state = [
             [variable.value for variable in variables]
