@@ -89,9 +89,9 @@ def find_leaks(
        changes. No bound follows from chance there: the limits are such that
        no two of scikit-learn's 1,797 digits reach them.
 
-    6. *Versions.* No two `.keras` files that the passport fits, nor one of
-       them and `model`, may differ along its keys: a key may lie in the plane
-       of a layer's leading differences no more than by chance.
+    6. *Versions.* No two `.keras` files that the passport fits may differ
+       along its keys: a key may lie in the plane of a layer's leading
+       differences no more than by chance.
 
     Limits: a quantised kernel counts as any array. A depthwise or grouped
     kernel's slots are searched in windows alone. Files of an unknown format
@@ -148,7 +148,9 @@ def find_leaks(
         # Of nothing nobody can say that it is clean.
         problem(shown(paths, 80), "", "there is no file in it")
     notes = []
-    named = _fitting(passport, files)
+    # Of one file there is no other version.
+    several = sum(file.suffix == ".keras" for file in files) > 1
+    named = _fitting(passport, files) if several or model is None else {}
     models = [model] if model is not None else list(named.values())
     if not models:
         notes.append(
@@ -156,8 +158,6 @@ def find_leaks(
             "hide_rows were not looked for"
         )
     scan = Scan(passport, models, notes, _texts(secrets))
-    if model is not None:
-        named = {"the model": model, **named}
     scan.found(versions.leaks_of(passport, named))
     progress = _Progress(files, verbose)
     for file in files:
