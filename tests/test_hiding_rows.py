@@ -147,6 +147,22 @@ def test_each_filter_has_an_order_where_windows_exceed_maps(
     assert layer.row_groups == (orders,)
 
 
+@pytest.mark.parametrize("filters", [1, 2, 4, 100, None])
+def test_fewer_filters_may_have_an_order_in_common(filters):
+    base = small_resnet()
+    model = kp.protect(base)
+    passport = passport_of(model, base)
+    hidden = kp.hide_rows(kp.bind(model, passport), passport, filters)
+    given = pictures(4)
+    np.testing.assert_array_equal(predict(hidden, given), predict(model, given))
+    usual = kp.protected_layers(kp.hide_rows(model, passport))
+    for path, layer in kp.protected_layers(hidden).items():
+        units = layer.layer.kernel.shape[-1]
+        [groups], [most] = layer.row_groups, usual[path].row_groups
+        assert groups == max(most, units // min(filters or 4, 4))
+    kp.bind(kp.public(hidden), passport)
+
+
 def test_another_passport_paralyses():
     model, passport, hidden = case()
     other = passport_of(kp.protect(plain_cnn()), None, "random_pattern")
@@ -337,6 +353,9 @@ def test_mistakes_are_told():
         kp.hide_rows(model, other)
     with pytest.raises(kp.PassportError):
         kp.hide_rows(plain_cnn(), passport)
+    for filters in (0, -1, 1.5, True, "4"):
+        with pytest.raises(kp.PassportError, match="positive integer"):
+            kp.hide_rows(model, passport, filters)
     with pytest.raises(kp.PassportError, match="own order"):
         kp.hide_statistics(kp.bind(hidden, passport), [pictures(8)])
 

@@ -100,7 +100,9 @@ def counts(adapter, layer) -> tuple[int, ...]:
     )
 
 
-def groups(adapter, layer, inputs_shape=None) -> tuple[int, ...]:
+def groups(
+    adapter, layer, inputs_shape=None, filters: int | None = None
+) -> tuple[int, ...]:
     """Into how many groups of filters each of a layer's kernels is to fall.
 
     A row of g numbers whose cosine with another is ρ tells g/2 log2(1/(1-ρ²))
@@ -119,20 +121,20 @@ def groups(adapter, layer, inputs_shape=None) -> tuple[int, ...]:
         layer: A built kernel layer.
         inputs_shape: Of what it is called with, examples included; `None`
             where it is not known.
+        filters: Of a group at most, where it would have more.
     """
     found, reaches_out = [], _reaches_out(adapter.geometry(layer), inputs_shape)
     for kernel in stored_kernels(adapter, layer):
-        filters, rows = (
-            kernel.shape[adapter.columns_axis],
-            _rows(adapter, kernel.shape),
-        )
+        columns = kernel.shape[adapter.columns_axis]
+        rows = _rows(adapter, kernel.shape)
         most = next(most for least, most in _FILTERS if rows >= least)
         most = 1 if reaches_out else most
+        most = min(most, filters or most)
         found.append(
             next(
-                filters // size
+                columns // size
                 for size in range(most, 0, -1)
-                if filters % size == 0
+                if columns % size == 0
             )
         )
     return tuple(found)

@@ -7,6 +7,8 @@ so; here is the same for a network that was trained under its passport, whose
 keys stay what they are: they meet rows as a call gathers them.
 """
 
+import numbers
+
 from keras_passport.errors import PassportError
 from keras_passport.layers import row_order
 from keras_passport.layers.protected import protected_layers
@@ -17,9 +19,12 @@ from keras_passport.passports.draws import order_of_rows
 from keras_passport.passports.passport import Passport, check_passport
 from keras_passport.passports.specs import order_seed
 from keras_passport.secrecy import hidden
+from keras_passport.texts import shown
 
 
-def hide_rows(model: ProtectedModel, passport: Passport) -> ProtectedModel:
+def hide_rows(
+    model: ProtectedModel, passport: Passport, filters: int | None = None
+) -> ProtectedModel:
     """Stores the rows of each kernel in a secret order, with secret signs.
 
     A row is what one element of a kernel's window does with one input
@@ -40,6 +45,11 @@ def hide_rows(model: ProtectedModel, passport: Passport) -> ProtectedModel:
             their own order, such as `protect` returns, or `protect_trained`
             with `order=False`. It is left as it is.
         passport: Its `Passport`.
+        filters: Most filters that have an order in common, where it would be
+            four. One leaves of a filter nothing but its numbers, neither its
+            angles with others nor, of two versions, a plane of the keys; then
+            a packed passport has as many numbers as the kernels, which a call
+            gathers one by one.
 
     Returns:
         A new model that is bound to the passport. Kernels with LoRA keep
@@ -47,7 +57,8 @@ def hide_rows(model: ProtectedModel, passport: Passport) -> ProtectedModel:
 
     Raises:
         PassportError: If the model is not protected, the passport does not fit
-            it, or no layer has rows that could be hidden.
+            it, no layer has rows that could be hidden, or `filters` is no
+            positive integer.
 
     Example:
 
@@ -57,6 +68,12 @@ def hide_rows(model: ProtectedModel, passport: Passport) -> ProtectedModel:
     """
     passport = hidden(passport)
     check_passport(passport)
+    whole = isinstance(filters, numbers.Integral) and filters is not True
+    if filters is not None and not (whole and filters > 0):
+        raise PassportError(
+            "Expected filters to be a positive integer, or None. "
+            f"Received: {shown(filters)}"
+        )
     if getattr(model, "takes_passport", False):
         raise PassportError(
             "Expected the model that require_passport was given. "
@@ -72,7 +89,7 @@ def hide_rows(model: ProtectedModel, passport: Passport) -> ProtectedModel:
                 f"'{path}', whose rows are in a secret one"
             )
         seed = order_seed(fitted, path)
-        if _store(layer, seed):
+        if _store(layer, seed, filters):
             stored.append(path)
     if not stored:
         raise PassportError(
@@ -87,10 +104,12 @@ def hide_rows(model: ProtectedModel, passport: Passport) -> ProtectedModel:
     return bind(copy, passport)
 
 
-def _store(layer, seed) -> bool:
+def _store(layer, seed, filters) -> bool:
     """Stores a layer's rows in the orders of a seed, if it has any."""
     adapter, kernel_layer = layer.adapter, layer.layer
-    groups = row_order.groups(adapter, kernel_layer, layer.inputs_shape)
+    groups = row_order.groups(
+        adapter, kernel_layer, layer.inputs_shape, filters
+    )
     # A geometry describes one kernel or two.
     if len(groups) not in (1, 2):
         return False
