@@ -4,6 +4,7 @@ import json
 import re
 
 import keras
+import numpy as np
 import pytest
 from keras import layers
 
@@ -55,6 +56,10 @@ def in_two_models(x):
     z = layers.BatchNormalization(name="bn")(y)
     whole = keras.Model(inner, z, name="whole")
     return [whole(x), keras.Model(inner, y, name="half")(x)]
+
+
+def exactly(model):
+    return kp.protect_trained(model)[0]
 
 
 def then(*parts, before=()):
@@ -278,3 +283,31 @@ def test_the_path_of_a_model_is_no_model(verb, given):
     name = type(given).__name__
     with pytest.raises(kp.PassportError, match=f"Received: a {name}"):
         NO_MODELS[verb](given)
+
+
+class Standardized(layers.Conv2D):
+    """A convolution of kernels without a mean, as BiT and NFNets have it."""
+
+    def convolution_op(self, inputs, kernel):
+        kernel -= keras.ops.mean(kernel, axis=(0, 1, 2), keepdims=True)
+        return super().convolution_op(inputs, kernel)
+
+
+@pytest.mark.parametrize("protect", [kp.protect, exactly])
+def test_kernel_layers_that_nobody_registered_are_in_the_report(protect):
+    """Their kernels are published as they are: that must not go unsaid."""
+    inputs = keras.Input((8, 8, 3))
+    x = Standardized(4, 3, name="standardized")(inputs)
+    x = layers.Conv2D(4, 3, name="plain")(layers.ReLU()(x))
+    base = keras.Model(inputs, layers.BatchNormalization()(x))
+    model = protect(base)
+    row = {row.path: row for row in model.report.rows}["standardized"]
+    assert (row.role, row.protected) == ("kernel", False)
+    assert "'convolution_op'" in row.reason
+    assert "register_kernel_layer" in row.reason
+    assert str(model.report).endswith("1 of 2 kernel layers protected")
+    kept = [model.get_layer(row.path), base.get_layer(row.path)]
+    np.testing.assert_array_equal(*(layer.get_weights()[0] for layer in kept))
+    if protect is exactly:
+        images = random_inputs(base)
+        assert_near(model(images), base(images))

@@ -87,12 +87,37 @@ def is_stock(layer) -> bool:
 
 def adapter_for(layer) -> KernelAdapter | None:
     """The adapter of a layer or layer class; `None` if it has no kernel."""
+    base, changed = _registered(layer)
+    return None if base is None or changed else _REGISTRY[base]
+
+
+def unregistered(layer) -> str | None:
+    """Why a subclass of a registered layer has no adapter.
+
+    Args:
+        layer: Any layer.
+
+    Returns:
+        The reason; `None` if it has one, or is no such subclass.
+    """
+    base, changed = _registered(layer)
+    if not changed:
+        return None
+    return (
+        f"has its own '{changed[0]}', so it is no {base.__name__} to a "
+        "passport; see register_kernel_layer"
+    )
+
+
+def _registered(layer) -> tuple:
+    """The registered class of a layer, and what its own class changes."""
     cls = layer if isinstance(layer, type) else type(layer)
     for base in cls.__mro__:
         if base in _REGISTRY:
             derived = cls.__mro__[: cls.__mro__.index(base)]
-            changes = any(
-                name in vars(c) for c in derived for name in _LINEAR_MAP
-            )
-            return None if changes else _REGISTRY[base]
-    return None
+            return base, [
+                name
+                for name in _LINEAR_MAP
+                if any(name in vars(c) for c in derived)
+            ]
+    return None, []

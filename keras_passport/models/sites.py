@@ -215,6 +215,9 @@ class Plan:
             if kernels.adapter_for(layer) is not None:
                 reason = reason or "no normalisation of its own follows it"
                 add(path, layer, "kernel", id(layer) in self.sites, reason)
+            elif (own := kernels.unregistered(layer)) is not None:
+                # Its kernel is published as it is: never without a word.
+                add(path, layer, "kernel", False, reason or own)
             elif type(layer) in normalization.SUPPORTED:
                 reason = reason or "is inside a layer, not in the graph"
                 merged = id(layer) in self.merged
