@@ -502,6 +502,61 @@ def test_a_folded_kernel_is_found_however_it_is_stored(
     assert found(report) == {(LAYER, "gamma")}, report
 
 
+def trained_under_a_passport(base):
+    model = kp.protect(base)
+    passport = kp.Passport.random_pattern(model, seed=3)
+    return kp.hide_rows(model, passport), passport, model
+
+
+def exact(base):
+    return *kp.protect_trained(base, seed=3), None
+
+
+@pytest.mark.parametrize("protected", (exact, trained_under_a_passport))
+def test_kernels_with_their_rows_in_order_are_found(protected, tmp_path):
+    """The original, an unlocked copy: whoever has them has the order."""
+    keras.utils.set_random_seed(6)
+    options = {"use_bias": False}
+    base = keras.Sequential(
+        [
+            keras.Input((8, 8, 3)),
+            keras.layers.Conv2D(8, 3, **options),
+            keras.layers.BatchNormalization(center=False),
+            keras.layers.DepthwiseConv2D(3, **options),
+            keras.layers.BatchNormalization(center=False),
+            keras.layers.SeparableConv2D(12, 3, padding="same", **options),
+            keras.layers.BatchNormalization(center=False),
+        ]
+    )
+    model, passport, before = protected(base)
+    model.save(tmp_path / "published.keras")
+    keras.models.clone_model(base).save(tmp_path / "another.keras")
+    other, _ = kp.protect_trained(base, seed=4)
+    other.save(tmp_path / "other.keras")
+    # Filters of one value each, as those that blur, are nobody's secret.
+    np.save(tmp_path / "ones.npy", np.ones((3, 3, 3, 8), "float32"))
+    report = kp.find_leaks(passport, tmp_path, model=model)
+    assert report.clean, report
+    secret = tmp_path / "secret"
+    secret.mkdir()
+    for name, leaking in {
+        "unlocked": kp.unlock(model, passport),
+        "thawed": kp.unlock(model, passport, fold=False),
+        # What a network was trained from is in no file of the passport's.
+        "before": base if before is None else before,
+    }.items():
+        leaking.save(secret / f"{name}.keras")
+        report = kp.find_leaks(passport, secret, model=model)
+        of_kernels = {
+            leak.layer
+            for leak in report.leaks
+            if leak.what.startswith("kernel")
+        }
+        assert of_kernels == set(kp.protected_layers(model)), (name, report)
+        assert "rows in order" in str(report) and "hide_rows" in str(report)
+        (secret / f"{name}.keras").unlink()
+
+
 def test_without_a_model_it_says_what_it_could_not_look_for(owned, tmp_path):
     (tmp_path / "some").write_text("text")
     report = kp.find_leaks(owned[1], tmp_path)

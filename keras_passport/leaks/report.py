@@ -30,6 +30,12 @@ _ADVICE = {
         "hidden_parameters() has them: publish the protected model "
         "(model.save, kp.export_saved_model) instead."
     ),
+    "kernel": (
+        "A protected kernel with its rows in order, as the original, an "
+        "unlocked copy or the network before hide_rows has it: who has that "
+        "and what is published has the order of rows, and most of γ and β; "
+        "take the file out."
+    ),
 }
 _OUT_ALREADY = (
     "What was public already stays known: make a new passport, and train the "
@@ -46,7 +52,7 @@ class Leak:
         place: Where in it: archive members, an array's name, a position.
         what: Which secret, and in which form.
         measure: Absolute correlation, or for bytes and printed numbers how
-            many runs of them were found.
+            many runs of them were found, and of a kernel 1.
         bound: What a secret that is not there reaches: 0 runs, or the
             correlation that has a chance of 1e-6 over all comparisons.
         layer: Path of the layer whose secret it is; "" for the seed and
@@ -73,6 +79,8 @@ class Leak:
             return _ADVICE["versions"]
         if self.what.startswith(("hidden", "folded")):
             return _ADVICE["hidden"]
+        if self.what.startswith("kernel"):
+            return _ADVICE["kernel"]
         return _ADVICE["passport"]
 
 

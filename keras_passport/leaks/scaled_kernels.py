@@ -2,9 +2,14 @@
 
 A folded kernel is the public one times γ/σ of each channel: whoever has both
 divides them. Neither is like a key; their ratio is like γ.
+
+Where rows are in a secret order, that holds for the kernel as a call gathers
+it, which is a secret itself, whatever it was multiplied by: the original, an
+unlocked copy and the network of before `hide_rows` all have it.
 """
 
 import dataclasses
+import math
 
 import numpy as np
 
@@ -15,6 +20,10 @@ from keras_passport.leaks import searches
 _COPY = 0.99
 # By how much the scales differ at least: a kernel is not folded by one number.
 _DIFFERENT = 0.1
+# Logarithm of the chance at which random filters, of few rows, may be alike.
+_CHANCE = math.log(1e-12)
+# Different numbers in a filter that others do not have by chance.
+_VALUES = 8
 # Channels, and elements of each, by which most arrays are ruled out.
 _SAMPLE = 16
 
@@ -27,29 +36,32 @@ class Folded:
         path: The layer's path.
         kernel: Its array, without axes of size 1.
         channels: Of each element, the number of its output channel.
-        deviations: σ of each channel, or `None` where nothing is folded.
+        count: Number of output channels.
+        gathered: Whether it is what a secret order of rows gathers.
     """
 
     path: str
     kernel: np.ndarray
     channels: np.ndarray
-    deviations: np.ndarray | None
+    count: int
+    gathered: bool
 
 
-def kernels_of(layers) -> list[Folded]:
+def kernels_of(layers, rows) -> list[Folded]:
     """The kernels of protected layers.
 
     Args:
         layers: Pairs of a path and a built `PassportNormalization` layer.
+        rows: Of each, what the passport binds, float32 `(1, passport_size)`.
     """
     kernels = []
-    for path, layer in layers:
-        deviations = deviations_of(layer)
-        if deviations is None:
-            continue
+    for (path, layer), row in zip(layers, rows, strict=True):
+        in_order = _in_order(layer, row)
+        has_deviations = deviations_of(layer) is not None
+        count = layer.adapter.units(layer.layer)
         ones = layer.adapter.folded(
             layer.layer,
-            np.arange(deviations.size, dtype="float64"),
+            np.arange(count, dtype="float64"),
             read=lambda kernel: np.ones(kernel.shape),
         )
         for name, channels in ones.items():
@@ -57,12 +69,46 @@ def kernels_of(layers) -> list[Folded]:
             # Of two kernels in a row one is not scaled.
             if weight is None or np.ptp(channels) == 0:
                 continue
-            kernel = np.squeeze(np.asarray(weight, "float32"))
             channels = np.squeeze(np.broadcast_to(channels, weight.shape))
-            kernels.append(
-                Folded(path, kernel, channels.astype("int32"), deviations)
-            )
+            about = channels.astype("int32"), count
+            if has_deviations:
+                stored = np.squeeze(np.asarray(weight, "float32"))
+                kernels.append(Folded(path, stored, *about, gathered=False))
+            if id(weight) in in_order:
+                own = Folded(path, in_order[id(weight)], *about, gathered=True)
+                if _is_telling(own):
+                    kernels.append(own)
     return kernels
+
+
+def _in_order(layer, row) -> dict:
+    """By the id of a kernel, what the passport's order of its rows gathers."""
+    # Where there is a layer, Keras has been imported.
+    from keras import ops
+
+    from keras_passport.layers import row_order
+
+    return {
+        id(kernel): np.squeeze(ops.convert_to_numpy(ops.cast(value, "float32")))
+        for kernel, value in row_order.kernels_of(layer, row)
+    }
+
+
+def _is_telling(one) -> bool:
+    """Whether no other filters are like a kernel's by chance.
+
+    The cosine of n random numbers exceeds c with a chance of at most
+    (1 - c²)^((n - 1) / 2); so must half of the filters, or more. Filters of
+    few different values, as those that blur, have others like them.
+    """
+    order = np.argsort(one.channels, axis=None, kind="stable")
+    filters = one.kernel.reshape(-1)[order].reshape(one.count, -1)
+    rows = filters.shape[1]
+    chance = math.log(1.0 - _COPY**2) * (rows - 1) / 2
+    if one.count * (math.log(2.0) + chance / 2) >= _CHANCE:
+        return False
+    values = [np.unique(np.abs(row)).size for row in filters[:_SAMPLE]]
+    return bool(np.median(values) >= min(rows, _VALUES))
 
 
 def deviations_of(layer) -> np.ndarray | None:
@@ -102,7 +148,7 @@ def scales_in(array: np.ndarray, folded: list[Folded]):
             if scales is not None:
                 # Else it is the kernel itself, or that times one number.
                 size = np.abs(scales).mean()
-                if np.std(scales) > _DIFFERENT * size > 0:
+                if one.gathered or np.std(scales) > _DIFFERENT * size > 0:
                     yield one, scales
                 break
 
@@ -130,7 +176,7 @@ def _scales(values, one, order):
     values = values.astype("float64")
     kernel = one.kernel.reshape(-1)[order].astype("float64")
     channels = one.channels.reshape(-1)[order]
-    count = one.deviations.size
+    count = one.count
 
     def sums(products):
         return np.bincount(channels, products, minlength=count)

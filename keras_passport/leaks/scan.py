@@ -41,7 +41,9 @@ class Scan:
         self.likenesses = likenesses.Likenesses(passport)
         self.keys = [s for s in secrets if s.what == "key"]
         layers = list(layers_of(models))
-        self.folded = scaled_kernels.kernels_of(layers)
+        fitted = [passport.fitted(model) for model in models]
+        rows = [row for one in fitted for row in one.rows().values()]
+        self.folded = scaled_kernels.kernels_of(layers, rows)
         kernels = [
             (path, weight)
             for path, layer in layers
@@ -80,6 +82,9 @@ class Scan:
                 self._like(part, place, likeness)
             for one, scales in scaled_kernels.scales_in(array, self.folded):
                 where = f"{place}, divided by {one.path}'s kernel"
+                if one.gathered:
+                    what = "kernel with its rows in order"
+                    self._add(part, place, what, 1, one.path, "")
                 self._array(part, where, scales)
             if not self._is_kernel(name, array):
                 self._array(part, place, array)

@@ -83,7 +83,11 @@ def find_leaks(
     4. *Folded kernels.* An array that is a protected kernel but for a factor
        per channel, as `unlock` and frozen exports have it, is divided by that
        kernel, and the factors are judged as an array of their own. γ/σ and
-       what is folded into the bias are secrets like γ and β.
+       what is folded into the bias are secrets like γ and β. Where rows are
+       in a secret order, such an array has them in their own, and is a leak
+       whatever the factors are: the original, an unlocked copy, the network
+       before `hide_rows`. Filters of so few rows that chance makes them alike
+       are left out.
     5. *Pictures.* No picture, nor array of a picture's shape, may be like an
        identity image or a map with 1 or 3 channels, in brightness and in its
        changes. No bound follows from chance there: the limits are such that
