@@ -6,6 +6,7 @@ import subprocess
 import sys
 import textwrap
 import time
+import traceback
 
 import keras
 import numpy as np
@@ -559,6 +560,14 @@ def first(licensor):
 def test_mistakes_are_told(call, match, licensor):
     with pytest.raises(kp.PassportError, match=match):
         call(licensor)
+
+
+def test_what_shows_locals_can_show_a_licensor_that_failed(licensor):
+    with pytest.raises(kp.PassportError, match="32 bytes") as raised:
+        licensing.Licensor(licensor.passport, licensor.model, b"short")
+    traceback.TracebackException.from_exception(
+        raised.value, capture_locals=True
+    )
 
 
 def test_a_few_steps_on_gamma_and_beta_leave_the_mark(model, licensor):

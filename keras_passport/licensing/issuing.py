@@ -91,6 +91,8 @@ class Licensor:
         null_strength: float = NULL_STRENGTH,
     ):
         passport, secret = hidden(passport), hidden(secret)
+        # What shows locals asks for a `repr` when the rest raises, too.
+        self._layers, self.places = {}, {}
         check_passport(passport)
         check_secret(secret)
         if not all(
@@ -108,7 +110,6 @@ class Licensor:
         self.model = model
         self.passport = passport.fitted(model)
         self._layers = protected_layers(model)
-        self.places = {}
         keys = self.passport.keys()
         # Of rows that were hidden after the training: a licence is for the
         # network of before, and of after.
