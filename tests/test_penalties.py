@@ -11,6 +11,7 @@ import pytest
 from keras import layers, ops
 
 import keras_passport as kp
+from support.graphs import assert_near
 from support.plain_models import inputs_of, randomize
 from support.protected_models import lock
 
@@ -237,3 +238,25 @@ def test_a_layer_of_its_own_has_it_too():
             [float(L2(outputs)) / len(x)],
             rtol=1e-4,
         )
+
+
+@pytest.mark.parametrize("way", ["hide_rows", "exact"])
+def test_penalties_of_filters_together_end_where_rows_are_hidden(way, tmp_path):
+    """They would see filters that nobody computes with; L2 sees the same."""
+    options = {"kernel_regularizer": keras.regularizers.OrthogonalRegularizer()}
+    base = randomize(network({"kernel_regularizer": L2}, dense=options))
+    warned = pytest.warns(UserWarning, match="'dense' has a kernel_regularizer")
+    if way == "exact":
+        with warned:
+            model, passport = kp.protect_trained(base, sizes=False)
+    else:
+        model = kp.protect(base, select=["conv", "dense"], insert=True)
+        passport = kp.Passport.random_pattern(model)
+        with warned:
+            model = kp.hide_rows(model, passport)
+    x = inputs_of(base)
+    expected = pytest.approx(float(L2(base.get_layer("conv").kernel)))
+    assert sum(losses_of(model, x)) == expected
+    copy = kp.bind(loaded(model, tmp_path), passport)
+    assert sum(losses_of(copy, x)) == expected
+    assert_near(copy(x), model(x))

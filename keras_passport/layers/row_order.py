@@ -60,6 +60,47 @@ def _refusal_of_lora(layer):
     return enable_lora
 
 
+def penalties(layer) -> dict:
+    """What regularizers of a layer's kernels say now, by their names.
+
+    Args:
+        layer: A built kernel layer.
+    """
+    return {
+        f"{variable.name.removesuffix('_kernel')}_regularizer": float(
+            variable.regularizer(variable.value)
+        )
+        for variable in layer.variables
+        if variable.name.endswith("kernel") and variable.regularizer is not None
+    }
+
+
+def release_penalties(layer, before: dict) -> None:
+    """Takes off regularizers that see other kernels once rows are stored.
+
+    Those of single elements don't; those of filters together, such as
+    `OrthogonalRegularizer`, would have them trained for what nobody computes.
+
+    Args:
+        layer: The kernel layer.
+        before: What `penalties` returned before.
+    """
+    for name, now in penalties(layer).items():
+        if math.isclose(now, before[name], rel_tol=1e-4, abs_tol=1e-12):
+            continue
+        warnings.warn(
+            f"Layer '{layer.name}' has a {name} of more than single elements. "
+            "It can't see the kernel, whose rows are in a secret order, so it "
+            "is left out: train on without.",
+            stacklevel=3,
+        )
+        setattr(layer, name, None)
+        label = name.removesuffix("_regularizer")
+        for variable in layer.variables:
+            if variable.name in (label, f"{label}_kernel"):
+                variable.regularizer = None
+
+
 def release(layer) -> None:
     """Takes the constraints off kernels that were given other signs or sizes.
 

@@ -433,8 +433,10 @@ def _store_in_order(target, seed) -> tuple:
         return ()
     orders = tuple(zip(row_order.counts(adapter, layer), groups, strict=True))
     order = draws.order_of_rows(seed, orders)
+    before = row_order.penalties(layer)
     row_order.store(adapter, layer, order, groups)
     if np.all(_norms(adapter.matrix(layer)) >= _DEAD):
+        row_order.release_penalties(layer, before)
         return groups
     for kernel, value in row_order.gathered(adapter, layer, order, groups):
         kernel.assign(value)

@@ -117,7 +117,9 @@ def _store(layer, seed, filters) -> bool:
         return False
     rows = row_order.counts(adapter, kernel_layer)
     order = order_of_rows(seed, tuple(zip(rows, groups, strict=True)))
+    before = row_order.penalties(kernel_layer)
     row_order.store(adapter, kernel_layer, order, groups)
     row_order.release(kernel_layer)
+    row_order.release_penalties(kernel_layer, before)
     layer.split_keys(layer.key_groups, groups, gathered=True)
     return True
