@@ -32,7 +32,8 @@ def hide_rows(
     the passport stays as it is: it fits the network before and after, and its
     feature maps still say whose it is. Outputs are the same. Each call gathers
     the rows, which costs a copy of all kernels, and one passport must serve
-    all examples of a call.
+    all examples of a call. Trainings go on as they would have, but for what
+    looks at a kernel's rows and columns together, as Adafactor does.
 
     Call it last: `hide_statistics` wants rows in their own order. Whoever has
     the network of before undoes it (`attacks.known_ancestor`): never publish
