@@ -16,6 +16,9 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 # each core, and threads of OpenBLAS's that have none spin while they wait: two
 # took a hundred times one's processor time to solve for a few hundred rows.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+# So do TensorFlow's, which has pools of them for every device.
+os.environ.setdefault("TF_NUM_INTRAOP_THREADS", "1")
+os.environ.setdefault("TF_NUM_INTEROP_THREADS", "1")
 
 
 def pytest_configure(config):
@@ -25,6 +28,8 @@ def pytest_configure(config):
     """
     is_worker = hasattr(config, "workerinput")
     if is_worker or not config.getoption("numprocesses", None):
+        # Before Keras is imported.
+        import support.light.sitecustomize  # noqa: F401
         import support.settings  # noqa: F401
 
 

@@ -21,7 +21,7 @@ from PIL import Image
 import keras_passport as kp
 from keras_passport.cli import parser
 from support.plain_models import plain_cnn, randomize, small_resnet
-from support.processes import REPOSITORY, run_in_fresh_process
+from support.processes import python_path, run_in_fresh_process
 
 ON_TENSORFLOW = keras.backend.backend() == "tensorflow"
 
@@ -1071,7 +1071,7 @@ def start(*words):
         env={
             **{k: v for k, v in os.environ.items() if "TF_CPP" not in k},
             "KERAS_BACKEND": keras.backend.backend(),
-            "PYTHONPATH": str(REPOSITORY),
+            "PYTHONPATH": python_path(),
         },
         capture_output=True,
         text=True,
@@ -1122,7 +1122,7 @@ def test_a_reader_that_has_seen_enough(made):
     done = subprocess.run(
         f"{sys.executable} -m keras_passport show {made['owner.h5']} | true",
         shell=True,
-        env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+        env={**os.environ, "PYTHONPATH": python_path()},
         capture_output=True,
         text=True,
     )

@@ -16,7 +16,7 @@ import keras_passport as kp
 from common import distribution, training
 from common.errors import UserError
 from common.rundir import RunDirectory, write_json
-from support.processes import REPOSITORY
+from support.processes import python_path
 from support.replicas import (
     EPOCHS,
     INTERRUPTED,
@@ -167,14 +167,13 @@ def tf_configs(count=2):
 
 def start_workers(*commands):
     """Starts one worker for each command."""
-    folders = (REPOSITORY, REPOSITORY / "examples", REPOSITORY / "tests")
     return [
         subprocess.Popen(
             [sys.executable, *map(str, command)],
             env={
                 **os.environ,
                 "KERAS_BACKEND": "tensorflow",
-                "PYTHONPATH": os.pathsep.join(map(str, folders)),
+                "PYTHONPATH": python_path("examples", "tests"),
                 "TF_CONFIG": config,
                 "TF_CPP_MIN_LOG_LEVEL": "3",
             },

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 import keras_passport as kp
-from support.processes import REPOSITORY
+from support.processes import python_path
 from support.protected_models import version
 from support.truth import relative_difference
 
@@ -67,13 +67,12 @@ class Killer:
     """
 
     def __init__(self, backend):
-        folders = [str(REPOSITORY), str(REPOSITORY / "tests")]
         self._server = subprocess.Popen(
             [sys.executable, "-c", SERVER],
             env={
                 **os.environ,
                 "KERAS_BACKEND": backend,
-                "PYTHONPATH": os.pathsep.join(folders),
+                "PYTHONPATH": python_path("tests"),
                 "TF_CPP_MIN_LOG_LEVEL": "3",
             },
             stdin=subprocess.PIPE,

@@ -16,7 +16,7 @@ import pytest
 import keras_passport as kp
 from keras_passport import licensing
 from keras_passport.cli import parser
-from support.processes import REPOSITORY, run_in_fresh_process
+from support.processes import python_path, run_in_fresh_process
 
 NAME = "größe_γ"
 
@@ -48,7 +48,7 @@ def start(*words, shell="", folder=None, **variables):
         env={
             **os.environ,
             "KERAS_BACKEND": keras.backend.backend(),
-            "PYTHONPATH": str(REPOSITORY),
+            "PYTHONPATH": python_path(),
             **variables,
         },
         capture_output=True,
@@ -128,7 +128,7 @@ def test_no_file_takes_the_number_of_a_closed_stream():
     )
     done = subprocess.run(
         ["sh", "-c", '"$@" <&- 2>&-', "sh", sys.executable, "-c", program],
-        env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+        env={**os.environ, "PYTHONPATH": python_path()},
         capture_output=True,
         text=True,
     )

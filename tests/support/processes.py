@@ -14,6 +14,18 @@ COMPILED_QUICKLY = {"XLA_FLAGS": "--xla_backend_optimization_level=0"}
 REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
 
 
+def python_path(*folders: str) -> str:
+    """What Python's variable of that name says to a test's process.
+
+    Args:
+        *folders: Of the repository, which are on its path beside it.
+    """
+    light = pathlib.Path("tests", "support", "light")
+    return os.pathsep.join(
+        str(REPOSITORY / folder) for folder in (light, "", *folders)
+    )
+
+
 def run_in_fresh_process(
     code: str, backend: str | None = None, timeout: float = 300, **variables
 ) -> str:
@@ -29,12 +41,11 @@ def run_in_fresh_process(
     Raises:
         AssertionError: If it fails, with the end of what it wrote.
     """
-    folders = [REPOSITORY, REPOSITORY / "examples", REPOSITORY / "tests"]
     environment = {
         **os.environ,
         **COMPILED_QUICKLY,
         "KERAS_BACKEND": backend or keras.backend.backend(),
-        "PYTHONPATH": os.pathsep.join(map(str, folders)),
+        "PYTHONPATH": python_path("examples", "tests"),
         "TF_CPP_MIN_LOG_LEVEL": "2",
         **variables,
     }

@@ -18,7 +18,7 @@ import traceback
 import keras
 from absl import flags, logging
 
-from support.processes import COMPILED_QUICKLY, REPOSITORY
+from support.processes import COMPILED_QUICKLY, REPOSITORY, python_path
 
 EXAMPLES = REPOSITORY / "examples"
 TRAINER = EXAMPLES / "cifar_resnet.py"
@@ -33,7 +33,7 @@ def start(*given, backend=None, program=TRAINER):
             **os.environ,
             **COMPILED_QUICKLY,
             "KERAS_BACKEND": backend or keras.backend.backend(),
-            "PYTHONPATH": str(REPOSITORY),
+            "PYTHONPATH": python_path(),
             # What a killed one has printed is not lost.
             "PYTHONUNBUFFERED": "1",
         },
