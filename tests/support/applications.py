@@ -1,9 +1,16 @@
 """Nets of keras.applications, and what their protected copies must equal."""
 
 import dataclasses
+import functools
 
 import keras
 import numpy as np
+from keras.src.applications import (
+    convnext,
+    densenet,
+    efficientnet_v2,
+    resnet,
+)
 
 import keras_passport as kp
 from support.truth import (
@@ -57,9 +64,48 @@ def run(model: keras.Model, pictures: np.ndarray) -> np.ndarray:
     return keras.ops.convert_to_numpy(model(pictures, training=False))
 
 
-def net(name: str, size: int, include_top: bool = False) -> keras.Model:
+def _stages(stack, blocks, strides):
+    def stack_fn(x):
+        for stage, (count, stride) in enumerate(
+            zip(blocks, strides, strict=True)
+        ):
+            x = stack(x, 64 * 2**stage, count, stride, name=f"conv{stage + 2}")
+        return x
+
+    return stack_fn
+
+
+# Families whose nets repeat a block, with each block once and, where the first
+# of a stage is another, twice; by Keras's own functions.
+SHALLOW = {
+    "ResNet50": functools.partial(
+        resnet.ResNet,
+        _stages(resnet.stack_residual_blocks_v1, (2, 2, 1, 1), (1, 2, 2, 2)),
+        preact=False,
+        use_bias=True,
+    ),
+    "ResNet50V2": functools.partial(
+        resnet.ResNet,
+        _stages(resnet.stack_residual_blocks_v2, (2, 2, 2, 2), (2, 2, 2, 1)),
+        preact=True,
+        use_bias=True,
+    ),
+    "EfficientNetV2B0": functools.partial(
+        efficientnet_v2.EfficientNetV2, 1.0, 0.25, 224, name="efficientnetv2-b0"
+    ),
+    "DenseNet121": functools.partial(densenet.DenseNet, [2, 1, 1, 1]),
+    "ConvNeXtTiny": functools.partial(
+        convnext.ConvNeXt, [2, 1, 1, 1], [96, 192, 384, 768]
+    ),
+}
+
+
+def net(
+    name: str, size: int, include_top: bool = False, shallow: bool = False
+) -> keras.Model:
     """A net with random weights; without its classifier if not said."""
-    return getattr(keras.applications, name)(
+    make = SHALLOW[name] if shallow else getattr(keras.applications, name)
+    return make(
         weights=None,
         input_shape=(size, size, 3),
         include_top=include_top,
@@ -67,14 +113,16 @@ def net(name: str, size: int, include_top: bool = False) -> keras.Model:
     )
 
 
-def make_case(name: str, size: int, count: int = 16, seed: int = 0) -> Case:
+def make_case(
+    name: str, size: int, count: int = 16, seed: int = 0, shallow: bool = False
+) -> Case:
     """Protects a net and makes the truth, by plain convolutions.
 
     Under a dtype policy of float64 the truth takes its γ and β from the
     protected net, once they equal the plain convolutions': they are computed
     in float32, and a deep net would amplify the difference.
     """
-    base = net(name, size)
+    base = net(name, size, shallow=shallow)
     protected = kp.protect(base)
     # It shares nothing with its protected copy.
     truth = base if _has_affine(base) else copy_of(base)

@@ -12,8 +12,12 @@ import typing
 
 # What is not found, and while which package is imported.
 UNUSED = {"matplotlib": "keras", "pandas": "keras", "sklearn": "keras"}
-if os.environ.get("KERAS_BACKEND", "tensorflow") == "tensorflow":
+BACKEND = os.environ.get("KERAS_BACKEND", "tensorflow")
+if BACKEND == "tensorflow":
     UNUSED["jax"] = "tensorflow"
+elif BACKEND == "numpy":
+    # Keras looks for its types whenever it writes or reads a configuration.
+    sys.modules["tensorflow"] = None
 
 
 class Unused:
