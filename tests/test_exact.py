@@ -343,13 +343,19 @@ def factor_by_rounding(values):
         Tuple of the factor, and how unlikely so many are by chance (-log).
     """
     fractions = np.frexp(np.abs(values))[0] * 2.0
-    factors = np.arange(2**23, 2**24) / 2**23
-    for one in fractions:
-        before = one / factors
-        before = np.where(before < 1, 2 * before, before).astype("float32")
-        product = before * factors
-        product = np.where(product > 1.5 * one, product / 2, product)
-        factors = factors[product.astype("float32") == one]
+    left = []
+    # In parts that stay in a processor's cache.
+    for factors in np.split(np.arange(2**23, 2**24) / 2**23, 128):
+        for one in fractions:
+            if not factors.size:
+                break
+            before = one / factors
+            before = np.where(before < 1, 2 * before, before).astype("float32")
+            product = before * factors
+            product = np.where(product > 1.5 * one, product / 2, product)
+            factors = factors[product.astype("float32") == one]
+        left.append(factors)
+    factors = np.concatenate(left)
     # Products of less than 2 leave gaps between them.
     met = len(values) - np.searchsorted(np.sort(fractions), factors)
     surprise = met * np.log(factors)
