@@ -10,12 +10,15 @@ import itertools
 import math
 
 import numpy as np
+from scipy.sparse import linalg
 
 from keras_passport.leaks import searches
 from keras_passport.leaks.report import Leak
 
 # Changes that are less than this part of a kernel are rounding errors.
 _ROUNDING = 1e-6
+# Matrices of fewer columns are taken apart whole.
+_SMALL = 64
 
 
 def leaks_of(passport, named) -> list[Leak]:
@@ -29,25 +32,27 @@ def leaks_of(passport, named) -> list[Leak]:
         passport: `Passport`.
         named: Dict from names of files to protected models that it fits.
     """
-    pairs = [
-        (one, other)
-        for one, other in itertools.combinations(named, 2)
-        if not _are_equal(named[one], named[other])
-    ]
-    found = {
-        name: _matrices(passport, named[name])
-        for name in dict.fromkeys(itertools.chain(*pairs))
-    }
+    distinct = {}
+    for name, model in named.items():
+        if not any(_are_equal(model, one) for one in distinct.values()):
+            distinct[name] = model
+    pairs = list(itertools.combinations(distinct, 2))
+    if not pairs:
+        return []
+    layers = {name: _layers(passport, one) for name, one in distinct.items()}
+    count = sum(len(keys) for *_, keys in next(iter(layers.values())))
     leaks = []
-    compared = sum(len(keys) for one, _ in pairs for _, keys, _ in found[one])
-    for one, other in pairs:
-        for (path, keys, ours), (_, _, theirs) in zip(
-            found[one], found[other], strict=True
+    # Of all models' layers one at a time, since kernels may be large.
+    for together in zip(*layers.values(), strict=True):
+        path, *_, keys = together[0]
+        kernels = [_matrix(*one) for one in together]
+        for (one, other), both in zip(
+            pairs, itertools.combinations(kernels, 2), strict=True
         ):
-            planes = _planes(ours, theirs, keys)
+            planes = _planes(*both, keys)
             for role, key in keys.items():
-                measure = _correlation(planes, key, len(ours))
-                bound = _bound(key, len(keys), compared)
+                measure = _correlation(planes, key, len(both[0]))
+                bound = _bound(key, len(keys), count * len(pairs))
                 if measure > bound:
                     what = "key, in the difference of two versions"
                     about = what, measure, bound, path, role
@@ -62,24 +67,29 @@ def _are_equal(one, other) -> bool:
     )
 
 
-def _matrices(passport, model) -> list[tuple]:
-    """Path, keys and response matrix of each layer, rows in their own order."""
-    from keras_passport.layers import packing
-    from keras_passport.layers.filters import response_matrix
+def _layers(passport, model) -> list[tuple]:
+    """Path, layer, packed keys and keys by role, of each protected layer."""
     from keras_passport.layers.protected import protected_layers
 
     fitted = passport.fitted(model)
-    matrices = []
-    for (path, layer), row, keys in zip(
-        protected_layers(model).items(),
-        fitted.rows().values(),
-        fitted.keys().values(),
-        strict=True,
-    ):
-        order = packing.order_in(layer, row) if layer.gathered else None
-        keys = {role: np.asarray(key, "float64") for role, key in keys.items()}
-        matrices.append((path, keys, response_matrix(layer, order)))
-    return matrices
+    return [
+        (path, layer, row, {r: np.asarray(k, "float64") for r, k in of.items()})
+        for (path, layer), row, of in zip(
+            protected_layers(model).items(),
+            fitted.rows().values(),
+            fitted.keys().values(),
+            strict=True,
+        )
+    ]
+
+
+def _matrix(path, layer, row, keys):
+    """What keys meet of a layer, its rows in their own order."""
+    from keras_passport.layers import packing
+    from keras_passport.layers.filters import response_matrix
+
+    order = packing.order_in(layer, row) if layer.gathered else None
+    return response_matrix(layer, order)
 
 
 def _planes(ours, theirs, keys):
@@ -92,19 +102,26 @@ def _planes(ours, theirs, keys):
         change = kernel - theirs[block, :, group::groups]
         if np.linalg.norm(change) > _ROUNDING * np.linalg.norm(kernel):
             change = change - change.mean(axis=0)
-            left = np.linalg.svd(change, full_matrices=False)[0]
-            planes[group, block] = left[:, : len(keys)]
+            planes[group, block] = _leading(change, len(keys))
     return planes
+
+
+def _leading(matrix, count):
+    """Its leading left singular vectors, as columns."""
+    if min(matrix.shape) <= max(count, _SMALL):
+        left = np.linalg.svd(matrix, full_matrices=False)[0]
+        return left[:, :count]
+    start = np.ones(min(matrix.shape))
+    return linalg.svds(matrix, count, v0=start)[0]
 
 
 def _correlation(planes, key, blocks) -> float:
     """The root of a key's share in planes, of all of it that has one."""
     width = key.shape[-1] // blocks
-    rows = next(iter(planes.values())).shape[0] if planes else 1
-    # A part for each group and block, as `filters.responses` takes them.
-    parts = key.reshape(-1, rows // width, blocks, width) if planes else None
     inside = whole = 0.0
     for (group, block), plane in planes.items():
+        # A part for each group and block, as `filters.responses` takes them.
+        parts = key.reshape(-1, len(plane) // width, blocks, width)
         part = parts[group, :, block].ravel()
         part = part - part.mean()
         inside += np.sum((part @ plane) ** 2)
