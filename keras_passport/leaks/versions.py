@@ -18,7 +18,7 @@ from keras_passport.leaks.report import Leak
 # Changes that are less than this part of a kernel are rounding errors.
 _ROUNDING = 1e-6
 # Matrices of fewer columns are taken apart whole.
-_SMALL = 64
+_SMALL = 8
 
 
 def leaks_of(passport, named) -> list[Leak]:
