@@ -126,7 +126,7 @@ def main(_):
     }
     imitations = {}
     if _IMITATED.value:
-        for state in networks.keys() & {"ordered", "hidden"}:
+        for state in (s for s in ("ordered", "hidden") if s in networks):
             for how in ("gaussian", "shuffled", "rotated"):
                 name = how if state == "ordered" else f"{how} of hidden"
                 imitations[name] = imitated(networks[state], how)
