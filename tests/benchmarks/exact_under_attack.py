@@ -3,7 +3,9 @@
     python tests/benchmarks/exact_under_attack.py --original=original.keras \
         --dataset=cifar10 --fraction=0.04 --epochs=40 --order --out=exact.json
 
-Inconsistency, fakes of random patterns, and what each attack reaches on the
+Inconsistency, fakes of random patterns, of pictures ("fixed_image",
+"random_image"), and of the owner's own pictures where the passport was made of
+them and rows are in place ("known_images"), and what each attack reaches on the
 exactly protected network ("exact"; with `--order` also with its rows in a
 secret order, "ordered") and on the same network with its γ and β taken away
 and nothing else ("removed"), beside training from scratch on the same labels;
@@ -92,6 +94,11 @@ def main(_):
         networks["trained"] = keras.saving.load_model(_TRAINED.value)
     if _HIDDEN.value:
         networks["hidden"] = keras.saving.load_model(_HIDDEN.value)
+
+    def imaged():
+        pictures = {"images": owners, "reference": base, "order": False}
+        return kp.public(kp.protect_trained(base, seed=seed, **pictures)[0])
+
     out = pathlib.Path(_OUT.value)
     rows = json.loads(out.read_text()) if out.exists() else {}
 
@@ -109,6 +116,16 @@ def main(_):
     if _ORDER.value:
         keep("outputs ordered", lambda: outputs(base, ordered, test))
         keep("fakes ordered", lambda: fakes(networks["ordered"], test))
+    # Who makes fakes of pictures has the very original to make them with.
+    theirs, owners = train[0][:20], train[0][20:40]
+    for kind in ("fixed_image", "random_image") if _ORDER.value else ():
+        given = {"kind": kind, "images": theirs, "reference": base}
+        keep(
+            f"fakes {kind} ordered",
+            functools.partial(fakes, networks["ordered"], test, **given),
+        )
+    given = {"kind": "known_images", "images": owners, "reference": base}
+    keep("fakes known_images", lambda: fakes(imaged(), test, **given))
     recipe = kp.attacks.Recipe(
         epochs=_EPOCHS.value,
         batch_size=60,
@@ -230,10 +247,11 @@ def outputs(base, exact, test):
     }
 
 
-def fakes(public, test):
+def fakes(public, test, kind="random_pattern", **given):
     x, y = test
+    data = x[:2000], y[:2000]
     result = kp.attacks.fake_passports(
-        public, "random_pattern", _FAKES.value, (x[:2000], y[:2000]), seed=0
+        public, kind, _FAKES.value, data, seed=0, **given
     )
     return {
         "mean": result.mean,
