@@ -150,3 +150,50 @@ class TestControls:
         # Nor are they the model's own, which seed 0 of Keras gave.
         assert changed(first, kernels(model)) == list(KERNELS)
         assert changed(other, kernels(model)) == list(KERNELS)
+
+    def test_without_normalizations_it_has_what_attackers_have(
+        self, monkeypatch
+    ):
+        """A scale and shift of each filter, and filters of their lengths."""
+        # A start that is stuck would be followed by another.
+        monkeypatch.setattr(training, "is_stuck", lambda *args: False)
+        keras.utils.set_random_seed(0)
+        network = keras.Sequential(
+            [
+                keras.Input((6, 6, 3)),
+                keras.layers.SeparableConv2D(4, 3, activation="relu"),
+                keras.layers.Conv2D(8, 3, name="last_conv"),
+                keras.layers.LayerNormalization(),
+                keras.layers.GlobalAveragePooling2D(),
+                keras.layers.Dense(3, activation="softmax"),
+            ]
+        )
+        exact, _ = kp.protect_trained(network)
+        rng = np.random.default_rng(0)
+        data = rng.random((60, 6, 6, 3), "float32"), np.arange(60) % 3
+        given = {"recipe": STILL, "keep_model": True, "restarts": 2}
+        result = kp.attacks.from_scratch(exact, data, data, **given)
+        starts = [trial["start"] for trial in result.history]
+        assert starts == ["neutral"] * 2 + ["untrained"] * 2
+        assert not kp.protected_layers(result.model)
+        again = kp.attacks.from_scratch(exact, data, data, **given)
+        assert again.accuracies == result.accuracies
+
+        drawn, again, other = (
+            finetuning._of_its_sizes(exact, *seed).get_layer("last_conv")
+            for seed in ((0, 1), (0, 1), (0, 0))
+        )
+        published = kp.public(exact).get_layer("last_conv")
+        kernels = [
+            keras.ops.convert_to_numpy(one.layer.kernel).reshape(-1, 8)
+            for one in (published, drawn, again, other)
+        ]
+        np.testing.assert_array_equal(kernels[1], kernels[2])
+        for kernel in kernels[1:]:
+            np.testing.assert_allclose(
+                *(np.linalg.norm(one, axis=0) for one in (kernel, kernels[0])),
+                rtol=1e-5,
+            )
+        for one, two in ((0, 1), (0, 3), (1, 3)):
+            cosines = np.sum(kernels[one] * kernels[two], axis=0) / 2
+            assert np.abs(cosines).max() < 0.9

@@ -4,14 +4,16 @@ from typing import Any
 
 import keras
 import numpy as np
+from keras import ops
 
 from keras_passport import graph
 from keras_passport.attacks import labelled, opened, reverse, training
 from keras_passport.attacks.options import TrainingOptions
 from keras_passport.attacks.recipe import Recipe
 from keras_passport.attacks.result import AttackResult
-from keras_passport.layers import normalization
+from keras_passport.layers import normalization, row_order
 from keras_passport.layers.passport_normalization import PassportNormalization
+from keras_passport.layers.protected import protected_layers
 from keras_passport.models import protected_model, protecting, unlocking
 
 METHODS = ("FTLL", "FTAL", "RTLL", "RTAL")
@@ -100,7 +102,11 @@ def from_scratch(
 ) -> AttackResult:
     """Trains the architecture alone: what the data is worth without a theft.
 
-    A stock Keras network, none of whose weights are the model's.
+    A stock Keras network, none of whose weights are the model's. Of a network
+    with kernel layers that no normalisation follows, attackers have a scale
+    and shift for each of them, which may be worth points by itself. So there
+    the published network is trained as well, by `fine_tuning`'s FTAL, with
+    kernels drawn anew in the sizes of its filters; validation chooses.
 
     Args:
         model: Protected classifier, of which the architecture is used.
@@ -121,14 +127,16 @@ def from_scratch(
     ...     model, data, test, fraction=0.5, recipe=recipe
     ... )
     """
-    return _stock(
-        "from scratch",
-        "untrained",
-        lambda *seed: _untrained(model, *seed),
-        data,
-        test,
-        TrainingOptions.of(options, changes, unused=UNUSED, recipe=Recipe()),
+    options = TrainingOptions.of(
+        options, changes, unused=UNUSED, recipe=Recipe()
     )
+    trials = _stock(
+        "untrained", lambda *seed: _untrained(model, *seed), options
+    )
+    if _has_bare(model):
+        # First, as recipes are tried on the first of all.
+        trials = [*_scaled(model, data, options), *trials]
+    return _run("from scratch", trials, data, test, options)
 
 
 def fresh_normalization(
@@ -160,19 +168,16 @@ def fresh_normalization(
     ...     model, data, test, fraction=0.5, recipe=recipe
     ... )
     """
-    public = protected_model.public(model)
-    return _stock(
-        "fresh normalization",
-        "published kernels",
-        lambda *seed: public,
-        data,
-        test,
-        TrainingOptions.of(options, changes, unused=UNUSED, recipe=Recipe()),
+    options = TrainingOptions.of(
+        options, changes, unused=UNUSED, recipe=Recipe()
     )
+    public = protected_model.public(model)
+    trials = _stock("published kernels", lambda *seed: public, options)
+    return _run("fresh normalization", trials, data, test, options)
 
 
-def _stock(name, start, source, data, test, options):
-    """Trains stock networks of the kernels of `source(*seed)`."""
+def _stock(start, source, options):
+    """Trainings of stock networks of the kernels of `source(*seed)`."""
     made = []
 
     def make(number, attempt):
@@ -185,9 +190,7 @@ def _stock(name, start, source, data, test, options):
                 for variable in layer.weights:
                     ones = variable.name in ("gamma", "moving_variance")
                     variable.assign(
-                        (keras.ops.ones if ones else keras.ops.zeros)(
-                            variable.shape
-                        )
+                        (ops.ones if ones else ops.zeros)(variable.shape)
                     )
         graph.thaw(model)
         # The first one is trained again and again, so it is compiled once.
@@ -196,17 +199,31 @@ def _stock(name, start, source, data, test, options):
         made[0].set_weights(model.get_weights())
         return made[0]
 
+    return [
+        training.Trial(
+            {"start": start},
+            lambda attempt, number=number: make(number, attempt),
+            options.recipe,
+        )
+        for number in range(options.restarts)
+    ]
+
+
+def _scaled(model, data, options):
+    """FTAL of the published network with kernels of nobody's."""
+    return [
+        reverse.Opener(
+            _of_its_sizes(model, options.seed, number), data=data, kernels=True
+        ).trial(options.start, True, options.recipe, [options.seed, number])
+        for number in range(options.restarts)
+    ]
+
+
+def _run(name, trials, data, test, options):
     mine = labelled.share(data, options.fraction, options.seed)
     return training.run(
         name,
-        [
-            training.Trial(
-                {"start": start},
-                lambda attempt, number=number: make(number, attempt),
-                options.recipe,
-            )
-            for number in range(options.restarts)
-        ],
+        trials,
         mine,
         test,
         seed=options.seed,
@@ -221,6 +238,42 @@ def _untrained(model, *seed):
     """The public model with weights that nobody else's seed gives."""
     own = int(np.random.default_rng([*seed, 0xF4E5]).integers(2**31))
     return protecting.reinitialize(protected_model.public(model), own)
+
+
+def _of_its_sizes(model, *seed):
+    """The same, but with filters as long as the published ones."""
+    drawn = _untrained(model, *seed)
+    theirs = protected_layers(protected_model.public(model))
+    for path, layer in protected_layers(drawn).items():
+        adapter = layer.adapter
+        for kernel, published in zip(
+            row_order.stored_kernels(adapter, layer.layer),
+            row_order.stored_kernels(adapter, theirs[path].layer),
+            strict=True,
+        ):
+            wanted, given = (
+                _lengths(one, adapter.columns_axis)
+                for one in (published, kernel)
+            )
+            kernel.assign(kernel.value * (wanted / ops.maximum(given, 1e-12)))
+    return drawn
+
+
+def _lengths(kernel, columns_axis):
+    axes = list(range(len(kernel.shape)))
+    del axes[columns_axis]
+    value = ops.cast(kernel.value, "float32")
+    return ops.sqrt(ops.sum(value * value, axis=axes, keepdims=True))
+
+
+def _has_bare(model) -> bool:
+    """Whether it has kernels, but for the last, without a normalisation."""
+    public = protected_model.public(model)
+    last = _last(public)
+    return any(
+        layer.identity and path != last
+        for path, layer in protected_layers(public).items()
+    )
 
 
 def _layers(model):

@@ -7,23 +7,23 @@ Inconsistency, fakes of random patterns, of pictures ("fixed_image",
 "random_image"), and of the owner's own pictures where the passport was made of
 them and rows are in place ("known_images"), and what each attack reaches on the
 exactly protected network ("exact"; with `--order` also with its rows in a
-secret order, "ordered") and on the same network with its γ and β taken away
-and nothing else ("removed"), beside training from scratch on the same labels;
-with `--trained=public/protected.keras` also on a network that was trained
-under its passport, its rows in their own order ("trained"), and with
+secret order, "ordered") and on the same network with its γ and β taken away and
+nothing else ("removed"), beside training from scratch on the same labels; with
+`--trained=public/protected.keras` also on a network that was trained under its
+passport, its rows in their own order ("trained"), and with
 `--hidden=public/protected.keras` on one whose rows `hide_rows` has hidden, as
-the trainers do ("hidden"). With `--learn_from=another.keras`, a network
-with batch normalisations, whose filters teach to tell signs of γ, two attacks
-start from the signs that filters tell ("orientation"). With `--learn_own` one
-learns on what is trained from scratch on the attacker's labels alone, and RevA
-of the exactly protected network starts from that. With `--imitated` new
-normalisations are also trained on what shares nothing with the network with
-ordered rows but its filters' sizes ("gaussian"), or the numbers that each
-filter is made of ("shuffled"; of the one with hidden rows: "gaussian of
-hidden", "shuffled of hidden"), or filters' sizes and the angles between them
-("rotated"): what its order is worth beyond them; and on what has its windows
-back, but for which input channel is which and with which sign ("grouped"):
-what `row_neighbours.py` could undo of the order at best. All
+the trainers do ("hidden"). With `--learn_from=another.keras`, a network with
+batch normalisations, whose filters teach to tell signs of γ, two attacks start
+from the signs that filters tell ("orientation"). With `--learn_own` one learns
+on what is trained from scratch on the attacker's labels alone, and RevA of the
+exactly protected network starts from that. With `--imitated` new
+normalisations, and everything as FTAL has it, are also trained on what shares
+nothing with the network with ordered rows but its filters' sizes ("gaussian"),
+or the numbers that each filter is made of ("shuffled"; of the one with hidden
+rows: "gaussian of hidden", "shuffled of hidden"), or filters' sizes and the
+angles between them ("rotated"): what its order is worth beyond them; and on
+what has its windows back, but for which input channel is which and with which
+sign ("grouped"): what `row_neighbours.py` could undo of the order at best. All
 train by the same recipe, or with `--tuned` each by the best of six. A finished
 row is not run again.
 """
@@ -86,7 +86,9 @@ def main(_):
     # The two differ in nothing but the order of rows.
     seed = secrets.token_bytes(16)
     exact, _ = kp.protect_trained(base, seed=seed, order=False)
-    networks = {"exact": kp.public(exact), "removed": kp.protect(base)}
+    networks = {"exact": kp.public(exact)}
+    if kp.inspect(base).protected:
+        networks["removed"] = kp.protect(base)
     if _ORDER.value:
         ordered, _ = kp.protect_trained(base, seed=seed)
         networks["ordered"] = kp.public(ordered)
@@ -179,7 +181,7 @@ def main(_):
         for name in ("reverse_engineering", "fine_tuning"):
             attacks[f"orientation_{name}"] = attacks[name]
     for attack, (run, options) in attacks.items():
-        also = imitations if attack == "fresh" else {}
+        also = imitations if attack in ("fresh", "fine_tuning") else {}
         for state, network in {**networks, **also}.items():
             if attack == "from_scratch" and state != "exact":
                 continue  # It uses nothing of the network.
@@ -228,6 +230,8 @@ def grouped(network):
         if variable.path.split("/")[-1] != "kernel":
             continue
         kernel = keras.ops.convert_to_numpy(variable)
+        if kernel.ndim < 2:
+            continue  # A normalisation's own scale.
         channels = kernel.shape[-2]
         signs = rng.choice([-1, 1], channels)[:, None]
         places = rng.permutation(channels)
