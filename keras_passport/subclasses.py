@@ -281,7 +281,9 @@ def _is_plain(value) -> bool:
 def _own_layers(model) -> list:
     """The layers that a model holds outside its graph."""
     inside = {id(operation) for operation in model.operations}
-    return [layer for layer in model._layers if id(layer) not in inside]
+    # Before Keras 3.15, `_layers` has the graph's alone.
+    _, tracked = model._tracker.config["layers"]
+    return [layer for layer in tracked if id(layer) not in inside]
 
 
 def _own_variables(model) -> list:
