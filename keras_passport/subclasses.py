@@ -241,7 +241,7 @@ def _own_arguments(model) -> dict:
 def _keras_attributes() -> frozenset[str]:
     """Names of what Keras itself and this package set on a model."""
     inputs = keras.Input((1,))
-    model = keras.Model(inputs, inputs)
+    model = keras.Model(inputs, keras.layers.Identity()(inputs))
     model.compile()
     ours = ("calibration", "claim", "protected_class", "report", "solution")
     return frozenset((*vars(model), "history", *ours))
