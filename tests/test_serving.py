@@ -671,8 +671,9 @@ def test_models_out_of_reach():
         kp.require_passport(subclassed)
     inputs = keras.Input((5,))
     model = keras.Model(inputs, Block(name="block")(inputs))
-    with pytest.raises(kp.PassportError, match="inside another layer"):
-        kp.require_passport(model)
+    for out_of_reach in (model, keras.Model(inputs, model(inputs))):
+        with pytest.raises(kp.PassportError, match="inside another layer"):
+            kp.require_passport(out_of_reach)
 
 
 def test_rows_that_do_not_fit():

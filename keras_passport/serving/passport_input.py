@@ -11,6 +11,7 @@ from keras_passport import graph, registration, subclasses
 from keras_passport.errors import PassportError
 from keras_passport.hints import Inputs, Tensor
 from keras_passport.layers import decoupling, received, row_order
+from keras_passport.layers.passport_normalization import PassportNormalization
 from keras_passport.layers.protected import function_of, protected_layers
 from keras_passport.models import checks, inputs
 from keras_passport.models.protected_model import ProtectedModel
@@ -177,7 +178,11 @@ def require_passport(model: keras.Model) -> PassportInputModel:
 
 
 def _holds_passports(operation) -> bool:
-    return graph.is_model(operation) and bool(protected_layers(operation))
+    """Whether passport layers are in a model's graph, or in one within it."""
+    return graph.is_model(operation) and any(
+        isinstance(child, PassportNormalization) or _holds_passports(child)
+        for child in graph.children(operation)
+    )
 
 
 def _check_name_is_free(model):
