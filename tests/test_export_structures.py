@@ -10,6 +10,7 @@ import pytest
 from keras import layers, ops
 
 import keras_passport as kp
+from support.marks import marked, needs_keras
 from support.plain_models import inputs_of
 from support.protected_models import lock
 
@@ -212,6 +213,7 @@ STRUCTURES = {
     "words": words,
     "numbers": numbers,
 }
+LATER = {"stateful lstm": needs_keras("3.14", "Keras fails to export it")}
 
 
 def example(spec, rng):
@@ -257,7 +259,7 @@ def assert_equal(received, expected, tolerance=1e-4):
             np.testing.assert_array_equal(one, other)
 
 
-@pytest.mark.parametrize("name", STRUCTURES)
+@pytest.mark.parametrize("name", marked(STRUCTURES, LATER))
 def test_saved_models(name, tmp_path):
     import tensorflow as tf
 
@@ -352,7 +354,8 @@ def test_onnx(name, tmp_path):
 def test_litert(name, tmp_path):
     litert = pytest.importorskip("ai_edge_litert.interpreter")
     model, passport, truth = lock(STRUCTURES[name]())
-    truth.export(tmp_path / "truth.tflite", format="litert", verbose=False)
+    path = str(tmp_path / "truth.tflite")  # Text, before Keras 3.15.
+    truth.export(path, format="litert", verbose=False)
     kp.export_litert(model, tmp_path / "served.tflite")
     expected, received = (
         litert.Interpreter(

@@ -300,7 +300,10 @@ def _export(model, path, kind, overwrite):
     signature = graph.inputs_of(served)
     with files.replacing(path) as temporary:
         served.export(
-            temporary, format=kind, verbose=False, input_signature=[signature]
+            str(temporary),  # Before Keras 3.15, LiteRT wants text.
+            format=kind,
+            verbose=False,
+            input_signature=[signature],
         )
         if kind == "onnx":
             _check_onnx(temporary)
