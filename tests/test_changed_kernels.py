@@ -6,11 +6,13 @@ import pytest
 from keras import layers, ops
 
 import keras_passport as kp
+from support.marks import marked, needs_keras
 from support.plain_models import randomize
 from support.truth import relative_difference
 
 pytestmark = pytest.mark.eager
 
+LATER = {"awq": needs_keras("3.14", "no such quantisation")}
 X = np.random.default_rng(0).normal(size=(16, 5, 8)).astype("float32")
 
 
@@ -77,19 +79,14 @@ def test_a_wrapped_layer_refuses(name):
         predicted(model)
 
 
-def test_block_wise_quantisation_is_refused():
+@pytest.mark.parametrize("mode", marked(("gptq", "awq"), LATER))
+def test_block_wise_quantisation_is_refused(mode):
     _, model, _ = protected()
     before = model.get_weights()
-    for mode in ("gptq", "awq"):
-        config = (
-            keras.quantizers.GPTQConfig(dataset=["a"], tokenizer=lambda x: x)
-            if mode == "gptq"
-            else keras.quantizers.AWQConfig(
-                dataset=["a"], tokenizer=lambda x: x
-            )
-        )
-        with pytest.raises(kp.PassportError, match="stays as it is"):
-            model.quantize(mode, config=config)
+    kind = getattr(keras.quantizers, f"{mode.upper()}Config")
+    config = kind(dataset=["a"], tokenizer=lambda x: x)
+    with pytest.raises(kp.PassportError, match="stays as it is"):
+        model.quantize(mode, config=config)
     for old, new in zip(before, model.get_weights(), strict=True):
         np.testing.assert_array_equal(old, new)
 

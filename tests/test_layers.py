@@ -9,6 +9,7 @@ import keras_passport as kp
 from keras_passport.layers import folding, kernels
 from keras_passport.layers import normalization as normalization_module
 from support.kernel_layers import FUNCTIONS, IMAGE, KERNELS, KINDS
+from support.marks import needs_keras
 from support.passport_layers import (
     affine,
     assert_near,
@@ -20,7 +21,11 @@ from support.passport_layers import (
     random,
     stock,
 )
-from support.truth import plain_response, relative_difference
+from support.truth import (
+    largest_difference,
+    plain_response,
+    relative_difference,
+)
 
 # Ways through the normalisation: arguments of the batch normalisation, and
 # whether the fused kernel is out of reach, the batch masked, and the passport
@@ -477,12 +482,13 @@ def test_keys_are_checked():
             lambda: (keras.layers.Dense(2), keras.layers.UnitNormalization()),
             "BatchNormalization",
         ),
-        (
+        pytest.param(
             lambda: (
                 keras.layers.Dense(2),
                 keras.layers.BatchNormalization(renorm=True),
             ),
             "renorm",
+            marks=needs_keras("3.14", "no batch renormalisation"),
         ),
         (
             lambda: (
@@ -596,7 +602,7 @@ def test_all_of_it_under_one_type(policy):
         hidden = trained(kp.hide_rows(model, passport))
         expected = hidden.predict(x, verbose=0)
         found = kp.unlock(hidden, passport).predict(x, verbose=0)
-        np.testing.assert_allclose(found, expected, atol=tolerance)
+        assert largest_difference(found, expected) < tolerance
         kp.attacks.reverse_engineering(
             kp.public(model),
             *((x, y), (x, y)),
@@ -605,7 +611,7 @@ def test_all_of_it_under_one_type(policy):
     exact, passport = kp.protect_trained(base)
     expected = base.predict(x, verbose=0)
     found = exact.predict(x, verbose=0)
-    np.testing.assert_allclose(found, expected, atol=tolerance)
+    assert largest_difference(found, expected) < tolerance
     trained(exact)
     licence = kp.licensing.Licensor(passport, exact, bytes(32)).issue("Bob")
     assert np.all(np.isfinite(kp.bind(exact, licence).predict(x, verbose=0)))

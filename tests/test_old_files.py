@@ -10,6 +10,7 @@ import pytest
 import keras_passport as kp
 from common.finished import FinishedRun
 from support import programs
+from support.marks import needs_keras
 from support.processes import REPOSITORY
 
 OLD = REPOSITORY / "tests" / "data" / "version_0_1_0"
@@ -21,6 +22,7 @@ NAMES = (
 )
 MORE = OLD / "V3_random_image"
 
+pytestmark = needs_keras("3.15", "Keras reads no files of later versions")
 needs_tensorflow = pytest.mark.skipif(
     keras.backend.backend() != "tensorflow", reason="TensorFlow's own format"
 )

@@ -8,6 +8,7 @@ import pytest
 from keras import layers
 
 import keras_passport as kp
+from support.marks import marked, needs_keras
 from support.plain_models import (
     multi_input_model,
     nested_model,
@@ -387,7 +388,11 @@ GRAPHS = {
 }
 
 
-@pytest.mark.parametrize("name", GRAPHS)
+# What Keras has only since some version.
+LATER = {"renorm": needs_keras("3.14", "no batch renormalisation")}
+
+
+@pytest.mark.parametrize("name", marked(GRAPHS, LATER))
 def test_refused(name):
     graph, reason = GRAPHS[name]
     base = functional(graph)

@@ -1,4 +1,4 @@
-"""Marks of tests that need a certain backend."""
+"""Marks of tests that need a certain backend, or version of Keras."""
 
 import keras
 import pytest
@@ -6,3 +6,17 @@ import pytest
 needs_tensorflow = pytest.mark.skipif(
     keras.backend.backend() != "tensorflow", reason="TensorFlow's own"
 )
+
+
+def needs_keras(version: str, reason: str):
+    """For what older versions, which the package runs with, don't have."""
+    have, need = (
+        [int(part) for part in text.split(".")[:2]]
+        for text in (keras.__version__, version)
+    )
+    return pytest.mark.skipif(have < need, reason=reason)
+
+
+def marked(names, marks: dict) -> list:
+    """Parameters of those names, some of which have a mark."""
+    return [pytest.param(name, marks=marks.get(name, ())) for name in names]
