@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 import keras_passport as kp
+from support.marks import has_keras
 from support.protected_models import (
     compiled,
     images,
@@ -189,6 +190,10 @@ CASES += [
 
 @pytest.mark.parametrize("route, which, how", CASES)
 def test_it_is_refused(network, route, which, how, tmp_path):
+    refused = kp.PassportError
+    if route == "export, LiteRT" and not has_keras("3.15"):
+        # Keras itself calls a converter that swallows errors.
+        refused = refused, RuntimeError
     model, passport, parameters = network
     kp.bind(model, passport)
     whole = MODELS[which](model)
@@ -201,7 +206,7 @@ def test_it_is_refused(network, route, which, how, tmp_path):
             block.enter_context(kp.presented(model, passport.packed()))
         if how == "assumed":
             block.enter_context(kp.assumed(model, parameters))
-        with pytest.raises(kp.PassportError):
+        with pytest.raises(refused):
             ROUTES[route](whole, tmp_path)
     assert not holds_any(tmp_path, texts)
 

@@ -8,13 +8,18 @@ needs_tensorflow = pytest.mark.skipif(
 )
 
 
-def needs_keras(version: str, reason: str):
-    """For what older versions, which the package runs with, don't have."""
+def has_keras(version: str) -> bool:
+    """Whether Keras is of a version, such as "3.15", or of a later one."""
     have, need = (
         [int(part) for part in text.split(".")[:2]]
         for text in (keras.__version__, version)
     )
-    return pytest.mark.skipif(have < need, reason=reason)
+    return have >= need
+
+
+def needs_keras(version: str, reason: str):
+    """For what older versions, which the package runs with, don't have."""
+    return pytest.mark.skipif(not has_keras(version), reason=reason)
 
 
 def marked(names, marks: dict) -> list:
