@@ -112,7 +112,7 @@ def test_the_fingerprint_covers_all_and_stays(passport, path, tmp_path):
     name = next(iter(passport.layers))
     entry = passport.layers[name]
     changed = entry.gamma.copy()
-    changed[0, 0, 0] = np.nextafter(changed[0, 0, 0], 2)
+    changed[0, 0, 0] = np.nextafter(changed[0, 0, 0], np.float32(2))
     other = {
         "gamma": changed,
         "beta": entry.beta,
