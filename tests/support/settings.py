@@ -19,6 +19,7 @@ NUM_DEVICES = 2
 if keras.backend.backend() == "tensorflow":
     import tensorflow as tf
     from tensorflow.python.eager import context
+    from tensorflow.python.util import tf_stack
 
     # Before anything else touches a device: distribution tests need two.
     tf.config.set_logical_device_configuration(
@@ -36,6 +37,11 @@ if keras.backend.backend() == "tensorflow":
         self._seed, self._rng = seed, random.Random(seed)
 
     context.Context._set_global_seed = set_seed
+
+    # Where an operation of a graph was made: TensorFlow walks the whole stack
+    # for each, a hundred frames in a test, to tell of it if it fails.
+    NOWHERE = tf_stack.extract_stack()
+    tf_stack.extract_stack = lambda stacklevel=1: NOWHERE
 
 
 class Draws:
