@@ -75,7 +75,7 @@ def check_exactly(name, size, count, replaced, shallow=False):
     case = make_case(name, size, count, shallow=shallow)
     assert len(case.protected.report.protected) == replaced
     assert len(kp.protected_layers(case.protected)) == replaced
-    assert run(case.protected, case.pictures).dtype == np.float64
+    assert case.received.dtype == np.float64
     difference, pictures = case.difference()
     assert pictures > 1e-2
     assert difference < 1e-9

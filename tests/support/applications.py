@@ -36,10 +36,15 @@ class Case:
     truth: keras.Model
     pictures: np.ndarray
 
+    @functools.cached_property
+    def received(self) -> np.ndarray:
+        """The protected net's outputs."""
+        return run(self.protected, self.pictures)
+
     def difference(self) -> tuple[float, float]:
         """Of protected and true outputs, and of two pictures', relative."""
         expected = run(self.truth, self.pictures)
-        received = run(self.protected, self.pictures)
+        received = self.received
         scale = np.abs(expected).max()
         return (
             float(np.abs(received - expected).max() / scale),
