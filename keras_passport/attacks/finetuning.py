@@ -102,11 +102,11 @@ def from_scratch(
 ) -> AttackResult:
     """Trains the architecture alone: what the data is worth without a theft.
 
-    A stock Keras network, none of whose weights are the model's. Of a network
-    with kernel layers that no normalisation follows, attackers have a scale
-    and shift for each of them, which may be worth points by itself. So there
-    the published network is trained as well, by `fine_tuning`'s FTAL, with
-    kernels drawn anew in the sizes of its filters; validation chooses.
+    A stock Keras network, none of whose weights are the model's. Where kernel
+    layers have no normalisation, though, attackers have a scale and shift for
+    each of their filters, which is worth points by itself: there it is the
+    published network, with kernels drawn anew in its filters' lengths, that
+    trains as `fine_tuning`'s FTAL does.
 
     Args:
         model: Protected classifier, of which the architecture is used.
@@ -130,12 +130,12 @@ def from_scratch(
     options = TrainingOptions.of(
         options, changes, unused=UNUSED, recipe=Recipe()
     )
-    trials = _stock(
-        "untrained", lambda *seed: _untrained(model, *seed), options
-    )
     if _has_bare(model):
-        # First, as recipes are tried on the first of all.
-        trials = [*_scaled(model, data, options), *trials]
+        trials = _scaled(model, data, options)
+    else:
+        trials = _stock(
+            "untrained", lambda *seed: _untrained(model, *seed), options
+        )
     return _run("from scratch", trials, data, test, options)
 
 
