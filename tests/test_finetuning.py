@@ -151,13 +151,15 @@ class TestControls:
         assert changed(first, kernels(model)) == list(KERNELS)
         assert changed(other, kernels(model)) == list(KERNELS)
 
+    @pytest.mark.parametrize("dtype", ["float32", "float64"])
     def test_without_normalizations_it_has_what_attackers_have(
-        self, monkeypatch
+        self, monkeypatch, dtype
     ):
         """A scale and shift of each filter, and filters of their lengths."""
         # A start that is stuck would be followed by another.
         monkeypatch.setattr(training, "is_stuck", lambda *args: False)
         keras.utils.set_random_seed(0)
+        keras.config.set_dtype_policy(dtype)
         network = keras.Sequential(
             [
                 keras.Input((6, 6, 3)),

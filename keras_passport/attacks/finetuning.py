@@ -255,7 +255,8 @@ def _of_its_sizes(model, *seed):
                 _lengths(one, adapter.columns_axis)
                 for one in (published, kernel)
             )
-            kernel.assign(kernel.value * (wanted / ops.maximum(given, 1e-12)))
+            factor = wanted / ops.maximum(given, 1e-12)
+            kernel.assign(ops.multiply(kernel.value, factor))
     return drawn
 
 
