@@ -117,7 +117,7 @@ def chosen_cells(scale: tables_cells.Scale) -> list[tables_cells.Cell]:
                 f"Expected --{flag.name} of {', '.join(names)}. "
                 f"Received: {', '.join(unknown)}"
             )
-    return tables_cells.cells_of(
+    cells = tables_cells.cells_of(
         scale,
         _NETWORKS.value,
         _DATASETS.value,
@@ -126,6 +126,17 @@ def chosen_cells(scale: tables_cells.Scale) -> list[tables_cells.Cell]:
         _KINDS.value,
         _REPEATS.value,
     )
+    if not cells:
+        raise UserError(
+            "Expected flags that some cell fits: the paper's tables show T2 "
+            "for --networks=resnet, and ours are --functions=V3 --kinds=T3, "
+            f"or T1 for {', '.join(tables_cells.SOLVED)}. Received: "
+            + ", ".join(
+                f"--{flag.name}={','.join(flag.value)}"
+                for flag in (_NETWORKS, _WAYS, _FUNCTIONS, _KINDS)
+            )
+        )
+    return cells
 
 
 def make(cells: list[tables_cells.Cell], runs: Runs) -> list[str]:

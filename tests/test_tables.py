@@ -218,10 +218,19 @@ def test_all_ways_are_made(tmp_path):
     assert f"Tables of {2 + len(tables_cells.WAYS) - 1} networks" in output
 
 
-def test_mistakes_are_named_in_one_line(tmp_path):
-    status, _, errors = run_here(
-        f"--dir={tmp_path}", "--kinds=random_pattern", program=PROGRAM
-    )
+@pytest.mark.parametrize(
+    "mistake, message",
+    [
+        (["--kinds=random_pattern"], "--kinds of T1, T2, T3"),
+        # A solved passport's fakes are patterns.
+        (["--ways=exact", "--kinds=T3"], "or T1 for exact, exact-order"),
+        (["--networks=vgg", "--kinds=T2"], "T2 for --networks=resnet"),
+    ],
+)
+def test_mistakes_are_named_in_one_line(tmp_path, mistake, message):
+    folder = tmp_path / "tables"
+    status, _, errors = run_here(f"--dir={folder}", *mistake, program=PROGRAM)
     assert status == 2
-    assert "--kinds of T1, T2, T3" in errors
+    assert message in errors
     assert "Traceback" not in errors
+    assert not folder.exists()
