@@ -16,11 +16,12 @@ Y = np.arange(24) % 3
 
 
 class Counting(keras.layers.Layer):
-    """Counts how often it is traced in a step that trains."""
+    """Counts how often it is traced, and how often in a step that trains."""
 
-    traced = 0
+    called = traced = 0
 
     def call(self, inputs, training=False):
+        self.called += 1
         self.traced += bool(training)
         return inputs
 
@@ -79,6 +80,111 @@ def test_fit_is_that_of_keras(given):
         np.testing.assert_array_equal(one, its)
     traced = [one.get_layer("counting").traced for one in (model, other)]
     assert traced == [1, 2]
+
+
+def head(inputs, outputs, compiled):
+    """A function that makes a small protected network of a kind."""
+
+    def make():
+        keras.utils.set_random_seed(3)
+        tensors = inputs()
+        x = keras.layers.Conv2D(4, 3, name="conv")(
+            keras.tree.flatten(tensors)[0]
+        )
+        x = keras.layers.ReLU()(keras.layers.BatchNormalization()(x))
+        x = keras.layers.GlobalAveragePooling2D()(Counting(name="counting")(x))
+        model = kp.protect(keras.Model(tensors, outputs(x)))
+        passport = kp.Passport.random_pattern(
+            model, seed=1, spatial_size=(6, 6)
+        )
+        kp.bind(model, passport)
+        model.compile("adam", **compiled)
+        return model
+
+    return make
+
+
+ONE = {
+    "loss": keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+    "metrics": ["accuracy"],
+}
+
+
+def one(x):
+    return keras.layers.Dense(3)(x)
+
+
+def two(x):
+    return {
+        "class": keras.layers.Dense(3, name="class")(x),
+        "size": keras.layers.Dense(1, name="size")(x),
+    }
+
+
+KINDS = {
+    "plain": (lambda: keras.Input((6, 6, 2)), one, ONE, X, Y),
+    "any size": (lambda: keras.Input((None, None, 2)), one, ONE, X, Y),
+    "fixed batch": (
+        lambda: keras.Input(batch_shape=(8, 6, 6, 2)),
+        *(one, ONE, X, Y),
+    ),
+    "dicts": (
+        lambda: {"picture": keras.Input((6, 6, 2), name="picture")},
+        two,
+        {
+            "loss": {"class": ONE["loss"], "size": "mse"},
+            "metrics": {"class": ["accuracy"], "size": ["mae"]},
+        },
+        {"picture": X},
+        {"class": Y, "size": X.sum((1, 2, 3))},
+    ),
+    # "accuracy" is another one where there is one output.
+    "binary": (
+        lambda: keras.Input((6, 6, 2)),
+        lambda x: keras.layers.Dense(1, activation="sigmoid")(x),
+        {"loss": "binary_crossentropy", "metrics": ["accuracy"]},
+        *(X, Y % 2),
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_graph_is_not_run_to_know_its_outputs(kind):
+    *parts, x, y = KINDS[kind]
+    make = head(*parts)
+    model, other = make(), make()
+    before = model.get_layer("counting").called
+    compiling.build_ahead(model, x, y)
+    # What is not known is computed.
+    is_run = model.get_layer("counting").called > before
+    assert is_run == (kind == "any size")
+    assert model.optimizer.built and model._compile_metrics.built
+    options = {"batch_size": 8, "epochs": 2, "verbose": 0, "shuffle": False}
+    received = model.fit(x, y, **options)
+    assert received.history == by_keras(other, x, y, **options).history
+    assert model.get_layer("counting").traced == 1
+
+
+def test_an_attackers_copy_is_not_run_either(monkeypatch):
+    opened = kp.attacks.Opened(made())
+    opened.compile("adam", **ONE)
+    opened(X)
+    monkeypatch.setattr(keras.Model, "_symbolic_build", None)
+    compiling.build_ahead(opened, X, Y)
+    assert opened.optimizer.built and opened._compile_metrics.built
+
+
+def test_what_a_call_of_ones_own_returns_is_asked_of_it():
+    class Own(keras.Model):
+        def call(self, inputs, training=None):
+            return super().call(inputs, training=training)[..., :1]
+
+    plain = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
+    model = Own(plain.inputs, plain.outputs)
+    model.compile("sgd", "binary_crossentropy", metrics=["accuracy"])
+    compiling.build_ahead(model, X[:, 0, 0, :1].repeat(4, -1), Y % 2)
+    [accuracy] = model.metrics[1].metrics
+    assert isinstance(accuracy, keras.metrics.BinaryAccuracy)
 
 
 def test_steps_are_those_of_keras():

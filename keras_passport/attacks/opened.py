@@ -118,6 +118,9 @@ class Opened(keras.Model):
         with binding.assumed(self.public, self._pairs()):
             return self.public(inputs, training=training)
 
+    def compute_output_spec(self, inputs, training=None):
+        return self.public.compute_output_spec(inputs)
+
     def plain(self) -> keras.Model:
         """The attacked model as an ordinary Keras model."""
         return unlocking.with_parameters(

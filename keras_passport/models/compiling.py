@@ -13,12 +13,16 @@ from typing import Any
 
 import keras
 from absl import logging
+from keras.src import backend
+from keras.src.models.functional import Functional
 from keras.src.saving import object_registration
 from keras.src.saving.serialization_lib import SafeModeScope
 from keras.src.trainers.trainer import Trainer
 
 from keras_passport import subclasses
 from keras_passport.errors import PassportError
+
+_GRAPHS = (Functional, keras.Sequential)
 
 
 def compile_like(source: keras.Model, target: keras.Model) -> None:
@@ -94,7 +98,59 @@ def build_ahead(model: keras.Model, x: Any, y: Any = None) -> None:
         return
     # What goes wrong here goes wrong in the step as well, which tells of it.
     with contextlib.suppress(Exception):
+        if _build_by_shapes(model, batch):
+            return
+    with contextlib.suppress(Exception):
         model._symbolic_build(data_batch=batch)
+
+
+def _build_by_shapes(model, batch) -> bool:
+    """As Keras's `_symbolic_build`, without a trace of the whole network.
+
+    Returns:
+        Whether the model knows its outputs' shapes; if not, nothing is made.
+    """
+    kind = type(model)
+    knows = kind.compute_output_spec is not keras.Layer.compute_output_spec
+    if issubclass(kind, _GRAPHS):
+        # A user's own `call` may return something else.
+        knows = kind.call in [graph.call for graph in _GRAPHS]
+    if not knows:
+        return False
+    batch = keras.tree.map_structure(_spec, batch)
+    x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(batch)
+    given = x
+    if isinstance(model, _GRAPHS):
+        # Of as many examples as its own inputs a graph knows its outputs.
+        leaves = keras.tree.flatten(x)
+        given = keras.tree.pack_sequence_as(
+            x,
+            [
+                keras.KerasTensor((own.shape[0], *leaf.shape[1:]), leaf.dtype)
+                for own, leaf in zip(model.inputs, leaves, strict=True)
+            ],
+        )
+    predicted = keras.tree.map_structure(
+        _spec, model.compute_output_spec(given)
+    )
+    for built, method, options in (
+        (model._compile_metrics, model.compute_metrics, {}),
+        (model._compile_loss, model._compute_loss, {"training": False}),
+    ):
+        if built is not None and not built.built:
+            options["sample_weight"] = sample_weight
+            backend.compute_output_spec(method, x, y, predicted, **options)
+    model.optimizer.build(model.trainable_variables)
+    return True
+
+
+def _spec(leaf):
+    """Of any number of examples."""
+    if leaf is None:
+        return None
+    return keras.KerasTensor(
+        (None, *leaf.shape[1:]), keras.backend.standardize_dtype(leaf.dtype)
+    )
 
 
 def build_ahead_of(method: Any, model: keras.Model, args, kwargs) -> None:
