@@ -14,7 +14,9 @@ from keras_passport.attacks.searching import (
     Search,
     enough_epochs,
     is_converged,
+    kept_epoch,
 )
+from keras_passport.attacks.training import train
 from support.attack_targets import target
 
 RECIPE = Recipe(epochs=4, batch_size=20)
@@ -81,6 +83,60 @@ def test_converged_is_what_gets_no_better_in_its_last_quarter():
     assert not is_converged([0.1, 0.4, 0.5, 0.56], 100)
     assert not is_converged([0.1, 0.4, 0.5, 0.54], 10_000)
     assert not is_converged([0.5], 100)
+
+
+# Of 100 examples at 50 % a standard error is 5 points.
+@pytest.mark.parametrize(
+    "accuracies, losses, examples, kept",
+    [
+        ([0.1, 0.5, 0.47, 0.46], [2, 1, 1, 1], 100, 3),
+        ([0.1, 0.5, 0.47, 0.44], [2, 1, 1, 1], 100, 2),
+        ([0.1, 0.5, 0.47, 0.46], [2, 1, 1, 1], 10_000, 1),
+        # What is perfect has no error, and the latest such is kept.
+        ([1.0, 1.0, 0.99], [1, 2, 1], 100, 1),
+        # Scores that are not finite count as class 0, which may be right.
+        ([0.1, 0.5, 0.9], [2, 1, np.nan], 100, 1),
+        ([0.1, 0.5, 0.5], [np.inf, np.nan, 1], 100, 2),
+        ([0.1, 0.5, 0.5], [np.nan] * 3, 100, 0),
+        ([0.3], [1], 1, 0),
+    ],
+)
+def test_the_latest_of_the_best_epochs_is_kept(
+    accuracies, losses, examples, kept
+):
+    assert kept_epoch(accuracies, losses, examples) == kept
+
+
+@pytest.mark.parametrize("rate", [0.01, 30.0])
+def test_a_training_ends_with_the_weights_of_the_epoch_it_kept(rate):
+    """Large steps: the last epochs may be worse."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(120, 6)).astype("float32")
+    y = np.argmax(x @ rng.normal(size=(6, 3)), axis=-1)
+    model = keras.Sequential(
+        [
+            keras.Input((6,)),
+            keras.layers.Dense(3, kernel_initializer="zeros"),
+        ]
+    )
+    seen = []
+    history = train(
+        model,
+        (x[:80], y[:80]),
+        (x[80:], y[80:]),
+        Recipe(12, 20, "sgd", rate, schedule="constant"),
+        seed=0,
+        from_logits=True,
+        callbacks=(
+            keras.callbacks.LambdaCallback(
+                on_epoch_end=lambda *_: seen.append(model.get_weights())
+            ),
+        ),
+    )
+    kept = kept_epoch(history["val_accuracy"], history["val_loss"], 40)
+    assert rate < 1 or kept < 11  # Both are tried.
+    for now, then in zip(model.get_weights(), seen[kept], strict=True):
+        np.testing.assert_array_equal(now, then)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""`Search`: the recipes that an attacker tries, and when one has converged."""
+"""`Search`: the recipes that are tried; which epoch is kept, and how many."""
 
 import dataclasses
 import math
@@ -102,8 +102,36 @@ def is_converged(accuracies: list[float], examples: int) -> bool:
     if late in (0, len(accuracies)):
         return False
     before, after = max(accuracies[:late]), max(accuracies[late:])
-    error = np.sqrt(before * (1 - before) / examples)
-    return bool(after <= before + error)
+    return after <= before + _standard_error(before, examples)
+
+
+def kept_epoch(
+    accuracies: list[float], losses: list[float], examples: int
+) -> int:
+    """The latest epoch that validated within a standard error of the best.
+
+    Of few pictures the best may be an early one by luck, of many epochs the
+    more so, while a schedule makes networks better up to its end. (The one
+    standard error rule of Breiman and others, 1984, for lengths of training.)
+
+    Args:
+        accuracies: Validated after each epoch, fractions.
+        losses: Likewise; an epoch that has none that is finite is lost.
+        examples: That they were measured on.
+
+    Returns:
+        The epoch's number, from 0.
+    """
+    ended = [n for n, loss in enumerate(losses) if math.isfinite(loss)]
+    if not ended:
+        return 0
+    best = max(accuracies[n] for n in ended)
+    enough = best - _standard_error(best, examples)
+    return max(n for n in ended if accuracies[n] >= enough)
+
+
+def _standard_error(accuracy: float, examples: int) -> float:
+    return math.sqrt(accuracy * (1 - accuracy) / examples)
 
 
 def enough_epochs(fraction: float) -> int:

@@ -22,7 +22,11 @@ from keras_passport.attacks.labelled import (  # noqa: F401
 from keras_passport.attacks.opened import Opened
 from keras_passport.attacks.recipe import Recipe
 from keras_passport.attacks.result import AttackResult, packed
-from keras_passport.attacks.searching import Search, is_converged
+from keras_passport.attacks.searching import (
+    Search,
+    is_converged,
+    kept_epoch,
+)
 from keras_passport.models import compiling
 
 # How often a trial that is stuck at chance is tried: a failed start is no
@@ -40,7 +44,7 @@ def train(
     progress: bool = False,
     callbacks: tuple = (),
 ) -> dict[str, list[float]]:
-    """Trains, and keeps the weights of the epoch that validated best.
+    """Trains, and keeps the weights of `kept_epoch`.
 
     Args:
         model: Any Keras classifier with one output; it is compiled anew, but
@@ -73,7 +77,7 @@ def train(
         validation_batch_size=500,
         callbacks=[
             keras.callbacks.LambdaCallback(on_epoch_begin=start_epoch),
-            _KeepBest(),
+            _Keep(len(validation[1])),
             *callbacks,
         ],
     )
@@ -84,7 +88,7 @@ def train(
 
 
 def standing(logs: dict) -> tuple[float, float]:
-    """What an epoch is chosen by: accuracy, then loss, both validated."""
+    """What a training is chosen by: accuracy, then loss, both validated."""
     loss = logs["val_loss"]
     if not math.isfinite(loss):
         # Keras counts scores of NaN as class 0.
@@ -92,19 +96,29 @@ def standing(logs: dict) -> tuple[float, float]:
     return logs["val_accuracy"], -loss
 
 
-class _KeepBest(keras.callbacks.Callback):
-    """Ends a training with the weights that validated best."""
+class _Keep(keras.callbacks.Callback):
+    """Ends a training with the weights of `kept_epoch`.
+
+    Args:
+        examples: That are validated on.
+    """
+
+    def __init__(self, examples):
+        super().__init__()
+        self._examples = examples
 
     def on_train_begin(self, logs=None):
-        self.best = None
+        self._accuracies, self._losses = [], []
 
     def on_epoch_end(self, epoch, logs=None):
-        if self.best is None or standing(logs) > self.best:
-            self.best = standing(logs)
-            self.weights = self.model.get_weights()
+        self._accuracies.append(logs["val_accuracy"])
+        self._losses.append(logs["val_loss"])
+        kept = kept_epoch(self._accuracies, self._losses, self._examples)
+        if kept == len(self._losses) - 1:
+            self._weights = self.model.get_weights()
 
     def on_train_end(self, logs=None):
-        self.model.set_weights(self.weights)
+        self.model.set_weights(self._weights)
 
 
 def judge(model: keras.Model, data: tuple) -> tuple[float, float]:
@@ -296,17 +310,24 @@ class _Trainings:
             if trial.keeps_start:
                 before = self._standing(model), model.get_weights()
             history = self._train(model, slowed, number)
-            ends = zip(*history.values(), strict=True)
-            stands = max(
-                standing(dict(zip(history, e, strict=True))) for e in ends
+            kept = kept_epoch(
+                history["val_accuracy"],
+                history["val_loss"],
+                len(self._validation[1]),
             )
+            stands = standing({name: h[kept] for name, h in history.items()})
             if trial.keeps_start and before[0] >= stands:
                 stands, weights = before
                 model.set_weights(weights)
             about = (
                 trial.about(attempt) if callable(trial.about) else trial.about
             )
-            told = {**about, **slowed.to_dict(), "history": history}
+            told = {
+                **about,
+                **slowed.to_dict(),
+                "history": history,
+                "kept": kept,
+            }
             if best is None or stands > best[0]:
                 best = stands, told, model, model.get_weights()
             if not (

@@ -291,7 +291,8 @@ def attacked(run, options, network, train, test, recipe):
             {
                 **{name: told[name] for name in ("optimizer", "learning_rate")},
                 "epochs": len(told["history"]["val_accuracy"]),
-                "validated": max(told["history"]["val_accuracy"]),
+                "kept": told["kept"],
+                "validated": told["history"]["val_accuracy"][told["kept"]],
                 "accuracy": reached,
             }
             for told, reached in zip(
