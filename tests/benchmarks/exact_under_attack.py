@@ -77,6 +77,9 @@ _ONLY = flags.DEFINE_list("only", None, "Rows to run; all by default.")
 _OUT = flags.DEFINE_string("out", "exact.json", "File of the rows.")
 flags.mark_flag_as_required("original")
 
+# The one that is being made.
+row = None
+
 
 def main(_):
     data = datasets.load(_DATASET.value, _DATA_DIR.value)
@@ -105,8 +108,10 @@ def main(_):
     rows = json.loads(out.read_text()) if out.exists() else {}
 
     def keep(name, make):
+        global row
         if name in rows or (_ONLY.value and name not in _ONLY.value):
             return
+        row = name
         rows[name] = make()
         partial = out.with_suffix(".part")
         partial.write_text(json.dumps(rows, indent=1) + "\n")

@@ -5,9 +5,9 @@
         --out=rows.json --watched=kept.jsonl
 
 Flags and rows are those of `exact_under_attack.py`. Of each training a line
-is added to `--watched`: by the attacker's validation the best epoch, the one
-that `kept_epoch` keeps, and the last, each with its number from 0, what it
-validated and what it has of the test pictures.
+is added to `--watched`: its row, and by the attacker's validation the best
+epoch, the one that `kept_epoch` keeps, and the last, each with its number from
+0, what it validated and what it has of the test pictures.
 """
 
 import json
@@ -51,7 +51,7 @@ class _Watched(training._Keep):
         line = {
             "seed": flags.FLAGS.seed,
             "fraction": flags.FLAGS.fraction,
-            "rows": flags.FLAGS.only,
+            "row": exact_under_attack.row,
             **{
                 rule: {
                     "epoch": epoch,
