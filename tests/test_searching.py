@@ -89,9 +89,9 @@ def test_converged_is_what_gets_no_better_in_its_last_quarter():
 @pytest.mark.parametrize(
     "accuracies, losses, examples, kept",
     [
-        ([0.1, 0.5, 0.47, 0.46], [2, 1, 1, 1], 100, 3),
-        ([0.1, 0.5, 0.47, 0.44], [2, 1, 1, 1], 100, 2),
-        ([0.1, 0.5, 0.47, 0.46], [2, 1, 1, 1], 10_000, 1),
+        ([0.1, 0.5, 0.47, 0.41], [2, 1, 1, 1], 100, 3),
+        ([0.1, 0.5, 0.47, 0.39], [2, 1, 1, 1], 100, 2),
+        ([0.1, 0.5, 0.48, 0.41], [2, 1, 1, 1], 10_000, 1),
         # What is perfect has no error, and the latest such is kept.
         ([1.0, 1.0, 0.99], [1, 2, 1], 100, 1),
         # Scores that are not finite count as class 0, which may be right.

@@ -23,6 +23,7 @@ __getattr__, __dir__, __all__ = exported(
         "inputs_of": "structure",
         "is_clonable": "rebuilding",
         "is_model": "structure",
+        "is_only_graph": "structure",
         "left_alone": "tracing",
         "operation_of": "structure",
         "outputs_of": "structure",

@@ -19,6 +19,12 @@ def is_model(layer) -> bool:
     return functional_of(layer) is not None
 
 
+def is_only_graph(model) -> bool:
+    """Whether a model does what its graph says, by no `call` of its own."""
+    calls = (Functional.call, keras.Sequential.call)
+    return is_model(model) and type(model).call in calls
+
+
 def inputs_of(model):
     """The symbolic inputs of a model with a graph, as they were written."""
     return functional_of(model).input

@@ -14,15 +14,12 @@ from typing import Any
 import keras
 from absl import logging
 from keras.src import backend
-from keras.src.models.functional import Functional
 from keras.src.saving import object_registration
 from keras.src.saving.serialization_lib import SafeModeScope
 from keras.src.trainers.trainer import Trainer
 
-from keras_passport import subclasses
+from keras_passport import graph, subclasses
 from keras_passport.errors import PassportError
-
-_GRAPHS = (Functional, keras.Sequential)
 
 
 def compile_like(source: keras.Model, target: keras.Model) -> None:
@@ -110,24 +107,22 @@ def _build_by_shapes(model, batch) -> bool:
     Returns:
         Whether the model knows its outputs' shapes; if not, nothing is made.
     """
-    kind = type(model)
-    knows = kind.compute_output_spec is not keras.Layer.compute_output_spec
-    if issubclass(kind, _GRAPHS):
-        # A user's own `call` may return something else.
-        knows = kind.call in [graph.call for graph in _GRAPHS]
-    if not knows:
+    is_graph = graph.is_only_graph(model)
+    own = type(model).compute_output_spec is not keras.Layer.compute_output_spec
+    # A graph's does not ask a user's own `call`, which may return another.
+    if not is_graph and (graph.is_model(model) or not own):
         return False
     batch = keras.tree.map_structure(_spec, batch)
     x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(batch)
     given = x
-    if isinstance(model, _GRAPHS):
+    if is_graph:
         # Of as many examples as its own inputs a graph knows its outputs.
         leaves = keras.tree.flatten(x)
         given = keras.tree.pack_sequence_as(
             x,
             [
-                keras.KerasTensor((own.shape[0], *leaf.shape[1:]), leaf.dtype)
-                for own, leaf in zip(model.inputs, leaves, strict=True)
+                keras.KerasTensor((its.shape[0], *leaf.shape[1:]), leaf.dtype)
+                for its, leaf in zip(model.inputs, leaves, strict=True)
             ],
         )
     predicted = keras.tree.map_structure(
