@@ -135,6 +135,8 @@ def kept_epoch(
 
 
 def _standard_error(accuracy: float, examples: int) -> float:
+    # Keras's means are float32's.
+    accuracy = min(accuracy, 1.0)
     return math.sqrt(accuracy * (1 - accuracy) / examples)
 
 

@@ -22,11 +22,7 @@ from keras_passport.attacks.labelled import (  # noqa: F401
 from keras_passport.attacks.opened import Opened
 from keras_passport.attacks.recipe import Recipe
 from keras_passport.attacks.result import AttackResult, packed
-from keras_passport.attacks.searching import (
-    Search,
-    is_converged,
-    kept_epoch,
-)
+from keras_passport.attacks.searching import Search, is_converged, kept_epoch
 from keras_passport.models import compiling
 
 # How often a trial that is stuck at chance is tried: a failed start is no
@@ -319,6 +315,7 @@ class _Trainings:
             if trial.keeps_start and before[0] >= stands:
                 stands, weights = before
                 model.set_weights(weights)
+                kept = None  # No epoch of it.
             about = (
                 trial.about(attempt) if callable(trial.about) else trial.about
             )

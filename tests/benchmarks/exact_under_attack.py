@@ -297,11 +297,14 @@ def attacked(run, options, network, train, test, recipe):
                 **{name: told[name] for name in ("optimizer", "learning_rate")},
                 "epochs": len(told["history"]["val_accuracy"]),
                 "kept": told["kept"],
-                "validated": told["history"]["val_accuracy"][told["kept"]],
+                "validated": validated,
                 "accuracy": reached,
             }
-            for told, reached in zip(
-                result.history, result.accuracies, strict=True
+            for told, reached, validated in zip(
+                result.history,
+                result.accuracies,
+                result.validation,
+                strict=True,
             )
         ],
     }
