@@ -51,6 +51,7 @@ class _Watched(training._Keep):
         line = {
             "seed": flags.FLAGS.seed,
             "fraction": flags.FLAGS.fraction,
+            "rate": flags.FLAGS.rate,
             "row": exact_under_attack.row,
             **{
                 rule: {
