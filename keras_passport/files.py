@@ -154,7 +154,7 @@ def write_bytes(
     >>> from keras_passport import files
     >>> buffer = io.BytesIO()
     >>> np.save(buffer, passport.packed())
-    >>> files.write_bytes("packed.npy", buffer.getbuffer(), mode=0o600)
+    >>> files.write_bytes("packed.npy", buffer.getvalue(), mode=0o600)
     """
     with (
         replacing(path, mode) as temporary,

@@ -257,7 +257,8 @@ class _Checkpoint(keras.callbacks.Callback):
             return
         content = io.BytesIO()
         # Made in memory: on a disk that is full, the HDF5 library ends the
-        # process instead of raising an error.
+        # process instead of raising an error; a view of the memory that an
+        # error has kept, Python 3.12.1.
         with h5py.File(content, "w") as file:
             for name, variables in _state(model).items():
                 for index, variable in enumerate(variables):
@@ -266,7 +267,7 @@ class _Checkpoint(keras.callbacks.Callback):
                     )
             file["history"] = json.dumps(self.history)
         with replacing(self.path, PRIVATE) as temporary:
-            temporary.write_bytes(content.getbuffer())
+            temporary.write_bytes(content.getvalue())
 
 
 def _not_finite(

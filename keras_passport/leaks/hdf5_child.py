@@ -90,7 +90,7 @@ class _Answer:
         stream = io.BytesIO()
         np.save(stream, np.ascontiguousarray(array), allow_pickle=False)
         self.say(name=name, size=stream.tell())
-        self._output.write(stream.getbuffer())
+        self._output.write(stream.getvalue())
         self._output.flush()
 
 

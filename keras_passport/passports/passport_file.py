@@ -163,11 +163,15 @@ def save(passport, path: str | os.PathLike) -> None:
     buffer = _written(passport)
     # What can't be read back must not replace an older file.
     _load(buffer, path, type(passport))
-    files.write_bytes(path, buffer.getbuffer(), mode=0o600)
+    files.write_bytes(path, buffer.getvalue(), mode=0o600)
 
 
 def _written(passport) -> io.BytesIO:
-    """The file in memory: on a full disk the HDF5 library would crash."""
+    """The file in memory: on a full disk the HDF5 library would crash.
+
+    It is read by `getvalue`, which copies nothing: a view that the error of a
+    full disk keeps crashes Python 3.12.1, too.
+    """
     import h5py  # which `load` does without
 
     buffer = io.BytesIO()
